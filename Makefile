@@ -1,0 +1,36 @@
+# make generate    the quick start: phantoms in, screened synthetic cohort out
+# make test        lint, types and the test suite
+# make prove       the slow proofs; figures go to docs/proofs.md
+# Arguments pass on:  make generate ARGS="--count 50"   make test ARGS="-k ingest"
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+export SYNTHMED_HOME ?= $(CURDIR)/runs/home
+
+.PHONY: generate test prove lint clean
+.DELETE_ON_ERROR:
+
+# torch first and pinned: from a range pip would take the newest build with gigabytes of CUDA
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .[codecs,cluster,test]
+	touch $@
+
+generate: .venv/installed
+	$(BIN)/python sample_data/phantoms.py sample_data/generated/quickstart --patients 260 --grid 40 --check
+	$(BIN)/synthmed generate configs/quickstart.yaml $(ARGS)
+
+test: .venv/installed lint
+	$(BIN)/pytest -m "not slow and not gpu" $(ARGS)
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+prove: .venv/installed
+	$(BIN)/python tests/proofs/prove.py $(ARGS)
+
+clean:
+	rm -rf .venv runs sample_data/generated

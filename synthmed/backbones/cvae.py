@@ -1,0 +1,147 @@
+"""Conditional variational autoencoder with a learned decoder covariance.
+
+Kingma and Welling 2014 (arXiv:1312.6114), Sohn et al. 2015 for the condition; free bits from
+Kingma et al. 2016 (arXiv:1606.04934, eq. 15); the learned variance from Rybkin et al. 2021
+(arXiv:2006.13202), extended to a learned residual spectrum (nets/noise.py). Sampling draws from
+p(x | z, c), not from its mean alone: means of a VAE are smoother than any scan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Generator, Tensor, nn
+from torch.func import functional_call
+
+from synthmed.backbones.generative import Batch, Draws, Params, Phase, Round, submodule
+from synthmed.keys import torch_generator
+
+if TYPE_CHECKING:
+    from synthmed.config import Optimizer
+
+
+class CVAE(BaseModel):
+    """Settings of the conditional VAE.
+
+    Args:
+        latent: number of latent dimensions L.
+        widths: channels from the finest level (half the grid) to the coarsest.
+        beta: weight of the KL term once warmed up; 1 is the evidence lower bound.
+        warmup: share of training over which the weight rises from 0 to beta.
+        free_bits: nats per latent dimension below which the KL is not pushed down further.
+        noise: `spectral` learns the residual's texture, `white` one deviation a voxel.
+        ema: decay of the moving average of the weights that is kept.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: Literal["cvae"] = "cvae"
+    latent: Annotated[int, Field(ge=1, le=1024)] = 32
+    widths: Annotated[tuple[Annotated[int, Field(ge=4, le=512)], ...], Field(min_length=2)] = (
+        16,
+        32,
+        64,
+    )
+    beta: Annotated[float, Field(gt=0, le=100)] = 1.0
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.3
+    free_bits: Annotated[float, Field(ge=0, le=10)] = 0.05
+    noise: Literal["spectral", "white"] = "spectral"
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.995
+
+    def build(
+        self, channels: int, grid: tuple[int, int, int], condition_width: int, optimizer: Optimizer
+    ) -> ConditionalVAE:
+        """The model for (C, X, Y, Z) volumes with D condition numbers; weights from torch's RNG."""
+        return ConditionalVAE(self, channels, grid, condition_width, optimizer)
+
+
+class ConditionalVAE:
+    """The networks, the loss and the sampler of one conditional VAE."""
+
+    def __init__(
+        self,
+        config: CVAE,
+        channels: int,
+        grid: tuple[int, int, int],
+        condition_width: int,
+        optimizer: Optimizer,
+    ) -> None:
+        from synthmed.backbones.nets.convolutional import Decoder, Encoder  # imports MONAI: seconds
+        from synthmed.backbones.nets.noise import SpectralNoise
+
+        self.config = config
+        self.shape = (channels, *grid)
+        self.optimizer = optimizer
+        sizes = (channels, grid, config.widths, condition_width, config.latent)
+        self.encoder = Encoder(*sizes)
+        self.decoder = Decoder(*sizes)
+        self.noise = SpectralNoise(channels, grid, spectral=config.noise == "spectral")
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Encoder, decoder and observation noise; sampling needs the last two."""
+        return {"encoder": self.encoder, "decoder": self.decoder, "noise": self.noise}
+
+    def rounds(self) -> Sequence[Round]:
+        """One round of one phase; its end reports collapse."""
+        phase = Phase(
+            name="elbo",
+            trainable=lambda name: True,
+            draw=self._draw,
+            loss=self._loss,
+            optimizer=self.optimizer,
+            reads_patients=True,
+            ema=self.config.ema,
+        )
+        # the figures of `finish` go to the private log alone, and change no weight
+        return [Round([phase], finish=self._report, finish_privacy="none")]
+
+    def _draw(self, generator: Generator, n_scans: int) -> Draws:
+        return {"eps_SL": torch.randn(n_scans, self.config.latent, generator=generator)}
+
+    def _loss(self, params: Params, batch: Batch | None, draws: Draws, progress: float) -> Tensor:
+        """Negative evidence lower bound in nats a voxel, mean over the patient's scans."""
+        assert batch is not None  # the phase reads patients
+        b, s = batch.mask.shape
+        x, c = batch.x.flatten(0, 1), batch.c.flatten(0, 1)
+        mean, log_var = functional_call(self.encoder, submodule(params, "encoder"), (x, c))
+        z = mean + (0.5 * log_var).exp() * draws["eps_SL"].flatten(0, 1)
+        decoded = functional_call(self.decoder, submodule(params, "decoder"), (z, c))
+        nll = functional_call(self.noise, submodule(params, "noise"), (x - decoded,))
+        # KL(q(z|x,c) || N(0, I)) a dimension, in nats
+        kl = 0.5 * (mean**2 + log_var.exp() - 1 - log_var)
+        kl = kl.clamp(min=self.config.free_bits).sum(1)
+        weight = self.config.beta * min(1.0, progress / max(self.config.warmup, 1e-9))
+        loss = ((nll + weight * kl) / x[0].numel()).reshape(b, s)
+        return (loss * batch.mask).sum(1) / batch.mask.sum(1)
+
+    @torch.no_grad()
+    def _report(self, batches: Sequence[Batch]) -> Mapping[str, float]:
+        """How much of the latent is used (Burda et al. 2016: units whose mean varies)."""
+        means, kls = [], []
+        for batch in batches:
+            mean, log_var = self.encoder(batch.x.flatten(0, 1), batch.c.flatten(0, 1))
+            keep = batch.mask.flatten() > 0
+            means.append(mean[keep])
+            kls.append((0.5 * (mean**2 + log_var.exp() - 1 - log_var))[keep])
+        active = int((torch.cat(means).var(0) > 0.01).sum())
+        return {
+            "latent_active": active,
+            "latent": self.config.latent,
+            "kl_nats": float(torch.cat(kls).sum(1).mean()),
+            "noise_sd": float(self.noise._scale().median()),
+            "collapsed": float(active < 2),
+        }
+
+    @torch.no_grad()
+    def sample(self, conditions: Tensor, keys: Tensor) -> Tensor:
+        """Draw from p(x | z, c) with z from N(0, I): (B, C, X, Y, Z)."""
+        device = conditions.device
+        generators = [torch_generator(int(k)) for k in keys]
+        z = torch.stack([torch.randn(self.config.latent, generator=g) for g in generators])
+        white = torch.stack([torch.randn(self.shape, generator=g) for g in generators])
+        mean = self.decoder(z.to(device), conditions)
+        return mean + self.noise.sample(white.to(device))

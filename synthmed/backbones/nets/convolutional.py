@@ -1,0 +1,142 @@
+"""Encoder and decoder of a conditional autoencoder, from MONAI's residual blocks.
+
+The volume is folded by two in space first (2 x 2 x 2 voxels become 8 channels): the finest
+convolutions then see an eighth of the voxels, where most of the time would go.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from monai.networks.blocks.convolutions import ResidualUnit
+from monai.networks.layers.utils import get_act_layer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_ACT = ("swish", {})
+
+
+def _block(channels_in: int, channels_out: int, stride: int = 1) -> nn.Module:
+    groups = math.gcd(channels_out, 8)
+    return ResidualUnit(
+        spatial_dims=3,
+        in_channels=channels_in,
+        out_channels=channels_out,
+        strides=stride,
+        subunits=2 if stride == 1 else 1,
+        act=_ACT,
+        norm=("group", {"num_groups": groups}),
+    )
+
+
+def fold(x: Tensor) -> Tensor:
+    """(B, C, X, Y, Z) to (B, 8 C, X/2, Y/2, Z/2): each 2 x 2 x 2 cube becomes channels."""
+    b, c, x_, y_, z_ = x.shape
+    x = x.reshape(b, c, x_ // 2, 2, y_ // 2, 2, z_ // 2, 2)
+    return x.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, 8 * c, x_ // 2, y_ // 2, z_ // 2)
+
+
+def unfold(x: Tensor) -> Tensor:
+    """The inverse of `fold`."""
+    b, c8, x_, y_, z_ = x.shape
+    x = x.reshape(b, c8 // 8, 2, 2, 2, x_, y_, z_)
+    return x.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, c8 // 8, 2 * x_, 2 * y_, 2 * z_)
+
+
+class Geometry:
+    """How a grid shrinks level by level.
+
+    Args:
+        grid: (X, Y, Z) of the data.
+        levels: number of widths, each level after the first halving every side above 3.
+    """
+
+    def __init__(self, grid: tuple[int, int, int], levels: int) -> None:
+        sizes = [math.ceil(n / 2) for n in grid]
+        strides: list[tuple[int, ...]] = []
+        for _ in range(levels - 1):
+            step = tuple(2 if n > 3 else 1 for n in sizes)
+            strides.append(step)
+            sizes = [math.ceil(n / s) for n, s in zip(sizes, step, strict=True)]
+        self.strides = strides
+        self.coarse = tuple(sizes)
+        full = [2 * n * math.prod(s[i] for s in strides) for i, n in enumerate(sizes)]
+        self.padded = tuple(full)
+        self.pad = [p for n, m in zip(reversed(grid), reversed(full), strict=True) for p in (0, m - n)]
+        self.grid = grid
+
+    def expand(self, x: Tensor) -> Tensor:
+        """Pad with the edge value up to a size every level divides."""
+        return F.pad(x, self.pad, mode="replicate") if any(self.pad) else x
+
+    def crop(self, x: Tensor) -> Tensor:
+        """The inverse of `expand`."""
+        nx, ny, nz = self.grid
+        return x[..., :nx, :ny, :nz]
+
+
+class Encoder(nn.Module):
+    """(B, C, X, Y, Z) and (B, D) to mean and log variance of the latent, (B, L) each."""
+
+    def __init__(
+        self,
+        channels: int,
+        grid: tuple[int, int, int],
+        widths: Sequence[int],
+        condition_width: int,
+        latent: int,
+    ) -> None:
+        super().__init__()
+        self.geometry = Geometry(grid, len(widths))
+        blocks = [nn.Conv3d(8 * channels, widths[0], 3, padding=1)]
+        for a, b, stride in zip(widths, widths[1:], self.geometry.strides, strict=False):
+            blocks.append(_block(a, b, stride))
+        self.blocks = nn.Sequential(*blocks, _block(widths[-1], widths[-1]))
+        size = widths[-1] * math.prod(self.geometry.coarse)
+        hidden = 4 * latent
+        self.head = nn.Sequential(
+            nn.Linear(size + condition_width, hidden), get_act_layer(_ACT), nn.Linear(hidden, 2 * latent)
+        )
+
+    def forward(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.blocks(fold(self.geometry.expand(x))).flatten(1)
+        mean, log_var = self.head(torch.cat([h, c.to(h.dtype)], 1)).float().chunk(2, 1)
+        return mean, log_var.clamp(-12, 4)
+
+
+class Decoder(nn.Module):
+    """(B, L) latent and (B, D) condition to the mean volume (B, C, X, Y, Z), float32."""
+
+    def __init__(
+        self,
+        channels: int,
+        grid: tuple[int, int, int],
+        widths: Sequence[int],
+        condition_width: int,
+        latent: int,
+    ) -> None:
+        super().__init__()
+        self.geometry = Geometry(grid, len(widths))
+        self.width = widths[-1]
+        hidden = 4 * latent
+        size = widths[-1] * math.prod(self.geometry.coarse)
+        self.head = nn.Sequential(
+            nn.Linear(latent + condition_width, hidden), get_act_layer(_ACT), nn.Linear(hidden, size)
+        )
+        blocks: list[nn.Module] = [_block(widths[-1], widths[-1])]
+        down = list(zip(widths, widths[1:], self.geometry.strides, strict=False))
+        for a, b, stride in reversed(down):
+            blocks += [nn.Upsample(scale_factor=stride, mode="nearest"), _block(b, a)]
+        self.blocks = nn.Sequential(*blocks)
+        self.out = nn.Conv3d(widths[0], 8 * channels, 3, padding=1)
+        # what all scans share needs no network: one value a voxel, learned with the rest
+        self.template = nn.Parameter(torch.zeros(channels, *grid))
+
+    def forward(self, z: Tensor, c: Tensor) -> Tensor:
+        h = self.head(torch.cat([z, c.to(z.dtype)], 1))
+        h = h.reshape(-1, self.width, *self.geometry.coarse)
+        mean = self.geometry.crop(unfold(self.out(self.blocks(h)))).float()
+        # the gain lets Adam fill the template within the first tens of steps
+        return mean + 10 * self.template

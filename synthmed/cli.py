@@ -1,0 +1,440 @@
+"""The command line: parse, call, print. Heavy imports wait for the command that needs them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from synthmed import __version__
+from synthmed.errors import NOT_RELEASED, SynthmedError, UsageError
+
+if TYPE_CHECKING:
+    from synthmed.config import Config
+    from synthmed.store import Run
+    from synthmed.types import Decision
+
+app = typer.Typer(
+    name="synthmed",
+    help="Synthetic MRI cohorts from your scans, with the evidence to decide about sharing them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigArg = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config.")]
+RunArg = Annotated[Path, typer.Argument(help="The run's folder.")]
+RunOption = Annotated[
+    Path | None, typer.Option("--run", help="Where the run lies. Default: runs/<config's name>.")
+]
+InputOption = Annotated[str | None, typer.Option("--input", help="Folder of scans (data.source).")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one config value.")
+]
+SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Root seed of the run.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Make stages anew that the config no longer fits.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
+VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Every policy line.")]
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"synthmed {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def generate(
+    config: ConfigArg,
+    run: RunOption = None,
+    input_: InputOption = None,
+    count: Annotated[int | None, typer.Option("--count", min=1, help="Synthetic scans.")] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", metavar="KEY=VALUE:COUNT", help="Ask for counts of a category."),
+    ] = None,
+    seed: SeedOption = None,
+    set_: SetOption = None,
+    device: DeviceOption = "auto",
+    overwrite: OverwriteOption = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Scans in, screened synthetic cohort and decision out; goes on from where a run stopped."""
+    from synthmed import config as configs
+
+    file = configs.find(config)
+    values = {"data.source": input_, "sample.count": count, "seed": seed}
+    given = {k: v for k, v in values.items() if v is not None}
+    if label:
+        given["sample.labels"] = parse_labels(label)
+    resolved = configs.load(file, set_ or [], given)
+    place = run or Path("runs") / file.stem
+    if dry_run:
+        _dry_run(place, resolved, as_json)
+        return
+    with opened(place, resolved, overwrite) as (folder, chosen):
+        from synthmed.pipeline import Line
+
+        line = Line(folder, chosen, pick_device(device), quiet)
+        decision = line.generate()
+    report_decision(place, decision, as_json, verbose)
+
+
+def _stage_command(name: str, text: str) -> None:
+    @app.command(name, help=text)
+    def command(
+        run: RunArg,
+        config: Annotated[str | None, typer.Option("--config", help="A config to begin with.")] = None,
+        input_: InputOption = None,
+        set_: SetOption = None,
+        device: DeviceOption = "auto",
+        overwrite: OverwriteOption = False,
+        as_json: JsonOption = False,
+        quiet: QuietOption = False,
+    ) -> None:
+        from synthmed import config as configs
+
+        given = {"data.source": input_} if input_ else {}
+        if config is None and not (run / "config.yaml").is_file():
+            raise UsageError(f"run {run}: not begun yet", "Name a config with --config.")
+        file = configs.find(config) if config else run / "config.yaml"
+        resolved = configs.load(file, set_ or [], given)
+        with opened(run, resolved, overwrite) as (folder, chosen):
+            from synthmed.pipeline import Line
+
+            artifact = getattr(Line(folder, chosen, pick_device(device), quiet), name)()
+        if as_json:
+            print_json({"stage": name, "folder": str(artifact.path), **artifact.manifest.facts})
+
+
+for _name, _text in {
+    "ingest": "Read the scans: catalogue, pseudonyms, quarantine.",
+    "prepare": "One grid, one intensity scale, a split by patient.",
+    "train": "Train the backbone.",
+    "sample": "Draw the synthetic cohort.",
+    "screen": "Drop samples that copy a patient.",
+    "evaluate": "Measure fidelity, memorization and membership.",
+}.items():
+    _stage_command(_name, _text)
+
+
+@app.command()
+def release(
+    run: RunArg,
+    config: Annotated[str | None, typer.Option("--config", help="A config to begin with.")] = None,
+    sign: Annotated[str | None, typer.Option("--sign", metavar="NAME", help="Who signs.")] = None,
+    reason: Annotated[str | None, typer.Option("--reason", help="Why it may be released.")] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Decide, write the reports and the release; or sign a cohort in REVIEW."""
+    from synthmed import config as configs
+    from synthmed.pipeline import Line
+    from synthmed.stages.release import sign as sign_off
+
+    if bool(sign) != bool(reason):
+        raise UsageError("release: --sign and --reason go together", "Say who, and why.")
+    if config is None and not (run / "config.yaml").is_file():
+        raise UsageError(f"run {run}: not begun yet", "Name a config with --config.")
+    resolved = configs.load(configs.find(config) if config else run / "config.yaml")
+    with opened(run, resolved, overwrite=False) as (folder, chosen):
+        line = Line(folder, chosen, "cpu", quiet)
+        decision = line.release()
+        if sign and reason:
+            decision = sign_off(folder, sign, reason)
+    report_decision(run, decision, as_json, verbose)
+
+
+@app.command()
+def report(run: RunArg) -> None:
+    """Build the pages anew from report.json."""
+    from synthmed.stages.release import rebuild
+    from synthmed.store import Run
+
+    if not (run / "config.yaml").is_file():
+        raise UsageError(f"run {run}: no run in this folder")
+    folder = Run(run)
+    with folder.lock():
+        rebuild(folder)
+    typer.echo(f"{run / 'private/report/report.html'}")
+
+
+@app.command()
+def check(config: ConfigArg, set_: SetOption = None, as_json: JsonOption = False) -> None:
+    """Validate a config and print it resolved."""
+    from synthmed import config as configs
+
+    resolved = configs.load(configs.find(config), set_ or [])
+    if as_json:
+        print_json(resolved.model_dump(mode="json"))
+    else:
+        typer.echo(configs.dump(resolved), nl=False)
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help="backbones, metrics, exporters or configs.")] = "all",
+    as_json: JsonOption = False,
+) -> None:
+    """Name what a config can choose from."""
+    from synthmed.inventory import KINDS, inventory
+
+    if what != "all" and what not in KINDS:
+        raise UsageError(f"list {what}: unknown", f"Known: {', '.join(KINDS)}.")
+    table = {k: v for k, v in inventory().items() if what in ("all", k)}
+    if as_json:
+        print_json(table)
+        return
+    for kind, members in table.items():
+        typer.echo(f"{kind}:")
+        for name, text in members.items():
+            typer.echo(f"  {name:<22} {text}")
+
+
+@app.command()
+def plan(
+    config: ConfigArg,
+    input_: InputOption = None,
+    set_: SetOption = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Before training: what the data are, and the memory and time the config will take."""
+    from synthmed import config as configs
+    from synthmed.plan import describe, fingerprint
+
+    values = {"data.source": input_} if input_ else {}
+    resolved = configs.load(configs.find(config), set_ or [], values)
+    facts = fingerprint(resolved, pick_device(device), quiet)
+    if as_json:
+        print_json(facts)
+    else:
+        typer.echo(describe(facts))
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Say what this machine has: device, memory, disk, versions, optional parts."""
+    from synthmed.inventory import machine
+
+    facts = machine()
+    if as_json:
+        print_json(facts)
+        return
+    for name, value in facts.items():
+        typer.echo(f"{name:<16} {value}")
+
+
+@app.command()
+def assess(
+    real: Annotated[Path, typer.Argument(help="Folder of real scans with participants.tsv.")],
+    synthetic: Annotated[Path, typer.Argument(help="Folder of synthetic scans, likewise.")],
+    out: Annotated[Path, typer.Option("--out", help="Where evidence and reports go.")],
+    patient: Annotated[
+        str | None, typer.Option("--patient", help="Column that names one person.")
+    ] = None,
+    holdout: Annotated[
+        Path | None, typer.Option("--holdout", help="Folder of real scans never trained on.")
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option("--config", help="Config with grid, conditions and policy.")
+    ] = None,
+    seed: SeedOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Evidence and a decision for a cohort that any other tool has made."""
+    from synthmed.assess import assess as run_assess
+
+    decision = run_assess(real, synthetic, out, patient, holdout, config, seed, quiet)
+    report_decision(out, decision, as_json, verbose)
+
+
+def parse_labels(items: list[str]) -> dict[str, dict[str, int]]:
+    """`key=value:count` items as {key: {value: count}}.
+
+    >>> parse_labels(["diagnosis=atrophy:40", "diagnosis=control:2"])
+    {'diagnosis': {'atrophy': 40, 'control': 2}}
+    """
+    out: dict[str, dict[str, int]] = {}
+    for item in items:
+        key, equals, rest = item.partition("=")
+        value, colon, number = rest.rpartition(":")
+        if not (equals and colon and key and value and number.isdigit() and int(number) > 0):
+            raise UsageError(
+                f"--label {item}: expected KEY=VALUE:COUNT", "For example diagnosis=atrophy:40."
+            )
+        out.setdefault(key, {})[value] = int(number)
+    return out
+
+
+def pick_device(name: str) -> str:
+    """The torch device for --device.
+
+    Raises:
+        UsageError: cuda is asked for and there is none, or the name is unknown.
+    """
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device {name}: unknown", "Use auto, cpu or cuda.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            "--device cuda: no CUDA device is usable here",
+            "See `synthmed doctor`; the README says how to install torch for CUDA.",
+        )
+    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def opened(place: Path, config: Config, overwrite: bool) -> Iterator[tuple[Run, Config]]:
+    """A run folder, locked and settled for a config; a failure leaves one line in its log."""
+    from synthmed.pipeline import begin, keep_refusals
+    from synthmed.store import Run
+
+    run = Run(place)
+    with run.lock():
+        begin(run, config, overwrite)
+        try:
+            yield run, config
+        except (SynthmedError, KeyboardInterrupt, OSError, MemoryError) as error:
+            keep_refusals(run)
+            run.log("stopped", kind=type(error).__name__)
+            raise
+        except Exception as error:
+            run.log("internal_error", kind=type(error).__name__, frames=frames(error))
+            raise
+
+
+def frames(error: BaseException) -> list[str]:
+    """Where an error arose, without its message: that may quote a path or a header."""
+    import traceback
+
+    return [
+        f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in traceback.extract_tb(error.__traceback__)
+    ]
+
+
+def report_decision(place: Path, decision: Decision, as_json: bool, verbose: bool) -> None:
+    """Print the outcome and leave with the contract's exit code."""
+    released = (place / "release").is_dir()
+    folder = place / ("release" if released else "withheld")
+    if as_json:
+        print_json(
+            {
+                "decision": decision.decision,
+                "reasons": list(decision.reasons),
+                "cohort": str(folder),
+                "report": str(place / "private/report/report.html"),
+            }
+        )
+    else:
+        typer.echo(decision.decision)
+        for text in decision.reasons:
+            typer.echo(f"  {text}")
+        if verbose:
+            for v in decision.verdicts:
+                typer.echo(f"  [{v.status}] {v.reason}")
+        typer.echo(f"cohort  {folder}")
+        typer.echo(f"report  {place / 'private/report/report.html'}")
+    raise typer.Exit(0 if released else NOT_RELEASED)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout."""
+    typer.echo(json.dumps(value, indent=1))
+
+
+def _dry_run(place: Path, config: Config, as_json: bool) -> None:
+    from synthmed.pipeline import STAGES, preview
+
+    todo = preview(place, config)
+    if as_json:
+        print_json({"run": str(place), "stages": todo})
+        return
+    typer.echo(f"run {place}")
+    for stage in STAGES:
+        typer.echo(f"  {stage:<9} {todo[stage]}")
+
+
+def main() -> None:
+    """Entry point: every error becomes one or two lines and the contract's exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(guarded(lambda: app(standalone_mode=False)))
+
+
+def guarded(call: Callable[[], Any]) -> int:
+    """Run `call` and translate what it raises into an exit code, printing one or two lines."""
+    import errno
+
+    import click
+
+    try:
+        result = call()
+    except SynthmedError as error:
+        typer.echo(f"error: {error}", err=True)
+        return error.exit_code
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        typer.echo("interrupted; the same command goes on from what is complete", err=True)
+        return 130
+    except MemoryError:
+        typer.echo("error: out of memory\n  Lower data.grid or train.batch_patients.", err=True)
+        return 5
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            typer.echo(
+                "error: the disk is full\n  Free some space; the same command goes on.", err=True
+            )
+            return 5
+        # no file name: it may be a patient's
+        typer.echo(f"error: {error.strerror or type(error).__name__}", err=True)
+        return 5
+    except Exception as error:  # the last resort: a traceback would show the user's data
+        if type(error).__name__ == "OutOfMemoryError":
+            typer.echo(
+                "error: the device is out of memory\n"
+                "  Lower train.batch_patients or data.grid, or use --device cpu.",
+                err=True,
+            )
+            return 5
+        at = frames(error)[-1] if frames(error) else "?"
+        typer.echo(
+            f"internal error: {type(error).__name__} at {at}\n"
+            "  A defect of synthmed; details without data are in the run's log.jsonl.",
+            err=True,
+        )
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,469 @@
+"""The config: frozen parts, one YAML file, complete in itself.
+
+`load` reads a file (or the name of a shipped config), applies `--set` overrides and validates;
+every error names the path of the field at fault.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from synthmed.backbones import Backbone
+from synthmed.errors import UsageError
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=40)]
+Category = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=40)]
+
+
+class Part(BaseModel):
+    """A piece of the config: frozen, and a misspelt field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Categorical(Part):
+    """A condition with named categories, in the order the network sees them."""
+
+    kind: Literal["categorical"] = "categorical"
+    categories: Annotated[tuple[Category, ...], Field(min_length=2, max_length=64)]
+
+    @field_validator("categories")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("names a category twice")
+        return value
+
+
+class Continuous(Part):
+    """A condition with a number in a public range [low, high], in `unit`."""
+
+    kind: Literal["continuous"] = "continuous"
+    low: float
+    high: float
+    unit: str = "1"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Continuous:
+        if self.high <= self.low:
+            raise ValueError(f"high ({self.high}) must be above low ({self.low})")
+        return self
+
+
+Condition = Annotated[Categorical | Continuous, Field(discriminator="kind")]
+
+
+class Channel(Part):
+    """Where one channel comes from: a table column, or a path pattern, and mask labels if any.
+
+    A pattern is relative to the table (or to the source where there is none) and may name columns
+    in braces: `segs/{participant_id}_seg.nii.gz`.
+    """
+
+    column: str | None = None
+    path: str | None = None
+    labels: Mapping[Name, Annotated[int, Field(ge=1, le=255)]] | None = None
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Channel:
+        if (self.column is None) == (self.path is None):
+            raise ValueError("give either column or path")
+        if self.path is not None and (
+            Path(self.path).is_absolute() or ".." in Path(self.path).parts
+        ):
+            raise ValueError("path must stay inside data.source (no leading / and no ..)")
+        return self
+
+
+class Intensity(Part):
+    """Per-scan robust scaling: these two percentiles of a scan become 0 and 1."""
+
+    low_percentile: Annotated[float, Field(ge=0, lt=50)] = 0.5
+    high_percentile: Annotated[float, Field(gt=50, le=100)] = 99.5
+
+
+class Data(Part):
+    """What to read, who is one person, what to condition on, and the grid to learn on."""
+
+    source: str
+    format: Literal["auto", "nifti", "dicom"] = "auto"
+    table: str | None = None
+    patient: str | None = None
+    modality: Annotated[str, Field(pattern=r"^[A-Za-z0-9]+$", max_length=20)] = "T1w"
+    channels: Mapping[Name, Channel] | None = None
+    conditions: Mapping[Name, Condition] = {}
+    grid: Annotated[tuple[int, int, int], Field()]
+    spacing_mm: tuple[float, float, float] | None = None
+    holdout: Annotated[float, Field(gt=0, lt=0.9)] = 0.25
+    intensity: Intensity = Intensity()
+
+    @field_validator("channels", mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        """`T1w: image` names a column; a string with a / or a * or a brace is a path pattern."""
+        if not isinstance(value, Mapping):
+            return value
+        return {
+            k: ({"path": v} if re.search(r"[/*{]", v) else {"column": v})
+            if isinstance(v, str)
+            else v
+            for k, v in value.items()
+        }
+
+    @field_validator("channels")
+    @classmethod
+    def _one_image(cls, value: Mapping[str, Channel] | None) -> Mapping[str, Channel] | None:
+        if value is not None and not any(c.labels is None for c in value.values()):
+            raise ValueError("needs at least one channel that is an image, not a mask")
+        return value
+
+    @field_validator("grid")
+    @classmethod
+    def _grid_size(cls, value: tuple[int, int, int]) -> tuple[int, int, int]:
+        if min(value) < 8 or max(value) > 512:
+            raise ValueError(f"{value}: each side must be 8 to 512 voxels")
+        return value
+
+    @field_validator("spacing_mm")
+    @classmethod
+    def _spacing_range(
+        cls, value: tuple[float, float, float] | None
+    ) -> tuple[float, float, float] | None:
+        if value is not None and (min(value) < 0.05 or max(value) > 50):
+            raise ValueError(f"{value}: each spacing must be 0.05 to 50 mm")
+        return value
+
+
+class Augment(Part):
+    """Random changes of a training scan that suit the anatomy; all off by default but small shifts.
+
+    `flip` mirrors left and right: only where the anatomy is symmetric and no label has a side.
+    """
+
+    flip: bool = False
+    shift_voxels: Annotated[float, Field(ge=0, le=8)] = 0.0
+    rotate_degrees: Annotated[float, Field(ge=0, le=30)] = 0.0
+    scale: Annotated[float, Field(ge=0, le=0.2)] = 0.0
+    intensity: Annotated[float, Field(ge=0, le=0.3)] = 0.0
+
+
+class Optimizer(Part):
+    """AdamW with a linear warm-up and a cosine decay to a tenth."""
+
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 1e-4
+    betas: tuple[float, float] = (0.9, 0.99)
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+
+
+class Train(Part):
+    """How long, how many patients a step, and how often a checkpoint is written."""
+
+    max_minutes: Annotated[float, Field(gt=0)] | None = None
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    batch_patients: Annotated[int, Field(ge=2, le=1024)] = 16
+    optimizer: Optimizer = Optimizer()
+    gradient_clip: Annotated[float, Field(gt=0)] = 1.0
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 3.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    augment: Augment = Augment()
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Train:
+        if self.max_minutes is None and self.max_steps is None:
+            raise ValueError("give max_minutes or max_steps (or both: the smaller one holds)")
+        return self
+
+
+class Privacy(Part):
+    """A promise about every patient: epsilon at delta over all that ever touches the data."""
+
+    epsilon: Annotated[float, Field(gt=0)]
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+
+
+class Sample(Part):
+    """How many, from which seed, and which conditions.
+
+    `labels` asks for counts (`{diagnosis: {atrophy: 40}}`); `prior` gives weights or a range to
+    draw from instead of uniform; both name declared conditions.
+    """
+
+    count: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    seed: Annotated[int, Field(ge=0)] | None = None
+    labels: Mapping[str, Mapping[str, Annotated[int, Field(ge=1)]]] = {}
+    prior: Literal["uniform", "cohort"] = "uniform"
+
+
+class Screen(Part):
+    """Whether samples that copy a patient are dropped and replaced, and how many may be."""
+
+    filter: bool = True
+    max_dropped: Annotated[float, Field(ge=0, le=1)] = 0.05
+    false_discovery_rate: Annotated[float, Field(gt=0, le=0.2)] = 0.01
+
+
+class Evaluate(Part):
+    """Resampling effort behind intervals and permutation p-values."""
+
+    resamples: Annotated[int, Field(ge=100, le=10_000)] = 500
+
+
+class Rule(Part):
+    """One line of a policy: which side of an estimate's interval, against what, and the limits.
+
+    With `relative_to`, the limit is a factor on the estimate's own floor or ceiling. Beyond
+    `at_most` (or below `at_least`) but within `review`, a person may sign.
+    """
+
+    estimate: str
+    slice: str | None = None
+    bound: Literal["lower", "upper", "value"] = "value"
+    relative_to: Literal["floor", "ceiling"] | None = None
+    at_most: float | None = None
+    at_least: float | None = None
+    review: float | None = None
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> Rule:
+        if (self.at_most is None) == (self.at_least is None):
+            raise ValueError("give either at_most or at_least")
+        if self.review is not None and (
+            (self.at_most is not None and self.review < self.at_most)
+            or (self.at_least is not None and self.review > self.at_least)
+        ):
+            raise ValueError("review must be the looser limit")
+        return self
+
+
+DEFAULT_POLICY: tuple[Mapping[str, Any], ...] = (
+    {"estimate": "copied_patients", "bound": "upper", "at_most": 0.05},
+    {"estimate": "copies_shipped", "at_most": 0},
+    {"estimate": "authenticity", "bound": "value", "relative_to": "floor", "at_least": 0.9},
+    {"estimate": "mmd2_excess", "bound": "upper", "relative_to": "ceiling", "at_most": 0.25},
+    {"estimate": "coverage", "relative_to": "floor", "at_least": 0.85, "review": 0.7},
+    {"estimate": "recall", "relative_to": "floor", "at_least": 0.8, "review": 0.6},
+)
+"""The starting policy: what a release must meet unless the config says otherwise."""
+
+
+class Policy(Part):
+    """The rules a release must meet; every one is printed with the decision."""
+
+    rules: tuple[Rule, ...] = tuple(Rule(**r) for r in DEFAULT_POLICY)
+
+
+class Export(Part):
+    """What the release holds beside the BIDS volumes."""
+
+    name: str = "Synthetic MRI cohort"
+    license: str = "not stated"
+
+
+class Governance(Part):
+    """Who answers for the data: goes into the datasheet as it stands, never inferred."""
+
+    legal_basis: str | None = None
+    ethics_number: str | None = None
+    recipient: str | None = None
+    licence: str | None = None
+
+
+class Config(Part):
+    """A complete run. `privacy` must be written out: null says that there is no protection."""
+
+    data: Data
+    backbone: Backbone
+    privacy: Privacy | None
+    train: Train
+    seed: Annotated[int, Field(ge=0)] = 0
+    sample: Sample = Sample()
+    screen: Screen = Screen()
+    evaluate: Evaluate = Evaluate()
+    policy: Policy = Policy()
+    export: Export = Export()
+    governance: Governance = Governance()
+
+    @model_validator(mode="after")
+    def _labels_declared(self) -> Config:
+        for name, counts in self.sample.labels.items():
+            condition = self.data.conditions.get(name)
+            if not isinstance(condition, Categorical):
+                declared = [
+                    k for k, c in self.data.conditions.items() if isinstance(c, Categorical)
+                ]
+                raise ValueError(
+                    f"sample.labels.{name}: no such categorical condition; "
+                    f"data.conditions declares {', '.join(declared) or 'none'}"
+                )
+            for category in counts:
+                if category not in condition.categories:
+                    raise ValueError(
+                        f"sample.labels.{name}.{category}: not a category; "
+                        f"known: {', '.join(condition.categories)}"
+                    )
+        return self
+
+
+def shipped_folder(name: Literal["configs", "pipelines"]) -> Path:
+    """The folder of shipped configs or pipelines, in a wheel or in a checkout."""
+    packaged = Path(str(files("synthmed"))) / "_shipped" / name
+    return packaged if packaged.is_dir() else Path(str(files("synthmed"))).parent / name
+
+
+def find(name: str) -> Path:
+    """The config file called `name`: a path, or the stem of a shipped config.
+
+    Raises:
+        UsageError: there is neither, with the shipped names listed.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = {p.stem: p for p in sorted(shipped_folder("configs").glob("*.yaml"))}
+    if name in shipped:
+        return shipped[name]
+    raise UsageError(
+        f"config {name}: no such file", f"Give a path, or a shipped one: {', '.join(shipped)}."
+    )
+
+
+def load(path: Path, overrides: Iterable[str] = (), values: Mapping[str, Any] = {}) -> Config:
+    """Read and validate a config.
+
+    Args:
+        path: a YAML file.
+        overrides: `a.b=value` strings of `--set`, the value parsed as YAML.
+        values: dotted path to value, for what the command line sets by its own options.
+
+    Raises:
+        UsageError: unreadable, not YAML, unknown or wrong field; one line a fault, with its path.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"config {path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"config {path}: not a UTF-8 text file") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise UsageError(f"config {path}: not valid YAML{where}") from None
+    if not isinstance(tree, dict):
+        raise UsageError(f"config {path}: empty, or not a mapping of keys")
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--set {item}: expected a.b=value")
+        try:
+            _put(tree, key, yaml.safe_load(text))
+        except yaml.YAMLError:
+            raise UsageError(f"--set {item}: the value is not valid YAML") from None
+    for key, value in values.items():
+        _put(tree, key, value)
+    return validate(tree, str(path))
+
+
+def validate(tree: Mapping[str, Any], where: str) -> Config:
+    """The config in `tree`, or a `UsageError` that names each faulty field (`where`: the file)."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        faults = [_explain(fault) for fault in error.errors(include_url=False)]
+        more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
+        raise UsageError(f"config {where}: " + "; ".join(faults[:3]) + more) from None
+
+
+def dump(config: Config) -> str:
+    """The resolved config as YAML, which reproduces the run."""
+    return yaml.safe_dump(config.model_dump(mode="json", exclude_none=False), sort_keys=False)
+
+
+def source_folder(config: Config) -> Path:
+    """`data.source` with `~` and environment variables resolved.
+
+    Raises:
+        UsageError: it names a variable that is not set.
+    """
+    text = os.path.expanduser(os.path.expandvars(config.data.source))
+    if missing := re.search(r"\$\{?(\w+)", text):
+        raise UsageError(
+            f"data.source: environment variable {missing[1]} is not set",
+            "Set it to the folder that holds the cohort, or pass --input FOLDER.",
+        )
+    return Path(text)
+
+
+def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set one value by its dotted path, making the mappings on the way."""
+    *parents, last = dotted.split(".")
+    node = tree
+    for name in parents:
+        child = node.get(name)
+        if not isinstance(child, dict):
+            child = node[name] = {}
+        node = child
+    node[last] = value
+
+
+def _explain(fault: Any) -> str:
+    """One validation fault as `path: what is wrong (what it could be)`."""
+    loc = [str(p) for p in fault["loc"]]
+    # a discriminated union puts its tag into the path, which the user did not write
+    path = ".".join(p for i, p in enumerate(loc) if not _is_tag(loc, i))
+    kind = fault["type"]
+    if kind == "extra_forbidden":
+        known = _known_fields(loc[:-1])
+        close = difflib.get_close_matches(loc[-1], known, n=1, cutoff=0.6)
+        hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
+        return f"{path}: unknown key{hint}"
+    if kind == "missing":
+        hint = " (null says: no protection)" if path == "privacy" else ""
+        return f"{path}: missing{hint}"
+    if kind == "union_tag_invalid":
+        return f"{path}.{fault['ctx']['discriminator'].strip(chr(39))}: unknown name " + (
+            f"{fault['ctx']['tag']!r}; known: {fault['ctx']['expected_tags']}"
+        )
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    given = fault.get("input")
+    shown = f" (given {given!r})" if isinstance(given, (str, int, float, bool)) else ""
+    return f"{path}: {message}{shown}" if path else message
+
+
+def _is_tag(loc: list[str], i: int) -> bool:
+    after = loc[i - 1] if i else ""
+    return (after == "backbone" and i == 1) or (
+        i >= 3 and loc[0] == "data" and loc[1] == "conditions" and i == 3
+    )
+
+
+def _known_fields(loc: list[str]) -> list[str]:
+    """Field names of the config part at a validation path."""
+    model: Any = Config
+    for name in loc:
+        field = getattr(model, "model_fields", {}).get(name)
+        annotation = field.annotation if field else model
+        model = _model_in(annotation, name) or model
+    return sorted(getattr(model, "model_fields", {}))
+
+
+def _model_in(annotation: Any, tag: str) -> Any:
+    """The config part inside an annotation; `tag` picks a member of a discriminated union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    members = [m for a in getattr(annotation, "__args__", ()) if (m := _model_in(a, tag))]
+    for member in members:
+        for discriminator in ("name", "kind"):
+            field = member.model_fields.get(discriminator)
+            if field is not None and field.default == tag:
+                return member
+    return members[0] if members else None

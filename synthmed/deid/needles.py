@@ -1,0 +1,99 @@
+"""Search for many strings at once in large byte strings, in any case and several encodings.
+
+Candidates come from the first four bytes of each string, compared at every offset in one
+vectorised pass; only they are looked at closely, so a thousand names cost little more than one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Collection
+
+import numpy as np
+
+MIN_TEXT = 4
+"""Characters of the shortest string that is searched: shorter ones occur in any text."""
+
+CHUNK_BYTES = 1 << 22
+"""How much is compared at once: bounds the memory of the pass."""
+
+_DIGEST = re.compile(rb"(?<![0-9a-z])(?:[0-9a-f]{64}|[0-9a-f]{128})(?![0-9a-z])")
+_LETTERS = frozenset(b"abcdefghijklmnopqrstuvwxyz") | frozenset(range(0x80, 0x100))
+_DIGITS = frozenset(b"0123456789")
+
+
+class Needles:
+    """The strings to be found.
+
+    A string of letters alone is found as a word, not inside a longer one, and digits alone as a
+    number, not inside a longer one or behind a decimal point; anything else is found anywhere.
+
+    Args:
+        strings: what is searched; those under `MIN_TEXT` characters are left out.
+    """
+
+    def __init__(self, strings: Collection[str]) -> None:
+        self._by_head: dict[int, list[tuple[bytes, int]]] = defaultdict(list)
+        spelt = {(b, len(s)) for s in strings if len(s) >= MIN_TEXT for b in _spellings(s)}
+        for needle, length in spelt:
+            self._by_head[int.from_bytes(needle[:4], "little")].append((needle, length))
+        self._heads = np.array(sorted(self._by_head), dtype=np.uint32)
+
+    def found_in(self, content: bytes, *, shortest: int) -> bool:
+        """Whether any string of at least `shortest` characters occurs in `content`."""
+        if not len(self._heads):
+            return False
+        low = content.lower()
+        # "face" inside a SHA-256 is nobody's name
+        low = _DIGEST.sub(lambda m: b" " * len(m[0]), low) if shortest < 8 else low
+        for begin in range(0, len(low), CHUNK_BYTES):
+            if self._in_chunk(low, begin, shortest):
+                return True
+        return False
+
+    def _in_chunk(self, low: bytes, begin: int, shortest: int) -> bool:
+        part = np.frombuffer(low[begin : begin + CHUNK_BYTES + 3], dtype=np.uint8)
+        if len(part) < 4:
+            return False
+        n = len(part) - 3
+        windows = part[:n].astype(np.uint32)
+        for i in (1, 2, 3):
+            windows |= part[i : n + i].astype(np.uint32) << np.uint32(8 * i)
+        place = np.searchsorted(self._heads, windows)
+        place[place == len(self._heads)] = 0
+        for at in np.flatnonzero(self._heads[place] == windows):
+            offset = begin + int(at)
+            for needle, length in self._by_head[int(windows[at])]:
+                if (
+                    length >= shortest
+                    and low.startswith(needle, offset)
+                    and _stands_alone(low, offset, needle)
+                ):
+                    return True
+        return False
+
+
+def _spellings(text: str) -> set[bytes]:
+    """How `text` may be written, lower-cased byte by byte as the content will be."""
+    spellings = set()
+    for form in {text, text.lower(), text.upper()}:
+        for encoding in ("utf-8", "latin-1", "utf-16-le", "utf-16-be"):
+            try:
+                spellings.add(form.encode(encoding).lower())
+            except UnicodeEncodeError:
+                continue  # this encoding cannot hold the text, so it cannot hide there
+    return spellings
+
+
+def _stands_alone(low: bytes, offset: int, needle: bytes) -> bool:
+    """Whether a string of one kind (letters, digits) is not a piece of a longer one."""
+    before = low[offset - 1 : offset] if offset else b""
+    after = low[offset + len(needle) : offset + len(needle) + 2]
+    kinds = set(needle)
+    if kinds <= _LETTERS:
+        return not (before and before[0] in _LETTERS) and not (after and after[0] in _LETTERS)
+    if kinds <= _DIGITS:
+        is_longer = after[:1].isdigit() or (after[:1] == b"." and after[1:].isdigit())
+        return not (before.isdigit() or before == b"." or is_longer)
+    return True

@@ -1,0 +1,220 @@
+"""A screened cohort as a BIDS derivative dataset.
+
+One subject a sample, sub-syn0001 on, in the order of the samples. Volumes are copied byte for
+byte: the sampler wrote them with fresh headers. Every name and key written here is our own, so
+that `deid.scan` can hold a release against this file. An image that has no suffix in BIDS'
+anat folder (cardiac cine) lies in a folder of its own name, which .bidsignore lists.
+
+Follows the BIDS specification 1.10: common principles, anat, derivatives/imaging.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from synthmed import __version__
+from synthmed.artifacts import Sample, ScreenedCohort
+from synthmed.config import Condition
+
+BIDS_VERSION = "1.10.0"
+
+ANAT = frozenset(
+    "T1w T2w T1rho T1map T2map T2star T2starw T2starmap FLAIR PD PDw PDmap PDT2 inplaneT1 "
+    "inplaneT2 angio UNIT1 R1map R2map R2starmap S0map M0map Chimap MTRmap MTsat MTVmap".split()
+)
+"""Suffixes of BIDS' anat folder that one 3D volume can carry."""
+
+DATATYPES = frozenset("anat func dwi fmap perf meg eeg ieeg beh pet micr nirs motion mrs".split())
+
+EXTRA = ("MODEL_CARD.md", "DATASHEET.md", "croissant.json", "SHA256SUMS", "report/")
+"""What a release holds beside BIDS; listed in .bidsignore."""
+
+SIDECAR_KEYS = frozenset(("Description", "Synthetic", "SampleIndex", "SkullStripped", "Manual"))
+DATASET_KEYS = frozenset(
+    ("Name", "BIDSVersion", "DatasetType", "License", "GeneratedBy", "Version", "Description")
+)
+AGE_POOL_YEARS = 90
+"""Ages from here on are one group, written as this number (HIPAA 164.514(b)(2)(i)(C))."""
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How files of a cohort are called.
+
+    Args:
+        modality: `data.modality`: the suffix of the image when there is only one.
+        masks: mask name to its labels (name to value); every other file of a sample is an image.
+        skull_stripped: whether non-brain voxels are zero; BIDS requires the statement.
+    """
+
+    modality: str
+    masks: Mapping[str, Mapping[str, int]]
+    skull_stripped: bool = False
+
+
+def subject(position: int) -> str:
+    """The id of the sample at `position` (0, 1, ...) of the release."""
+    return f"sub-syn{position + 1:04d}"
+
+
+def export(
+    cohort: ScreenedCohort,
+    out: Path,
+    *,
+    title: str,
+    license: str,
+    conditions: Mapping[str, Condition],
+    naming: Naming,
+    readme: str,
+) -> None:
+    """Write `cohort` into the empty folder `out`; only a screened cohort is accepted.
+
+    Args:
+        cohort: what ships.
+        out: an existing folder.
+        title: of the dataset.
+        license: of the dataset, as the config states it.
+        conditions: what the labels mean, for participants.json.
+        naming: the suffix of the image, and which files are masks.
+        readme: the text of README.md.
+
+    Raises:
+        TypeError: `cohort` was not screened.
+        ValueError: a sample names a file outside its folder.
+    """
+    if not isinstance(cohort, ScreenedCohort):
+        raise TypeError(
+            f"export: {type(cohort).__name__} was not screened, expected ScreenedCohort"
+        )
+    generator = {
+        "Name": "synthmed",
+        "Version": __version__,
+        "Description": "All images are synthetic: drawn from a generative model, none was acquired",
+    }
+    dataset = {
+        "Name": title,
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "License": license,
+        "GeneratedBy": [generator],
+    }
+    _write_json(out / "dataset_description.json", dataset)
+    (out / "README.md").write_text(readme, encoding="utf-8")
+    names = list(conditions)
+    (out / "participants.tsv").write_text(participants(cohort.samples, names), encoding="utf-8")
+    _write_json(out / "participants.json", _columns(conditions))
+    ignored: set[str] = set()
+    for position, (sample, folder) in enumerate(zip(cohort.samples, cohort.folders, strict=True)):
+        sub = subject(position)
+        for name, file in sample.files.items():
+            if Path(file).name != file:
+                raise ValueError(f"sample {sample.index}: file {file!r} is not a plain name")
+            datatype, stem = _place(name, sample, naming)
+            if datatype != "anat":
+                # no slash at the end: the validator would still report the folder itself
+                ignored.add(f"sub-*/{datatype}")
+            target = out / sub / datatype
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / file, target / f"{sub}_{stem}.nii.gz")
+            _write_json(target / f"{sub}_{stem}.json", _sidecar(sample, name, naming))
+            if name in naming.masks:
+                table = label_table(naming.masks[name])
+                (target / f"{sub}_{stem}.tsv").write_text(table, encoding="utf-8")
+    lines = [*EXTRA, *sorted(ignored)]
+    (out / ".bidsignore").write_text("".join(f"{x}\n" for x in lines), encoding="utf-8")
+
+
+def participants(samples: Sequence[Sample], names: Sequence[str]) -> str:
+    """participants.tsv: the id and the requested conditions of each sample, old ages pooled."""
+    rows = [["participant_id", *names]]
+    for position, sample in enumerate(samples):
+        rows.append([subject(position), *(_cell(n, sample.labels.get(n)) for n in names)])
+    return _tsv(rows)
+
+
+def is_age(name: str) -> bool:
+    """Whether a condition is an age by its name.
+
+    >>> is_age("age"), is_age("age_years"), is_age("stage")
+    (True, True, False)
+    """
+    return re.search(r"(^|_)age(_|$)", name.lower()) is not None
+
+
+def label_table(labels: Mapping[str, int]) -> str:
+    """The look-up table of a segmentation: index and name of each label, background included."""
+    pairs = sorted((value, name) for name, value in labels.items())
+    rows = [["index", "name"], ["0", "background"], *([str(v), n] for v, n in pairs)]
+    return _tsv(rows)
+
+
+def _place(name: str, sample: Sample, naming: Naming) -> tuple[str, str]:
+    """Folder and the end of the file name (entities and suffix) of one file of a sample."""
+    images = [n for n in sample.files if n not in naming.masks]
+    if name in naming.masks:
+        folder = _place(images[0], sample, naming)[0]
+        # an entity's label is alphanumeric: left_ventricle becomes leftVentricle
+        head, *rest = name.split("_")
+        return folder, f"seg-{head}{''.join(r.capitalize() for r in rest)}_dseg"
+    suffix = naming.modality if len(images) == 1 else name.replace("_", "")
+    if suffix in ANAT:
+        return "anat", suffix
+    folder = suffix.lower()
+    return (f"{folder}image" if folder in DATATYPES else folder), suffix
+
+
+def _sidecar(sample: Sample, name: str, naming: Naming) -> dict[str, Any]:
+    """The metadata of one file: fixed sentences and the sample's place in the run's stream."""
+    is_mask = name in naming.masks
+    what = "segmentation" if is_mask else "image"
+    return {
+        "Description": f"Synthetic {what} from a generative model; not a scan of a person",
+        "Synthetic": True,
+        "SampleIndex": sample.index,
+        **({"Manual": False} if is_mask else {"SkullStripped": naming.skull_stripped}),
+    }
+
+
+def _columns(conditions: Mapping[str, Condition]) -> dict[str, Any]:
+    """participants.json: what each column says."""
+    columns: dict[str, Any] = {
+        "participant_id": {"Description": "Synthetic subject; corresponds to no person"}
+    }
+    for name, condition in conditions.items():
+        asked = "Condition that the model was asked for"
+        if condition.kind == "categorical":
+            levels = {c: c for c in condition.categories}
+            columns[name] = {"Description": asked, "Levels": levels}
+        else:
+            pooled = f"; {AGE_POOL_YEARS} and over is written {AGE_POOL_YEARS}"
+            unit = condition.unit if condition.unit != "1" else "arbitrary"
+            text = asked + (pooled if is_age(name) else "")
+            columns[name] = {"Description": text, "Units": unit}
+    return columns
+
+
+def _cell(name: str, value: str | float | None) -> str:
+    if value is None:
+        return "n/a"
+    if isinstance(value, str):
+        return value
+    return f"{min(value, AGE_POOL_YEARS) if is_age(name) else value:.6g}"
+
+
+def _tsv(rows: Sequence[Sequence[str]]) -> str:
+    """Tab-separated text; a tab or line break inside a cell is quoted by the csv writer."""
+    text = io.StringIO()
+    csv.writer(text, delimiter="\t", lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,0 +1,72 @@
+"""Reading scans in blocks, so that memory stays bounded however large a cohort is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from synthmed.artifacts import ChannelInfo
+from synthmed.metrics.sides import Cases
+from synthmed.metrics.stats import Floats, Ints
+
+Singles = npt.NDArray[np.float32]
+
+BLOCK_VALUES = 4_000_000
+"""Values of a block: 16 MB as float32, so that a step with a few temporaries stays below 100."""
+
+
+def image_channels(channels: Sequence[ChannelInfo]) -> tuple[int, ...]:
+    """Which channels are images; masks are never compared as intensities."""
+    return tuple(i for i, c in enumerate(channels) if c.mask is None)
+
+
+def blocks(
+    cases: Cases, channels: Sequence[int], scans: Ints | None = None, blur_voxels: float = 0.0
+) -> Iterator[Singles]:
+    """The chosen scans and channels in order, as float32 blocks (b, C, X, Y, Z).
+
+    Args:
+        cases: one side.
+        channels: which channels to read.
+        scans: which scans; all by default.
+        blur_voxels: standard deviation of a Gaussian blur, the known-bad control; 0 is none.
+    """
+    chosen = np.arange(len(cases)) if scans is None else scans
+    each = len(channels) * int(np.prod(cases.volumes.shape[2:]))
+    step = max(1, BLOCK_VALUES // max(1, each))
+    for start in range(0, len(chosen), step):
+        rows = chosen[start : start + step]
+        block = np.asarray(cases.volumes[rows])[:, list(channels)].astype(np.float32)
+        # a generator that diverged must be judged, not crash the judge
+        np.nan_to_num(block, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+        if blur_voxels > 0:
+            from scipy.ndimage import gaussian_filter
+
+            block = gaussian_filter(block, (0, 0, blur_voxels, blur_voxels, blur_voxels))
+        # prepared scans are stored as float16: every side is rounded alike, or the rounding
+        # itself would tell real from synthetic in the highest frequencies
+        yield block.astype(np.float16).astype(np.float32)
+
+
+def block_means(block: Singles, size: Sequence[int]) -> Singles:
+    """Area averages of (b, C, X, Y, Z) on a grid of `size` voxels, never finer than the input.
+
+    Each output voxel is the mean over its share of the input's extent, partial voxels weighted.
+    """
+    out = block
+    for axis, wanted in enumerate(size, start=2):
+        n = out.shape[axis]
+        if wanted < n:
+            means = _averaging(n, wanted).astype(np.float32)
+            out = np.moveaxis(np.tensordot(out, means, axes=(axis, 1)), -1, axis)
+    return np.ascontiguousarray(out, dtype=np.float32)
+
+
+def _averaging(n: int, wanted: int) -> Floats:
+    """(wanted, n) matrix whose rows average n voxels over `wanted` equal stretches."""
+    edges = np.linspace(0, n, wanted + 1)
+    left = np.maximum(edges[:-1, None], np.arange(n)[None, :])
+    right = np.minimum(edges[1:, None], np.arange(1, n + 1)[None, :])
+    return np.asarray(np.clip(right - left, 0, None) * (wanted / n))

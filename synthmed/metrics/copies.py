@@ -1,0 +1,219 @@
+"""The copies test: which samples are nearer to one training patient than chance can explain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from synthmed.keys import Key
+from synthmed.metrics.sides import Cases
+from synthmed.metrics.similarity import Matches, Similarity
+from synthmed.metrics.stats import Bools, Floats, Ints, benjamini_hochberg, tail_p
+from synthmed.types import Frozen
+
+Names = npt.NDArray[np.str_]
+
+
+class Match(Frozen):
+    """The verdict on one sample.
+
+    Args:
+        copy_of: pseudonym of the training patient it copies, null when it is no copy.
+        gap: best match in train minus best match in holdout (without a holdout: minus the best
+            match among all other patients).
+        p: chance of a gap this large for somebody who is not in train.
+        nearest_patient: the training patient of the best match.
+        nearest_scan: row of that scan in the training side.
+        in_train: the best similarity in train.
+        in_others: what it is compared with: the best in the holdout, or among other patients.
+    """
+
+    copy_of: str | None
+    gap: float
+    p: float
+    nearest_patient: str
+    nearest_scan: int
+    in_train: float
+    in_others: float
+
+
+class Copies(Frozen):
+    """The screening of a set of samples.
+
+    Args:
+        matches: one per sample, in the order of the samples.
+        n_train: training patients.
+        n_holdout: held-out patients, 0 when there are none.
+        largest_null_gap: what a copy's gap has to pass; null when there was no null.
+        power: share of training scans whose exact copy, alone in this cohort, would be flagged.
+        false_discovery_rate: of the Benjamini-Hochberg step.
+        similarity: name of the similarity used.
+    """
+
+    matches: Sequence[Match]
+    n_train: int
+    n_holdout: int
+    largest_null_gap: float | None
+    power: float
+    false_discovery_rate: float
+    similarity: str
+
+    @property
+    def flagged(self) -> tuple[int, ...]:
+        """Which samples are copies."""
+        return tuple(i for i, m in enumerate(self.matches) if m.copy_of is not None)
+
+    @property
+    def patients(self) -> tuple[str, ...]:
+        """The distinct training patients that were copied, sorted."""
+        return tuple(sorted({m.copy_of for m in self.matches if m.copy_of is not None}))
+
+
+def find_copies(
+    train: Cases,
+    holdout: Cases,
+    synthetic: Cases,
+    fdr: float,
+    similarity: Similarity,
+    key: Key,
+    found: Matches | None = None,
+) -> Copies:
+    """Screen samples by the gap test.
+
+    gap = best match in train - best match in holdout. Null: every held-out patient (one scan of
+    theirs, drawn by key) plays a sample, matched with train and with the *other* held-out
+    patients, so that nobody meets themselves and both sides see the same set sizes (the holdout
+    less one). A sample is a copy when its gap is larger than every null gap and its p-value, from
+    a generalised Pareto tail of the null (`stats.tail_p`), passes Benjamini-Hochberg at `fdr`.
+
+    Without a holdout the gap is the best match minus the best match among all *other* patients
+    than that one, and the null is every real patient against everybody else: a copy is near one
+    person alone. It cannot see a model that copied two people who look alike, or one person known
+    under two pseudonyms, and it says so by its power.
+
+    Guarantee: when samples and held-out patients are exchangeable, the chance that anything at
+    all is flagged is about `fdr` or less.
+
+    Args:
+        train: every scan the model may have learned from.
+        holdout: scans of held-out patients; may be empty.
+        synthetic: the samples.
+        fdr: false discovery rate, above 0 and below 1.
+        similarity: how alike two scans are.
+        key: draws the scan of each patient that plays a sample.
+        found: the samples' similarities, where they are known already.
+    """
+    fitted = similarity.fit(train)
+    if found is None:
+        found = Matches(fitted.compare(synthetic, train), fitted.compare(synthetic, holdout))
+    rng = key.numpy()
+    if len(holdout) > 0:
+        players = _one_scan_each(holdout.patients, rng)
+        player_side = _rows(holdout, players)
+        null_train = fitted.compare(player_side, train)
+        null_others = _without_self(
+            fitted.compare(player_side, holdout), player_side.patients, holdout.patients
+        )
+        null = _best(null_train) - _best(null_others)
+        gap = _best(found.to_train) - _best(found.to_holdout)
+        # an exact copy of a training scan: its own similarity, less its best match in holdout
+        exact = fitted.same - _best(null_train.T)
+    else:
+        players = _one_scan_each(train.patients, rng)
+        player_side = _rows(train, players)
+        among = _without_self(
+            fitted.compare(player_side, train), player_side.patients, train.patients
+        )
+        null = _lead(among, train.patients)
+        gap = _lead(found.to_train, train.patients)
+        exact = fitted.same - _best(among)
+    return judge(found.to_train, gap, null, exact, train.patients, holdout.patients, fdr, fitted.name)
+
+
+def judge(
+    to_train: Floats,
+    gap: Floats,
+    null: Floats,
+    exact: Floats,
+    train_patients: Names,
+    holdout_patients: Names,
+    fdr: float,
+    name: str,
+) -> Copies:
+    """Verdicts from gaps alone.
+
+    Args:
+        to_train: (n_samples, n_train_scans) similarities.
+        gap: (n_samples,) gap of each sample.
+        null: gaps of people who were not learned from; those without a partner are not finite.
+        exact: gaps that exact copies of training scans would have.
+        train_patients: the patient of each training scan.
+        holdout_patients: the patient of each held-out scan.
+        fdr: false discovery rate.
+        name: of the similarity.
+    """
+    null = null[np.isfinite(null)]
+    n_samples = len(gap)
+    p = tail_p(gap, null) if len(null) else np.ones(n_samples)
+    largest = float(null.max()) if len(null) else math.inf
+    copies = (gap > largest) & benjamini_hochberg(p, fdr)
+    power = 0.0
+    if len(null) and n_samples:
+        power = float(np.mean((exact > largest) & (tail_p(exact, null) <= fdr / n_samples)))
+    nearest = np.argmax(to_train, axis=1) if n_samples else np.zeros(0, dtype=np.int64)
+    matches = []
+    for i, scan in enumerate(nearest):
+        patient = str(train_patients[scan])
+        best = float(to_train[i, scan])
+        matches.append(
+            Match(
+                copy_of=patient if copies[i] else None,
+                gap=float(gap[i]),
+                p=float(p[i]),
+                nearest_patient=patient,
+                nearest_scan=int(scan),
+                in_train=best,
+                in_others=best - float(gap[i]),
+            )
+        )
+    return Copies(
+        matches=tuple(matches),
+        n_train=len(set(train_patients)),
+        n_holdout=len(set(holdout_patients)),
+        largest_null_gap=largest if math.isfinite(largest) else None,
+        power=power,
+        false_discovery_rate=fdr,
+        similarity=name,
+    )
+
+
+def _one_scan_each(patients: Names, rng: np.random.Generator) -> Ints:
+    """A random scan of every patient, in the order of pseudonyms."""
+    return np.array([rng.choice(np.nonzero(patients == p)[0]) for p in sorted(set(patients))])
+
+
+def _rows(cases: Cases, rows: Ints) -> Cases:
+    volumes = np.asarray(cases.volumes[rows])
+    return Cases(volumes, cases.patients[rows], [cases.labels[i] for i in rows])
+
+
+def _without_self(scores: Floats, queries: Names, references: Names) -> Floats:
+    """Scores with -inf between scans of one person."""
+    return np.where(queries[:, None] == references[None, :], -np.inf, scores)
+
+
+def _best(scores: Floats) -> Floats:
+    """The best score of each row; -inf where there is nobody to match."""
+    return scores.max(axis=1) if scores.shape[1] else np.full(len(scores), -np.inf)
+
+
+def _lead(scores: Floats, references: Names) -> Floats:
+    """(n,) best score of each row minus the best among the patients other than that one."""
+    if len(set(references)) < 2:
+        return np.full(len(scores), np.nan)
+    nearest: Names = references[np.argmax(scores, axis=1)]
+    same: Bools = nearest[:, None] == references[None, :]
+    return _best(scores) - _best(np.where(same, -np.inf, scores))

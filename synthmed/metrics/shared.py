@@ -1,0 +1,163 @@
+"""What several metrics need of the same sides: computed when first asked for, then kept.
+
+Distribution metrics see one scan a patient. Cohorts above `MAX_PATIENTS` a side are thinned to
+that many patients by key, so that memory and time of the pairwise metrics stay bounded; the
+copies test and the membership attack see everyone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from synthmed.metrics.blocks import blocks, image_channels
+from synthmed.metrics.copies import Copies, find_copies
+from synthmed.metrics.descriptor import RESOLUTION, describe
+from synthmed.metrics.sides import Cases, Sides
+from synthmed.metrics.similarity import DescriptorSimilarity, ImageSimilarity, Matches
+from synthmed.metrics.stats import Floats, Ints
+
+Side = Literal["train", "holdout", "synthetic", "blurred"]
+"""`blurred` is the holdout after a Gaussian blur of `BLUR_VOXELS`: the known-bad control."""
+
+BLUR_VOXELS = 0.4
+MAX_PATIENTS = 2000
+
+
+class Shared:
+    """Caches of one evaluation; hand the same object to every metric.
+
+    Args:
+        sides: what is compared.
+        as_sampled: the screening of everything that was sampled, before the filter. Without it
+            (a cohort of unknown making) the synthetic side itself is screened.
+        false_discovery_rate: of the copies test where it has to be run here.
+    """
+
+    def __init__(
+        self, sides: Sides, as_sampled: Copies | None = None, false_discovery_rate: float = 0.01
+    ) -> None:
+        self.sides = sides
+        self.images = image_channels(sides.channels)
+        self.false_discovery_rate = false_discovery_rate
+        self._as_sampled = as_sampled
+        self._groups: dict[Side, list[Ints]] = {}
+        self._scans: dict[Side, Ints] = {}
+        self._features: dict[Side, Floats] = {}
+        self._distances: dict[tuple[Side, Side], Floats] = {}
+        self._scale: tuple[Floats, Floats] | None = None
+        self._matches: Matches | None = None
+
+    @property
+    def has_holdout(self) -> bool:
+        """Whether any patient is held out."""
+        return len(self.sides.holdout) > 0
+
+    def cases(self, side: Side) -> Cases:
+        """The scans of a side; `blurred` gives the holdout as it is."""
+        if side == "train":
+            return self.sides.train
+        return self.sides.synthetic if side == "synthetic" else self.sides.holdout
+
+    def patients(self, side: Side) -> list[Ints]:
+        """Per patient (in the order of pseudonyms), the rows of `features` that are theirs."""
+        if side not in self._groups:
+            cases = self.cases(side)
+            groups = [np.nonzero(cases.patients == p)[0] for p in sorted(set(cases.patients))]
+            if len(groups) > MAX_PATIENTS:
+                rng = self.sides.key.fold("thin", self._real(side)).numpy()
+                kept = np.sort(rng.permutation(len(groups))[:MAX_PATIENTS])
+                groups = [groups[i] for i in kept]
+            ends = np.cumsum([len(g) for g in groups])
+            self._scans[side] = np.concatenate(groups) if groups else np.zeros(0, dtype=np.int64)
+            self._groups[side] = [
+                np.arange(end - len(g), end) for g, end in zip(groups, ends, strict=True)
+            ]
+        return self._groups[side]
+
+    def scans(self, side: Side) -> Ints:
+        """The scans behind the rows of `features`, as rows of `cases(side)`."""
+        self.patients(side)
+        return self._scans[side]
+
+    def descriptors(self, side: Side) -> Floats:
+        """(n_scans, 53 per image channel) descriptors of a side."""
+        if side not in self._features:
+            blur = BLUR_VOXELS if side == "blurred" else 0.0
+            scans = self.scans(side)
+            rows = [describe(b) for b in blocks(self.cases(side), self.images, scans, blur)]
+            empty = np.zeros((0, len(self.images) * len(RESOLUTION)))
+            self._features[side] = np.concatenate([empty, *rows])
+        return self._features[side]
+
+    def patient_means(self, side: Side) -> Floats:
+        """(n_patients, 53 per image channel): the mean descriptor of each patient's scans."""
+        d = self.descriptors(side)
+        return np.stack([d[rows].mean(axis=0) for rows in self.patients(side)])
+
+    def features(self, side: Side) -> Floats:
+        """Descriptors z-scored on real train, as `descriptor` defines it."""
+        if self._scale is None:
+            d, groups = self.descriptors("train"), self.patients("train")
+            weight = np.concatenate([np.full(len(g), 1 / len(g)) for g in groups]) / len(groups)
+            mean = weight @ d
+            sd = np.sqrt(weight @ (d - mean) ** 2)
+            self._scale = mean, np.maximum(sd, np.tile(RESOLUTION, len(self.images)))
+        mean, scale = self._scale
+        return (self.descriptors(side) - mean) / scale
+
+    def distances(self, a: Side, b: Side) -> Floats:
+        """(n_a, n_b) Euclidean distances between features."""
+        if (a, b) not in self._distances:
+            from scipy.spatial.distance import cdist
+
+            self._distances[a, b] = cdist(self.features(a), self.features(b))
+        return self._distances[a, b]
+
+    def matches(self) -> Matches:
+        """Image similarities of the synthetic side to every real scan (the costly matrix)."""
+        if self._matches is None:
+            s, similarity = self.sides, ImageSimilarity(self.images)
+            self._matches = similarity.matches(s.train, s.holdout, s.synthetic)
+        return self._matches
+
+    def as_sampled(self) -> Copies:
+        """The screening that was handed in, or else that of the synthetic side."""
+        if self._as_sampled is None:
+            s = self.sides
+            self._as_sampled = find_copies(
+                s.train,
+                s.holdout,
+                s.synthetic,
+                self.false_discovery_rate,
+                ImageSimilarity(self.images),
+                s.key.fold("copies"),
+                self.matches(),
+            )
+        return self._as_sampled
+
+    def as_shipped(self) -> Copies:
+        """The synthetic side screened again, in descriptor space."""
+        s = self.sides
+        similarity = DescriptorSimilarity(self.images)
+        return find_copies(
+            s.train,
+            s.holdout,
+            s.synthetic,
+            self.false_discovery_rate,
+            similarity,
+            s.key.fold("copies_shipped"),
+        )
+
+    @staticmethod
+    def _real(side: Side) -> str:
+        # the blurred holdout must keep the same patients as the holdout
+        return "holdout" if side == "blurred" else side
+
+
+def pick(groups: Sequence[Ints], rng: np.random.Generator) -> Ints:
+    """One scan of each patient, drawn evenly."""
+    u = rng.random(len(groups))
+    return np.array([g[int(x * len(g))] for g, x in zip(groups, u, strict=True)], dtype=np.int64)

@@ -1,0 +1,301 @@
+"""Two similarities of scans, made so that a disguised copy still matches its original.
+
+`ImageSimilarity` asks whether a transform of one scan shows the detail of another; it screens what
+was sampled. `DescriptorSimilarity` compares descriptors; it retests what ships.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from synthmed.metrics.blocks import Singles, block_means, blocks
+from synthmed.metrics.descriptor import RESOLUTION, describe
+from synthmed.metrics.sides import Cases
+from synthmed.metrics.stats import Floats
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+SIDE = 24
+"""Sides are averaged down to this many voxels. What identifies a person is larger than that
+(1/24 of the field of view), noise and compression are smaller, and a copy stays a copy."""
+HIGH_PASS_VOXELS = 3.0
+"""Gaussian of the background that is removed, in voxels of the averaged grid."""
+LEVELS = 4096
+"""Grey levels that ranks are taken over."""
+FAR_SHIFT = 2
+"""Whole-voxel shifts up to this, along every axis at once, of the untransformed scan."""
+SCALES = (0.95, 1.05)
+ROTATE_DEGREES = 6.0
+CHUNK_SCANS = 256
+"""Queries transformed at a time: bounds memory at a few chunks of 14 MB a channel."""
+
+Sparse = "csr_matrix[np.float32]"
+Shift = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Similarities of synthetic scans to the real ones.
+
+    Args:
+        to_train: (n_synthetic, n_train_scans).
+        to_holdout: (n_synthetic, n_holdout_scans).
+    """
+
+    to_train: Floats
+    to_holdout: Floats
+
+
+class Similarity(Protocol):
+    """Scores of query scans against reference scans; larger is more alike."""
+
+    name: str
+    same: float
+    """The score of a scan with itself."""
+
+    def fit(self, train: Cases) -> Similarity:
+        """The similarity with whatever it learns from real train."""
+        ...
+
+    def compare(self, queries: Cases, references: Cases) -> Floats:
+        """(n_queries, n_references) scores."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImageSimilarity:
+    """Best high-pass correlation over flip, shift, small affine and monotone intensity changes.
+
+    A scan is averaged to at most 24 voxels a side, its grey values are replaced by the normal
+    scores of their ranks (which no monotone change of intensity alters), and a Gaussian background
+    (3 voxels) is subtracted. The score is the largest Pearson correlation between the reference
+    and the query under a bank of transforms, with zero for what moves in from outside: left-right
+    flip or not, times either all shifts up to 2 voxels along X, Y and Z at once (125), or scale
+    0.95 or 1.05 or a rotation by -6 or 6 degrees about X, Y or Z, each with no shift or one voxel
+    along one axis (8 x 7): 362 in all. Two voxels are 8 % of the field of view. A constant scan
+    scores 0. Several image channels are each normalised, then correlated together.
+
+    One matrix product a transform and chunk of queries; memory is that of the references at
+    24 voxels a side and of one chunk.
+
+    Args:
+        channels: image channels.
+    """
+
+    channels: tuple[int, ...]
+    name: str = "image"
+    same: float = 1.0
+
+    def fit(self, train: Cases) -> ImageSimilarity:
+        """Nothing is learned."""
+        return self
+
+    def compare(self, queries: Cases, references: Cases) -> Floats:
+        """(n_queries, n_references) scores in [-1, 1]."""
+        details = self.details(references)
+        shape = details.shape[1:]
+        flat = details.reshape(len(details), -1)
+        norm = np.linalg.norm(flat, axis=1, keepdims=True)
+        flat = np.divide(flat, norm, out=np.zeros_like(flat), where=norm > 1e-6)
+        moved = self.details(queries)
+        best = np.full((len(moved), len(flat)), -np.inf, dtype=np.float32)
+        for start in range(0, len(moved), CHUNK_SCANS):
+            rows = slice(start, start + CHUNK_SCANS)
+            for query in _moves(moved[rows], shape):
+                score = query.reshape(len(query), -1) @ flat.T
+                np.maximum(best[rows], _over_norm(score, query), out=best[rows])
+        return best.astype(np.float64)
+
+    def details(self, cases: Cases) -> Singles:
+        """(n, C, x, y, z) high-pass normal scores, zero-mean a channel, of every scan."""
+        size = [min(SIDE, n) for n in cases.volumes.shape[2:]]
+        parts = [_detail(block_means(b, size)) for b in blocks(cases, self.channels)]
+        empty = np.zeros((0, len(self.channels), *size), dtype=np.float32)
+        return np.concatenate([empty, *parts])
+
+    def matches(self, train: Cases, holdout: Cases, synthetic: Cases) -> Matches:
+        """Every synthetic scan against every real one."""
+        return matches(self, train, holdout, synthetic)
+
+
+@dataclass(frozen=True)
+class DescriptorSimilarity:
+    """Minus the log distance of z-scored descriptors: -log(d + 0.01 sqrt(n_features)).
+
+    A logarithm, so that the gap between two best matches is a ratio of distances: a sample far
+    from everyone (blurred, say) is then not nearer to train by a wide margin only because all its
+    distances are large. The offset is a difference of 1 % of a standard deviation in each number.
+
+    Args:
+        channels: image channels.
+        mean: of the descriptors of real train; set by `fit`.
+        scale: what they are divided by; set by `fit`.
+    """
+
+    channels: tuple[int, ...]
+    mean: Floats | None = None
+    scale: Floats | None = None
+    name: str = "descriptor"
+
+    @property
+    def same(self) -> float:
+        """The score of a scan with itself."""
+        return -float(np.log(0.01 * np.sqrt(len(self.channels) * len(RESOLUTION))))
+
+    def fit(self, train: Cases) -> DescriptorSimilarity:
+        """Mean and scale of the descriptors of every scan of train."""
+        found = self._describe(train)
+        scale = np.maximum(found.std(axis=0), np.tile(RESOLUTION, len(self.channels)))
+        return DescriptorSimilarity(self.channels, found.mean(axis=0), scale)
+
+    def compare(self, queries: Cases, references: Cases) -> Floats:
+        """(n_queries, n_references) scores.
+
+        Raises:
+            ValueError: it has not been fitted.
+        """
+        from scipy.spatial.distance import cdist
+
+        if self.mean is None or self.scale is None:
+            raise ValueError("DescriptorSimilarity.compare: call fit(train) first")
+        a, b = ((self._describe(c) - self.mean) / self.scale for c in (queries, references))
+        return np.asarray(-np.log(cdist(a, b) + 0.01 * np.sqrt(len(self.mean))))
+
+    def _describe(self, cases: Cases) -> Floats:
+        empty = np.zeros((0, len(self.channels) * len(RESOLUTION)))
+        return np.concatenate([empty, *(describe(b) for b in blocks(cases, self.channels))])
+
+
+def matches(
+    similarity: Similarity, train: Cases, holdout: Cases, synthetic: Cases
+) -> Matches:
+    """Every synthetic scan against every real one, by any similarity."""
+    fitted = similarity.fit(train)
+    return Matches(fitted.compare(synthetic, train), fitted.compare(synthetic, holdout))
+
+
+def normal_scores(volumes: Singles) -> Singles:
+    """Standard normal quantile of each value's mid-rank within its own volume (last three axes).
+
+    Ranks are taken over `LEVELS` equal steps of the volume's range; a constant volume becomes 0.
+    """
+    from scipy.special import ndtri
+
+    out = np.zeros_like(volumes)
+    flat, target = volumes.reshape(-1, volumes[0, 0].size), out.reshape(-1, volumes[0, 0].size)
+    for row, score in zip(flat, target, strict=True):
+        low, high = float(row.min()), float(row.max())
+        if high - low <= 1e-6:
+            continue
+        level = ((row - low) * ((LEVELS - 1) / (high - low)) + 0.5).astype(np.int64)
+        counts = np.bincount(level, minlength=LEVELS)
+        middle = (np.cumsum(counts) - counts / 2) / len(row)
+        score[:] = ndtri(np.clip(middle, 0.5 / len(row), 1 - 0.5 / len(row)))[level]
+    return out
+
+
+def _detail(block: Singles) -> Singles:
+    from scipy.ndimage import gaussian_filter
+
+    scores = normal_scores(block)
+    sigma = (0, 0, HIGH_PASS_VOXELS, HIGH_PASS_VOXELS, HIGH_PASS_VOXELS)
+    detail = scores - gaussian_filter(scores, sigma, mode="nearest")
+    detail -= detail.mean(axis=(2, 3, 4), keepdims=True)
+    spread = detail.std(axis=(2, 3, 4), keepdims=True)
+    return np.divide(detail, spread, out=np.zeros_like(detail), where=spread > 1e-4)
+
+
+def _over_norm(score: Singles, query: Singles) -> Singles:
+    """Dot products to correlations: divided by the query's spread (references have norm 1).
+
+    References have mean 0, so a query need not be centred for the dot product, only for its norm.
+    """
+    flat = query.reshape(len(query), -1)
+    square = np.einsum("ij,ij->i", flat, flat)
+    norm = np.sqrt(np.maximum(square - flat.sum(axis=1) ** 2 / flat.shape[1], 0))[:, None]
+    return np.divide(score, norm, out=np.zeros_like(score), where=norm > 1e-3)
+
+
+def _moves(volumes: Singles, shape: tuple[int, ...]) -> Iterator[Singles]:
+    """The bank: every transform of (n, C, x, y, z), one at a time."""
+    for flipped in (volumes, volumes[:, :, ::-1]):
+        for shift in _far_shifts():
+            yield _shifted(flipped, shift)
+        for moved in _affines(flipped, shape[1:]):
+            for shift in _near_shifts():
+                yield _shifted(moved, shift)
+
+
+def _far_shifts() -> list[Shift]:
+    reach = range(-FAR_SHIFT, FAR_SHIFT + 1)
+    return list(itertools.product(reach, reach, reach))
+
+
+def _near_shifts() -> list[Shift]:
+    """No shift, and one voxel either way along one axis."""
+    return [s for s in itertools.product((-1, 0, 1), repeat=3) if sum(map(abs, s)) <= 1]
+
+
+def _shifted(volumes: Singles, shift: Shift) -> Singles:
+    """(n, C, x, y, z) moved by whole voxels, zero (the mean) where nothing moves in."""
+    out = np.zeros(volumes.shape, dtype=np.float32)
+    to = tuple(slice(max(0, s), n + min(0, s)) for s, n in zip(shift, volumes.shape[2:]))
+    source = tuple(slice(max(0, -s), n - max(0, s)) for s, n in zip(shift, volumes.shape[2:]))
+    out[:, :, *to] = volumes[:, :, *source]
+    return out
+
+
+def _affines(volumes: Singles, shape: tuple[int, ...]) -> list[Singles]:
+    """The scaled and rotated versions of a chunk, by trilinear interpolation."""
+    n, c = volumes.shape[:2]
+    columns = np.ascontiguousarray(volumes.reshape(n * c, -1).T)
+    return [
+        np.ascontiguousarray((weights @ columns).T).reshape(volumes.shape)
+        for weights in _interpolations(shape)
+    ]
+
+
+@lru_cache(maxsize=4)
+def _interpolations(shape: tuple[int, ...]) -> list[csr_matrix[np.float32]]:
+    """Sparse (voxels, voxels) matrices that scale or rotate a grid about its centre."""
+    angle = np.deg2rad(ROTATE_DEGREES)
+    linear = [np.eye(3) / scale for scale in SCALES]
+    for a, b in ((1, 2), (0, 2), (0, 1)):
+        for sign in (-1, 1):
+            m = np.eye(3)
+            m[a, a] = m[b, b] = np.cos(angle)
+            m[a, b], m[b, a] = -sign * np.sin(angle), sign * np.sin(angle)
+            linear.append(m)
+    # coordinates as shares of the field of view, so that anisotropic grids turn rigidly too
+    return [_interpolation(shape, m) for m in linear]
+
+
+def _interpolation(shape: tuple[int, ...], linear: Floats) -> csr_matrix[np.float32]:
+    from scipy.sparse import csr_matrix
+
+    extent = np.array(shape, dtype=np.float64)
+    axes = np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")
+    grid = np.stack([a.ravel() for a in axes])  # (3, voxels)
+    share = (grid + 0.5) / extent[:, None] - 0.5
+    source = (linear @ share + 0.5) * extent[:, None] - 0.5
+    base = np.floor(source).astype(np.int64)
+    rest = source - base
+    rows, columns, weights = [], [], []
+    for corner in itertools.product((0, 1), repeat=3):
+        at = base + np.array(corner)[:, None]
+        weight = np.prod([r if o else 1 - r for r, o in zip(rest, corner, strict=True)], axis=0)
+        inside = np.all((at >= 0) & (at < extent[:, None]), axis=0)
+        rows.append(np.nonzero(inside)[0])
+        columns.append(np.ravel_multi_index(tuple(at[:, inside]), shape))
+        weights.append(weight[inside])
+    size = int(np.prod(shape))
+    triple = (np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns)))
+    return csr_matrix(triple, shape=(size, size), dtype=np.float32)

@@ -1,0 +1,66 @@
+"""Progress on stderr: a bar on a terminal, a line every 30 seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+
+class Progress:
+    """How far a stage is; silent with `quiet`.
+
+    Args:
+        stage: its name, shown in front.
+        quiet: print nothing.
+    """
+
+    def __init__(self, stage: str, quiet: bool = False) -> None:
+        self.stage = stage
+        self.quiet = quiet
+        self.started = self.shown = time.monotonic()
+        self.terminal = sys.stderr.isatty()
+        self.base = 0
+
+    def resume_at(self, done: int) -> None:
+        """Count the rate from here: what an earlier process did took none of our time."""
+        self.base = done
+        self.started = time.monotonic()
+
+    def update(self, done: int, total: int, note: str = "") -> None:
+        """Show `done` of `total` with rate and time left; `note` follows (a loss, say)."""
+        now = time.monotonic()
+        every = 0.2 if self.terminal else 30.0
+        if self.quiet or (now - self.shown < every and not (self.terminal and done == total)):
+            return
+        self.shown = now
+        rate = (done - self.base) / max(now - self.started, 1e-6)
+        left = (total - done) / rate if rate > 0 else 0
+        text = f"{done}/{total}  {rate:.1f}/s  {clock(left)} left  {note}".rstrip()
+        if self.terminal:
+            filled = int(24 * done / max(total, 1))
+            bar = "█" * filled + "·" * (24 - filled)
+            sys.stderr.write(f"\r\x1b[K  {self.stage:<9} {bar} {text}")
+        else:
+            sys.stderr.write(f"  {self.stage:<9} {text}\n")
+        sys.stderr.flush()
+
+    def done(self, text: str, skipped: bool = False) -> None:
+        """Close the stage with one line."""
+        if self.quiet:
+            return
+        clear = "\r\x1b[K" if self.terminal else ""
+        took = "unchanged" if skipped else clock(time.monotonic() - self.started)
+        sys.stderr.write(f"{clear}  {self.stage:<9} {text}  ({took})\n")
+        sys.stderr.flush()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss.
+
+    >>> clock(75), clock(3725)
+    ('1:15', '1:02:05')
+    """
+    whole = round(seconds)
+    hours, rest = divmod(whole, 3600)
+    minutes, secs = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{secs:02}" if hours else f"{minutes}:{secs:02}"

@@ -1,0 +1,107 @@
+"""report.json: the machine-readable report, in a restricted and a shareable version.
+
+The page is made of this file and the images beside it alone, so it can be made again at any time.
+No time is in it: the same evidence gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from synthmed import __version__
+from synthmed.config import Config, Rule
+from synthmed.deid.scan import Finding
+from synthmed.policy import describe, limits
+from synthmed.report.facts import CohortFacts
+from synthmed.types import SCHEMA_VERSION, Decision, Estimate
+
+Report = dict[str, Any]
+_WORST_FIRST = ("fail", "review", "inconclusive", "pass")
+
+
+def build(
+    kind: Literal["restricted", "shareable"],
+    config: Config,
+    decision: Decision,
+    estimates: Sequence[Estimate],
+    facts: CohortFacts,
+    *,
+    findings: Sequence[Finding],
+    n_searched: int,
+    images: Sequence[Mapping[str, str]],
+) -> Report:
+    """The content of report.json.
+
+    The shareable version holds the estimates that the policy names and, of the identifier scan,
+    the counts; the restricted one holds everything.
+
+    Args:
+        kind: who reads it: inside the house (restricted) or the receiver (shareable).
+        config: the run's config; its policy, conditions and governance are printed.
+        decision: what was decided, line by line.
+        estimates: the evidence.
+        facts: numbers and digests of the run.
+        findings: of the identifier scan.
+        n_searched: strings the scan looked for.
+        images: file (below report/), group and caption of each image that lies beside the report.
+    """
+    named = {(r.estimate, r.slice) for r in config.policy.rules}
+    if kind == "shareable":
+        estimates = [e for e in estimates if (e.name, e.slice) in named]
+    scan: dict[str, Any] = {"n_searched": n_searched, "n_findings": len(findings)}
+    if kind == "restricted":
+        scan["findings"] = [f.model_dump(mode="json") for f in findings]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "report": kind,
+        "title": config.export.name,
+        "decision": decision.decision,
+        "reasons": list(decision.reasons),
+        "cohort": {
+            "n_patients": facts.n_patients,
+            "n_scans": facts.n_scans,
+            "n_train": facts.n_train,
+            "n_holdout": facts.n_holdout,
+            "n_synthetic": facts.n_synthetic,
+            "n_dropped": facts.n_dropped,
+        },
+        "privacy": None,
+        "estimates": [_judged(e, config.policy.rules, decision) for e in estimates],
+        "policy": [v.model_dump(mode="json") for v in decision.verdicts],
+        "identifier_scan": scan,
+        "signature": None,
+        "data": {
+            "modality": config.data.modality,
+            "conditions": {n: c.model_dump(mode="json") for n, c in config.data.conditions.items()},
+            "backbone": config.backbone.name,
+            "license": config.governance.licence or config.export.license,
+            "governance": config.governance.model_dump(mode="json"),
+        },
+        "images": [dict(i) for i in images],
+        "provenance": {
+            "synthmed": __version__,
+            "versions": dict(sorted(facts.versions.items())),
+            "digests": dict(sorted(facts.digests.items())),
+            "seed": facts.seed if facts.seed is not None else config.seed,
+            "n_resamples": config.evaluate.resamples,
+        },
+    }
+
+
+def _judged(estimate: Estimate, rules: Sequence[Rule], decision: Decision) -> dict[str, Any]:
+    """An estimate with its status and the limits that its rules amount to.
+
+    The status is the worst of its rules' verdicts. Where no rule speaks of it nothing was decided:
+    the status is inconclusive and `rules` is empty.
+    """
+    key = (estimate.name, estimate.slice)
+    statuses = {v.status for v in decision.verdicts if (v.estimate, v.slice) == key}
+    status = next((s for s in _WORST_FIRST if s in statuses), "inconclusive")
+    spoken = []
+    for rule in rules:
+        if (rule.estimate, rule.slice) == key:
+            limit, review = limits(rule, estimate)
+            side = "at_most" if rule.at_most is not None else "at_least"
+            spoken.append({"text": describe(rule), "side": side, "limit": limit, "review": review})
+    return {**estimate.model_dump(mode="json"), "status": status, "rules": spoken}

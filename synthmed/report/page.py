@@ -1,0 +1,105 @@
+"""report.html: one page that needs nothing but itself, made of report.json and its images."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from synthmed.report.chart import chart
+from synthmed.report.words import direction, words
+
+MAX_PAGE_BYTES = 10_000_000
+
+STATUS = {
+    "pass": ("✓", "met"),
+    "review": ("◐", "to be reviewed"),
+    "fail": ("✕", "not met"),
+    "inconclusive": ("?", "inconclusive"),
+}
+GROUP = {
+    "fidelity": "Fidelity",
+    "memorization": "Memorization",
+    "membership": "Membership",
+    "utility": "Utility",
+    "audit": "Audit",
+}
+
+
+def render(report: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
+    """The page of a report, readable without a network and on paper.
+
+    Args:
+        report: the content of report.json.
+        images: file name below report/ to PNG; images that would take the page past
+            `MAX_PAGE_BYTES` are left to the files beside it, and the page says so.
+    """
+    shown, left_out, size = [], 0, 0
+    for image in report["images"]:
+        content = base64.b64encode(images[image["file"]]).decode("ascii")
+        size += len(content)
+        if size > MAX_PAGE_BYTES * 0.9:
+            left_out += 1
+            continue
+        shown.append({**image, "source": f"data:image/png;base64,{content}"})
+    template = environment().get_template("report.html")
+    return template.render(
+        r=report,
+        images=shown,
+        n_left_out=left_out,
+        slices=_worst_slices(report["estimates"]),
+    )
+
+
+@cache
+def environment() -> Environment:
+    """Templates of the installed package; values are escaped in .html and left alone in .md."""
+    env = Environment(
+        loader=PackageLoader("synthmed.report"),
+        autoescape=lambda name: name is not None and name.endswith(".html"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    env.filters.update(num=number, line=one_line)
+    env.globals.update(
+        words=words, direction=direction, chart=chart, status_of=STATUS, group_of=GROUP
+    )
+    return env
+
+
+def number(x: float | None) -> str:
+    """Three significant digits with a true minus sign; a dash for null.
+
+    >>> number(0.04567), number(-12345.0), number(None)
+    ('0.0457', '−12,345', '–')
+    """
+    if x is None:
+        return "–"
+    text = f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.3g}"
+    return text.replace("-", "−")
+
+
+def one_line(x: Any) -> str:
+    """Text without line breaks or Markdown marks that would begin something new."""
+    return " ".join(str(x).replace("<", "‹").replace(">", "›").replace("|", "/").split())
+
+
+def _worst_slices(estimates: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each estimate measured in subgroups, the subgroup where it is worst."""
+    worst: dict[str, tuple[float, dict[str, Any]]] = {}
+    for e in estimates:
+        if e["slice"] is None or e["value"] is None:
+            continue
+        badness = {
+            "lower": e["value"],
+            "higher": -e["value"],
+            "match": abs(e["value"] - (e["target"] or 0.0)),
+        }[e["better"]]
+        if e["name"] not in worst or badness > worst[e["name"]][0]:
+            worst[e["name"]] = (badness, e)
+    return [e for _, e in worst.values()]

@@ -1,0 +1,73 @@
+"""What the identifier scan of a release looks for: the run's pseudonyms and the source's names."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Collection, Sequence
+from importlib.resources import files
+from pathlib import PurePosixPath
+
+from synthmed.artifacts import Catalogue
+from synthmed.config import Config
+from synthmed.deid.needles import MIN_TEXT, Needles
+from synthmed.report.words import WORDS
+from synthmed.store import Run
+from synthmed.types import Estimate
+
+
+def identifiers(
+    run: Run,
+    config: Config | None,
+    evidence: Sequence[Estimate],
+    forbidden: Collection[str],
+) -> set[str]:
+    """Every string that must not be in the release.
+
+    Names of refused files that are words of the report itself (a file called `image.nii.gz`) are
+    left out: they would be found in every release. Pseudonyms never are.
+
+    Args:
+        run: its ingest holds the pseudonyms, and the names of refused files.
+        config: its names (modality, channels, conditions, categories) count as the report's words.
+        evidence: the names and methods of estimates count as the report's words.
+        forbidden: more strings, such as the names of the files that were read.
+    """
+    folder = run.folder("catalogue")
+    pseudonyms: set[str] = set()
+    if (folder / "catalogue.jsonl").is_file():
+        scans = Catalogue.open(folder).scans
+        pseudonyms = {s.patient for s in scans} | {s.scan for s in scans}
+    names = set(forbidden)
+    quarantine = folder / "quarantine.tsv"
+    if quarantine.is_file():
+        with open(quarantine, encoding="utf-8", newline="") as handle:
+            for row in csv.DictReader(handle, delimiter="\t"):
+                names |= _parts(row.get("path") or "")
+    own = _own_words(config, evidence)
+    kept = {n for n in names if len(n) >= MIN_TEXT and not _occurs(n, own)}
+    return pseudonyms | kept
+
+
+def _parts(path: str) -> set[str]:
+    """The file's and the folders' names, without what follows the first dot."""
+    return {part.split(".")[0] for part in PurePosixPath(path.replace("\\", "/")).parts}
+
+
+def _occurs(name: str, text: bytes) -> bool:
+    return Needles([name]).found_in(text, shortest=MIN_TEXT)
+
+
+def _own_words(config: Config | None, evidence: Sequence[Estimate]) -> bytes:
+    """Text that a report holds whoever the patients were."""
+    package = files("synthmed")
+    sources = [*package.joinpath("report/templates").iterdir()]
+    sources += [package.joinpath(p) for p in ("formats/bids_export.py", "report/build.py")]
+    texts = [s.read_text(encoding="utf-8") for s in sources if s.is_file()]
+    texts += [t for words in WORDS.values() for t in words]
+    texts += [t for e in evidence for t in (e.name, e.method)]
+    if config is not None:
+        data = config.data
+        texts += [data.modality, config.backbone.name, config.export.name, *(data.channels or ())]
+        for name, condition in data.conditions.items():
+            texts += [name, *(condition.categories if condition.kind == "categorical" else ())]
+    return "\n".join(texts).encode()

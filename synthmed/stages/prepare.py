@@ -1,0 +1,273 @@
+"""Catalogue to dataset: one grid, one intensity scale, and a split by patient.
+
+Scaling looks at one scan alone and the grid is given by the config, so nothing here mixes
+patients; without `spacing_mm` the cohort's median voxel size is used, which differential privacy
+would have to pay for and therefore refuses.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from nibabel.processing import resample_from_to
+from scipy.ndimage import gaussian_filter
+
+from synthmed.artifacts import Catalogue, ChannelInfo, Scan
+from synthmed.config import Config, Data
+from synthmed.errors import InputError, ResourceError, UsageError
+from synthmed.keys import Key
+from synthmed.progress import Progress
+from synthmed.store import write_json
+from synthmed.types import Affine
+
+# brighter than the high percentile by more than a quarter is clipped: vessels, fat, artefacts
+CLIP = 1.25
+
+
+def prepare(
+    config: Config, catalogue: Catalogue, target: Path, progress: Progress
+) -> dict[str, Any]:
+    """Fill `target` with `volumes.npy` (n_scans, C, X, Y, Z) float16 and `dataset.json`.
+
+    Returns:
+        Facts: counts of patients and scans on either side, grid and spacing.
+
+    Raises:
+        UsageError: the spacing has to be given (under differential privacy).
+        InputError: one side of the split would be empty, or a patient would be on both.
+        ResourceError: not enough disk for the dataset.
+    """
+    data = config.data
+    scans = sorted(catalogue.scans, key=lambda s: s.scan)
+    channels = channels_of(data)
+    spacing = _spacing(config, scans)
+    affine = grid_affine(data.grid, spacing)
+    if config.privacy is None:
+        holdout = split_stratified(scans, data.holdout, Key.root(config.seed).fold("split"))
+    else:
+        holdout = split_by_hash(scans, data.holdout, Key.root(config.seed).fold("split"))
+    n_holdout = len({s.patient for s in scans if s.patient in holdout})
+    n_train = len({s.patient for s in scans}) - n_holdout
+    if n_train == 0:
+        raise InputError(
+            "data.holdout: no patient is left to train on", "Lower data.holdout, or add patients."
+        )
+    shape = (len(scans), len(channels), *data.grid)
+    need = 2 * math.prod(shape)
+    if shutil.disk_usage(target).free < 1.1 * need:
+        raise ResourceError(
+            f"{target}: the prepared cohort needs {need / 2**30:.1f} GiB, which the disk lacks",
+            "Free some space, choose another place with --run, or lower data.grid.",
+        )
+    out = np.lib.format.open_memmap(target / "volumes.npy", "w+", np.float16, shape)
+    for i, scan in enumerate(scans):
+        out[i] = conform(catalogue, scan, data, channels, affine)
+        progress.update(i + 1, len(scans))
+    out.flush()
+    write_json(
+        target / "dataset.json",
+        {
+            "affine": affine.tolist(),
+            "channels": [
+                {"name": c.name, "mask": c.mask, "label_value": c.label_value} for c in channels
+            ],
+            "scans": [
+                {
+                    "scan": s.scan,
+                    "patient": s.patient,
+                    "split": "holdout" if s.patient in holdout else "train",
+                    "labels": dict(s.labels),
+                }
+                for s in scans
+            ],
+        },
+    )
+    return {
+        "n_scans": len(scans),
+        "n_train": n_train,
+        "n_holdout": n_holdout,
+        "n_patients": n_train + n_holdout,
+        "grid": list(data.grid),
+        "spacing_mm": [round(s, 4) for s in spacing],
+        "channels": [c.name for c in channels],
+        "split": "stratified by label" if config.privacy is None else "by keyed hash alone",
+    }
+
+
+def channels_of(data: Data) -> list[ChannelInfo]:
+    """Images first, then one channel a mask label."""
+    declared = data.channels or {data.modality: None}
+    images = [ChannelInfo(k) for k, c in declared.items() if c is None or c.labels is None]
+    masks = [
+        ChannelInfo(f"{k}:{label}", mask=k, label_value=value)
+        for k, c in declared.items()
+        if c is not None and c.labels is not None
+        for label, value in c.labels.items()
+    ]
+    return images + masks
+
+
+def grid_affine(grid: Sequence[int], spacing_mm: Sequence[float]) -> Affine:
+    """RAS+ affine of a grid centred on the origin."""
+    affine = np.diag([*spacing_mm, 1.0])
+    affine[:3, 3] = -(np.array(grid) - 1) / 2 * np.array(spacing_mm)
+    return affine
+
+
+def conform(
+    catalogue: Catalogue,
+    scan: Scan,
+    data: Data,
+    channels: Sequence[ChannelInfo],
+    affine: Affine,
+) -> npt.NDArray[np.float32]:
+    """One scan on the grid: (C, X, Y, Z), images scaled by their own percentiles, masks 0 to 1.
+
+    The scan's field of view is centred on the grid's; what lies outside it is 0.
+    """
+    out = np.zeros((len(channels), *data.grid), np.float32)
+    for i, channel in enumerate(channels):
+        image = nib.nifti1.Nifti1Image.from_filename(
+            catalogue.file(scan, channel.mask or channel.name)
+        )
+        values = np.asarray(image.dataobj, np.float32)
+        if channel.mask is None:
+            low, high = np.percentile(
+                values, [data.intensity.low_percentile, data.intensity.high_percentile]
+            )
+            values = (values - low) / max(float(high - low), 1e-9)
+            order = 3
+        else:
+            values = (values == channel.label_value).astype(np.float32)
+            order = 1
+        moved = _resample(values, _centred(image), data.grid, affine, order)
+        out[i] = np.clip(moved, 0, CLIP if channel.mask is None else 1)
+    return out
+
+
+def _centred(image: nib.nifti1.Nifti1Image) -> Affine:
+    """The image's affine, moved so that the middle of its field of view is the origin."""
+    affine = np.array(image.affine, float)
+    middle = affine[:3, :3] @ ((np.array(image.shape[:3]) - 1) / 2)
+    affine[:3, 3] = -middle
+    return affine
+
+
+def _resample(
+    values: npt.NDArray[np.float32],
+    source: Affine,
+    grid: tuple[int, int, int],
+    target: Affine,
+    order: int,
+) -> npt.NDArray[np.float32]:
+    """Values at the grid's voxels: copied where the two grids coincide, interpolated elsewhere."""
+    offset = np.linalg.solve(source, target @ [0, 0, 0, 1])[:3]
+    if np.allclose(source[:3, :3], target[:3, :3], atol=1e-4) and np.allclose(
+        offset, np.round(offset), atol=1e-3
+    ):
+        return _crop_or_pad(values, np.round(offset).astype(int), grid)
+    ratio = np.linalg.norm(target[:3, :3], axis=0) / np.linalg.norm(source[:3, :3], axis=0)
+    if (ratio > 1.01).any():
+        # a coarser grid would alias: blur to its resolution first (Cardoso et al. 2015)
+        values = gaussian_filter(values, np.sqrt(np.maximum(ratio**2 - 1, 0)) / 2.355)
+    image = nib.nifti1.Nifti1Image(values, source)
+    moved = resample_from_to(image, (grid, target), order=order, cval=0.0)
+    return np.asarray(moved.dataobj, np.float32)
+
+
+def _crop_or_pad(
+    values: npt.NDArray[np.float32], offset: npt.NDArray[np.int_], grid: tuple[int, int, int]
+) -> npt.NDArray[np.float32]:
+    """The block of `values` that starts at `offset`, zero outside the scan."""
+    out = np.zeros(grid, np.float32)
+    start = np.maximum(offset, 0)
+    stop = np.minimum(offset + grid, values.shape)
+    if (stop > start).all():
+        inside = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+        place = tuple(slice(a, b) for a, b in zip(start - offset, stop - offset, strict=True))
+        out[place] = values[inside]
+    return out
+
+
+def _spacing(config: Config, scans: Sequence[Scan]) -> tuple[float, float, float]:
+    if config.data.spacing_mm is not None:
+        return config.data.spacing_mm
+    if config.privacy is not None:
+        raise UsageError(
+            "data.spacing_mm: null takes the cohort's median, which privacy does not cover",
+            "Write the voxel size into the config: it is then a public constant.",
+        )
+    x, y, z = np.median([s.spacing_mm for s in scans], axis=0)
+    return float(x), float(y), float(z)
+
+
+def split_by_hash(scans: Sequence[Scan], share: float, key: Key) -> set[str]:
+    """Held-out patients, each decided by a keyed hash of its pseudonym alone.
+
+    Guarantee: adding or removing one patient moves no other (what differential privacy needs).
+    """
+    patients = {s.patient for s in scans}
+    return _prescribed(scans) or {p for p in patients if key.fold(p).integer() < share * 2**63}
+
+
+def split_stratified(scans: Sequence[Scan], share: float, key: Key) -> set[str]:
+    """Held-out patients, the same share of every stratum of categorical labels.
+
+    Strata are the combinations of categorical labels of a patient's first scan; the rounding of
+    small strata is settled by largest remainder, so that the total is exact.
+    """
+    if given := _prescribed(scans):
+        return given
+    strata: dict[tuple[str, ...], list[str]] = {}
+    seen: set[str] = set()
+    for s in sorted(scans, key=lambda s: (s.patient, s.session, s.scan)):
+        if s.patient not in seen:
+            seen.add(s.patient)
+            label = tuple(v for _, v in sorted(s.labels.items()) if isinstance(v, str))
+            strata.setdefault(label, []).append(s.patient)
+    total = round(share * len(seen))
+    quota = {label: share * len(people) for label, people in strata.items()}
+    take = {label: math.floor(q) for label, q in quota.items()}
+    by_remainder = sorted(strata, key=lambda k: (take[k] - quota[k], k))
+    for label in by_remainder[: max(total - sum(take.values()), 0)]:
+        take[label] += 1
+    return {
+        p
+        for label, people in strata.items()
+        for p in sorted(people, key=lambda p: key.fold(p).digest)[: take[label]]
+    }
+
+
+def _prescribed(scans: Sequence[Scan]) -> set[str]:
+    """Held-out patients where the table has a split column; nobody may be on both sides.
+
+    Raises:
+        InputError: a patient's scans are on both sides.
+    """
+    sides: dict[str, set[str]] = {}
+    for s in scans:
+        if s.split is not None:
+            sides.setdefault(s.patient, set()).add(s.split)
+    if both := sorted(p for p, side in sides.items() if len(side) > 1):
+        raise InputError(
+            f"column split: patient {both[0]} is in train and in holdout"
+            + (f" (and {len(both) - 1} more)" if len(both) > 1 else ""),
+            "Put all scans of a person on one side.",
+        )
+    return {p for p, side in sides.items() if side == {"holdout"}}
+
+
+def summary(facts: Mapping[str, Any]) -> str:
+    """One line for the terminal."""
+    grid = "x".join(str(n) for n in facts["grid"])
+    return (
+        f"{facts['n_scans']} scans on {grid}, "
+        f"{facts['n_train']} patients to train on, {facts['n_holdout']} held out"
+    )

@@ -1,0 +1,370 @@
+"""Evidence to a decision, two reports, and release/ or withheld/: the last stage.
+
+What may leave is built in a private folder, searched for identifiers, closed with SHA256SUMS and
+renamed into place: RUN/release and RUN/withheld never stand side by side, and neither is ever
+half there. The same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from synthmed import policy
+from synthmed.artifacts import Cohort, Dataset, ScreenedCohort
+from synthmed.config import Config
+from synthmed.deid.scan import Finding, scan
+from synthmed.errors import UsageError
+from synthmed.formats.bids_export import Naming, export
+from synthmed.report import images
+from synthmed.report.build import Report, build
+from synthmed.report.cards import card, croissant
+from synthmed.report.facts import CohortFacts
+from synthmed.report.images import Picture
+from synthmed.report.page import render
+from synthmed.stages.identifiers import identifiers
+from synthmed.store import Run, digest, file_sha256, sync, write_bytes, write_json
+from synthmed.types import Decision, Estimate, Verdict
+
+SUMS = "SHA256SUMS"
+
+
+@dataclass(frozen=True)
+class _Material:
+    """All that the release folder is made of, but for the decision."""
+
+    config: Config
+    estimates: Sequence[Estimate]
+    cohort: ScreenedCohort
+    facts: CohortFacts
+    pictures: Sequence[Picture]
+    n_searched: int
+
+
+def release(
+    run: Run,
+    config: Config,
+    evidence: Sequence[Estimate],
+    cohort: ScreenedCohort,
+    facts: Mapping[str, Any],
+    *,
+    real: Dataset | None,
+    made_from: str = "",
+    forbidden: Collection[str] = (),
+) -> Decision:
+    """Decide, write both reports, and fill RUN/release or RUN/withheld.
+
+    A REVIEW that was signed stays signed as long as the report that was signed is made again
+    byte for byte.
+
+    Args:
+        run: the run, locked by the caller.
+        config: its config; `policy`, `screen.max_dropped`, `export` and `governance` matter here.
+        evidence: all estimates.
+        cohort: what ships.
+        facts: see `CohortFacts`.
+        real: the real scans, for pictures in the restricted report; null leaves them out.
+        made_from: a digest of the inputs, for `standing`.
+        forbidden: strings of the source (names, numbers) that must not be in the release, beside
+            the pseudonyms and the names of refused files, which are looked up in the run.
+
+    Raises:
+        UsageError: the config asks for differential privacy, which no report here can state yet.
+    """
+    if config.privacy is not None:
+        raise UsageError(
+            "privacy: this version cannot state a differential privacy guarantee in a release",
+            "Set privacy to null.",
+        )
+    told = CohortFacts.model_validate(facts)
+    for name in ("release", "withheld", "private/report"):
+        _take_away(run, run.path / name)
+    searched = identifiers(run, config, evidence, forbidden)
+    masks = _naming(config).masks
+    shown = images.synthetic(cohort, config.data.conditions, masks)
+    material = _Material(config, evidence, cohort, told, shown, len(searched))
+    judged = policy.decide(config.policy.rules, evidence, n_holdout=told.n_holdout).verdicts
+    before_scan = [*judged, _dropped(config, cohort, told)]
+
+    new = _empty(run.private / ".release.new")
+    findings: list[Finding] = []
+    decision = policy.conclude([*before_scan, _scanned(findings)])
+    shareable = _fill(new, material, decision, findings)
+    findings = scan(new, forbidden=searched)
+    if findings:
+        decision = policy.conclude([*before_scan, _scanned(findings)])
+        shareable = _fill(_empty(new), material, decision, findings)
+
+    private = _empty(run.private / ".report.new")
+    pictures = list(shown)
+    if real is not None:
+        sampled = run.folder("cohort")
+        everything = Cohort.open(sampled) if (sampled / "samples.jsonl").is_file() else None
+        pictures += images.real(real) + images.closest(cohort, everything, real, masks)
+    restricted = build(
+        "restricted",
+        config,
+        decision,
+        evidence,
+        told,
+        findings=findings,
+        n_searched=len(searched),
+        images=[p.entry() for p in pictures],
+    )
+    signature = _still_signed(run, decision, shareable)
+    if signature:
+        restricted["signature"] = signature
+        _sign_folder(new, shareable, signature)
+    _write_report(private, restricted, pictures)
+    write_json(
+        private / "decision.json",
+        {"made_from": made_from, "decision": decision.model_dump(mode="json")},
+    )
+    _into_place(run, private, run.private / "report")
+    leaves = decision.decision == "RELEASE" or signature is not None
+    _into_place(run, new, run.path / ("release" if leaves else "withheld"))
+    return decision
+
+
+def standing(run: Run, made_from: str) -> Decision | None:
+    """The decision that stands in `run` if it was made from `made_from`, else None.
+
+    After a REVIEW was signed the decision is still REVIEW, and RUN/release is there.
+    """
+    file = run.private / "report" / "decision.json"
+    there = [run.path / n for n in ("release", "withheld") if (run.path / n / SUMS).is_file()]
+    if not file.is_file() or len(there) != 1:
+        return None
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if content["made_from"] != made_from:
+        return None
+    return Decision.model_validate(content["decision"])
+
+
+def sign(run: Run, name: str, reason: str) -> None:
+    """Move a cohort under REVIEW from withheld/ to release/, and record who, when and why.
+
+    Raises:
+        UsageError: nothing to sign, released already, WITHHELD, changed since it was built, or
+            the name or reason is empty or holds an identifier of the source.
+    """
+    withheld = run.path / "withheld"
+    if (run.path / "release").exists():
+        raise UsageError(f"run {run.path}: released already", "There is nothing to sign.")
+    file = run.private / "report" / "report.json"
+    if not withheld.is_dir() or not file.is_file():
+        raise UsageError(f"run {run.path}: no decision yet", f"Run `synthmed release {run.path}`.")
+    restricted: Report = json.loads(file.read_text(encoding="utf-8"))
+    if restricted["decision"] != "REVIEW":
+        raise UsageError(
+            f"run {run.path}: {restricted['decision']} cannot be signed away",
+            "A line of the policy failed: change the model or the data, and run again.",
+        )
+    if not name.strip() or not reason.strip():
+        raise UsageError("--sign and --reason: both must say something")
+    if _sums(withheld) != (withheld / SUMS).read_text(encoding="utf-8"):
+        raise UsageError(
+            f"{withheld}: changed since it was built",
+            f"Run `synthmed release {run.path}` to build it again.",
+        )
+    new = _empty(run.private / ".release.new")
+    shutil.copytree(withheld, new, dirs_exist_ok=True)
+    shareable: Report = json.loads((new / "report/report.json").read_text(encoding="utf-8"))
+    signature = {
+        "name": name.strip(),
+        "reason": reason.strip(),
+        "when": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+    record = {**signature, "report": digest(shareable)}
+    _sign_folder(new, shareable, signature)
+    if scan(new, forbidden=identifiers(run, None, (), ())):
+        shutil.rmtree(new)
+        raise UsageError(
+            "--sign or --reason: holds an identifier of the source, and would be released with it",
+            "Say it without names, pseudonyms or file names of patients.",
+        )
+    write_json(run.private / "signed.json", record)
+    run.log("signed", name=record["name"], reason=record["reason"])
+    private = run.private / "report"
+    write_json(private / "report.json", {**restricted, "signature": signature})
+    _write_page(private)
+    _take_away(run, withheld)
+    _into_place(run, new, run.path / "release")
+
+
+def rebuild(run: Run) -> list[Path]:
+    """Make both pages again from report.json and the images beside it; returns their paths.
+
+    Raises:
+        UsageError: the run has no report yet.
+    """
+    pages = []
+    for name in ("private/report", "release/report", "withheld/report"):
+        folder = run.path / name
+        if not (folder / "report.json").is_file():
+            continue
+        _write_page(folder)
+        pages.append(folder / "report.html")
+        if (folder.parent / SUMS).is_file():
+            write_bytes(folder.parent / SUMS, _sums(folder.parent).encode())
+    if not pages:
+        raise UsageError(f"run {run.path}: no report yet", f"Run `synthmed release {run.path}`.")
+    return pages
+
+
+def summary(facts: Mapping[str, Any]) -> str:
+    """One line for the terminal."""
+    return str(facts.get("decision", ""))
+
+
+def _fill(
+    out: Path, material: _Material, decision: Decision, findings: Sequence[Finding]
+) -> Report:
+    """Everything that leaves, SHA256SUMS last; returns the content of its report.json."""
+    config = material.config
+    report = build(
+        "shareable",
+        config,
+        decision,
+        material.estimates,
+        material.facts,
+        findings=findings,
+        n_searched=material.n_searched,
+        images=[p.entry() for p in material.pictures],
+    )
+    export(
+        material.cohort,
+        out,
+        title=config.export.name,
+        license=report["data"]["license"],
+        conditions=config.data.conditions,
+        naming=_naming(config),
+        readme=card("README.md", report),
+    )
+    (out / "report").mkdir()
+    _write_report(out / "report", report, material.pictures)
+    _write_cards(out, report)
+    write_json(out / "croissant.json", croissant(report, out, config.data.conditions))
+    _close(out)
+    return report
+
+
+def _write_cards(out: Path, report: Report) -> None:
+    for name in ("README.md", "MODEL_CARD.md", "DATASHEET.md"):
+        write_bytes(out / name, card(name, report).encode())
+
+
+def _write_report(folder: Path, report: Report, pictures: Sequence[Picture]) -> None:
+    write_json(folder / "report.json", report)
+    (folder / "images").mkdir(exist_ok=True)
+    for picture in pictures:
+        write_bytes(folder / picture.file, picture.content)
+    _write_page(folder)
+
+
+def _write_page(folder: Path) -> None:
+    """report.html of a folder that holds report.json and its images."""
+    report: Report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    content = {i["file"]: (folder / i["file"]).read_bytes() for i in report["images"]}
+    write_bytes(folder / "report.html", render(report, content).encode())
+
+
+def _sign_folder(folder: Path, report: Report, signature: Mapping[str, str]) -> None:
+    """Put the signature into the report and the README of a folder that is about to leave."""
+    signed = {**report, "signature": dict(signature)}
+    write_json(folder / "report/report.json", signed)
+    _write_page(folder / "report")
+    write_bytes(folder / "README.md", card("README.md", signed).encode())
+    _close(folder)
+
+
+def _still_signed(run: Run, decision: Decision, shareable: Report) -> dict[str, str] | None:
+    """The signature, if the very report that was signed has been made again."""
+    file = run.private / "signed.json"
+    if decision.decision != "REVIEW" or not file.is_file():
+        return None
+    record: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
+    if record.pop("report") != digest(shareable):
+        return None
+    return record
+
+
+def _dropped(config: Config, cohort: ScreenedCohort, facts: CohortFacts) -> Verdict:
+    """The line on how many samples the screen dropped: past its limit the model is rejected."""
+    n = len(cohort.screened) or facts.n_synthetic
+    limit = config.screen.max_dropped
+    fails = facts.n_dropped > limit * n
+    share = f"{facts.n_dropped} of {n} samples were dropped as copies"
+    return Verdict(
+        estimate="dropped samples",
+        slice=None,
+        rule=f"at most {limit:.3g} of what was sampled",
+        status="fail" if fails else "pass",
+        reason=(
+            f"dropped samples: {share}, above the limit of {limit:.3g}: the model copies too much."
+            if fails
+            else f"dropped samples: {share}, within the limit of {limit:.3g}."
+        ),
+    )
+
+
+def _scanned(findings: Sequence[Finding]) -> Verdict:
+    """The line on the identifier scan; kinds and counts, never what was found."""
+    kinds = sorted({f.kind for f in findings})
+    return Verdict(
+        estimate="identifier scan",
+        slice=None,
+        rule="nothing found in any file",
+        status="fail" if findings else "pass",
+        reason=(
+            f"identifier scan: {len(findings)} findings ({', '.join(kinds)}); "
+            "the restricted report lists the files."
+            if findings
+            else "identifier scan: nothing found in any file."
+        ),
+    )
+
+
+def _naming(config: Config) -> Naming:
+    channels = config.data.channels or {}
+    return Naming(config.data.modality, {n: c.labels for n, c in channels.items() if c.labels})
+
+
+def _sums(folder: Path) -> str:
+    """The text of SHA256SUMS, as `sha256sum -c` reads it."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / SUMS)
+    return "".join(f"{file_sha256(p)}  {p.relative_to(folder).as_posix()}\n" for p in files)
+
+
+def _close(folder: Path) -> None:
+    """Write SHA256SUMS and flush everything: from here the folder is complete."""
+    write_bytes(folder / SUMS, _sums(folder).encode())
+    for path in folder.rglob("*"):
+        sync(path)
+    sync(folder)
+
+
+def _empty(path: Path) -> Path:
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir()
+    return path
+
+
+def _take_away(run: Run, path: Path) -> None:
+    """Rename, then delete, so that no half of a folder keeps its name."""
+    if path.exists():
+        doomed = run.private / f".removed-{path.name}"
+        shutil.rmtree(doomed, ignore_errors=True)
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def _into_place(run: Run, new: Path, final: Path) -> None:
+    new.rename(final)
+    sync(final.parent)
+    sync(run.path)

@@ -1,0 +1,294 @@
+"""The run folder: artifacts written whole or not at all, with a manifest of what made them.
+
+An artifact is a folder in RUN/private. It is filled under a temporary name, its files are hashed
+and synced, and it is renamed into place last: a folder with its final name is complete. A stage
+whose recorded config part and input digests match is skipped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from synthmed.errors import InputError, ResourceError, UsageError
+from synthmed.types import SCHEMA_VERSION, Frozen
+
+Kind = Literal["catalogue", "dataset", "model", "cohort", "screening", "evidence"]
+FOLDER: Mapping[Kind, str] = {
+    "catalogue": "ingest",
+    "dataset": "prepare",
+    "model": "model",
+    "cohort": "sample",
+    "screening": "screen",
+    "evidence": "evaluate",
+}
+"""Which folder of RUN/private holds which artifact, in the order of the line."""
+
+
+class Manifest(Frozen):
+    """What an artifact is and what it was made from; no time in it, so that equal means equal.
+
+    Args:
+        config: digest of the config parts the stage depends on.
+        inputs: name to digest of everything else it was made from.
+        files: path to SHA-256 of every file of the artifact.
+        facts: small results that later stages and the report read.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    kind: Kind
+    config: str
+    inputs: Mapping[str, str]
+    files: Mapping[str, str]
+    facts: Mapping[str, Any] = {}
+
+    def digest(self) -> str:
+        """SHA-256 of the manifest: identifies the artifact and all it was made from."""
+        return hashlib.sha256(canonical(self.model_dump(mode="json"))).hexdigest()
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A complete artifact on disk."""
+
+    path: Path
+    manifest: Manifest
+
+    def digest(self) -> str:
+        """Identifies the artifact and all it was made from."""
+        return self.manifest.digest()
+
+
+class Run:
+    """A run folder; everything in it but release/ is private (umask 077).
+
+    Args:
+        path: the folder, made if missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        os.umask(0o077)
+        self.path = path
+        try:
+            (path / "private").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ResourceError(
+                f"run folder {path}: cannot be made ({error.strerror})",
+                "Choose another place with --run.",
+            ) from None
+
+    @property
+    def private(self) -> Path:
+        """The folder of everything that stays in the hospital."""
+        return self.path / "private"
+
+    def folder(self, kind: Kind) -> Path:
+        """Where the artifact of `kind` lies once it is complete."""
+        return self.private / FOLDER[kind]
+
+    def work(self, kind: Kind) -> Path:
+        """A folder beside the artifact for what a killed stage goes on from; made if missing."""
+        path = self.private / f"{FOLDER[kind]}.partial"
+        path.mkdir(exist_ok=True)
+        return path
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep a second process off this run; released by the system if this one dies.
+
+        Raises:
+            ResourceError: another process holds it.
+        """
+        with open(self.private / ".lock", "w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ResourceError(
+                    f"run {self.path} is in use by another process",
+                    "Wait for it to end, or choose another folder with --run.",
+                ) from None
+            yield
+
+    def load(self, kind: Kind) -> Artifact | None:
+        """The complete artifact of `kind`, or None; its kind is checked, its files are listed.
+
+        Raises:
+            InputError: it is there but was altered, or comes from another version.
+        """
+        path = self.folder(kind)
+        file = path / "manifest.json"
+        if not file.is_file():
+            return None
+        try:
+            manifest = Manifest.model_validate_json(file.read_bytes())
+        except ValidationError:
+            raise InputError(
+                f"{file}: not a manifest this version can read",
+                "Run with --overwrite to make the run anew.",
+            ) from None
+        if manifest.kind != kind or manifest.schema_version != SCHEMA_VERSION:
+            raise InputError(
+                f"{file}: holds a {manifest.kind} of schema {manifest.schema_version}, "
+                f"expected a {kind} of schema {SCHEMA_VERSION}",
+                "Run with --overwrite to make the run anew.",
+            )
+        for name, sha in manifest.files.items():
+            part = path / name
+            if not part.is_file() or (part.stat().st_size < 1 << 20 and file_sha256(part) != sha):
+                raise InputError(
+                    f"{part}: missing or altered since it was written",
+                    "Run with --overwrite to make the run anew.",
+                )
+        return Artifact(path, manifest)
+
+    def require(self, kind: Kind) -> Artifact:
+        """The complete artifact of `kind`.
+
+        Raises:
+            UsageError: the stage that makes it has not run.
+        """
+        artifact = self.load(kind)
+        if artifact is None:
+            stage = "train" if kind == "model" else FOLDER[kind]
+            raise UsageError(
+                f"run {self.path}: nothing from the stage {stage} yet",
+                f"Run `synthmed {stage} {self.path}` first, or `synthmed generate CONFIG`.",
+            )
+        return artifact
+
+    @contextlib.contextmanager
+    def writing(
+        self, kind: Kind, config: str, inputs: Mapping[str, str], facts: dict[str, Any]
+    ) -> Iterator[Path]:
+        """A temporary folder that becomes the artifact of `kind` when the block ends well.
+
+        `facts` may be filled inside the block. Whatever was there under the final name, and every
+        later artifact, is removed first, so that nothing stale stands beside the new one.
+        """
+        temporary = self.private / f".{FOLDER[kind]}.new"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        yield temporary
+        files = {
+            str(p.relative_to(temporary)): file_sha256(p)
+            for p in sorted(temporary.rglob("*"))
+            if p.is_file()
+        }
+        manifest = Manifest(kind=kind, config=config, inputs=inputs, files=files, facts=facts)
+        write_json(temporary / "manifest.json", manifest.model_dump(mode="json"))
+        for p in temporary.rglob("*"):
+            sync(p)
+        sync(temporary)
+        self.discard(kind, keep_partial=True)
+        temporary.rename(self.folder(kind))
+        sync(self.private)
+        self._remove(self.private / f"{FOLDER[kind]}.partial")
+
+    def holds(self, kind: Kind) -> bool:
+        """Whether the artifact of `kind` is there, whole or begun."""
+        return self.folder(kind).exists() or (self.private / f"{FOLDER[kind]}.partial").exists()
+
+    def discard(self, first: Kind, keep_partial: bool = False) -> None:
+        """Remove the artifact `first`, all later ones and the reports and release made of them.
+
+        Args:
+            first: the earliest artifact to go.
+            keep_partial: let what `first` may be resumed from stand.
+        """
+        kinds = list(FOLDER)
+        for name in ("release", "withheld", "private/report"):
+            self._remove(self.path / name)
+        for kind in reversed(kinds[kinds.index(first) :]):
+            self._remove(self.folder(kind))
+            if kind != first or not keep_partial:
+                self._remove(self.private / f"{FOLDER[kind]}.partial")
+
+    def discard_damaged(self) -> None:
+        """Remove everything from the first artifact on that is incomplete, altered or unreadable."""
+        for kind in FOLDER:
+            try:
+                whole = self.load(kind) is not None
+            except InputError:
+                whole = False
+            if not whole and self.folder(kind).exists():
+                self.discard(kind)
+                return
+
+    def _remove(self, path: Path) -> None:
+        """Take a folder away in one step (rename, then delete): no half of it keeps its name."""
+        if path.exists():
+            doomed = self.private / f".removed-{path.name}"
+            shutil.rmtree(doomed, ignore_errors=True)
+            path.rename(doomed)
+            shutil.rmtree(doomed)
+
+    def log(self, event: str, **fields: Any) -> None:
+        """Append one line to RUN/log.jsonl; callers pass pseudonyms and numbers only."""
+        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": event}
+        with open(self.path / "log.jsonl", "a", encoding="utf-8") as handle:
+            handle.write(json.dumps({**line, **fields}) + "\n")
+
+
+def canonical(value: Any) -> bytes:
+    """JSON bytes that are equal exactly when the values are."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON-able value."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: temporary name, sync, rename."""
+    temporary = path.with_name(f".{path.name}.new")
+    with open(temporary, "wb") as handle:
+        handle.write(content)
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.rename(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    write_bytes(path, text.encode())
+
+
+def home() -> Path:
+    """SYNTHMED_HOME (default ~/.local/share/synthmed), made with mode 0700."""
+    path = Path(os.environ.get("SYNTHMED_HOME") or Path.home() / ".local/share/synthmed")
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ResourceError(
+            f"SYNTHMED_HOME {path}: cannot be made ({error.strerror})",
+            "Set SYNTHMED_HOME to a folder only you can read.",
+        ) from None
+    return path
