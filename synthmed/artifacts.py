@@ -156,10 +156,10 @@ class Screened(Frozen):
 
     index: int
     flagged: bool
-    gap: float | None
-    p: float | None
-    nearest: str | None
-    similarity: float | None
+    gap: float
+    p: float
+    nearest: str
+    similarity: float
 
 
 @dataclass(frozen=True)
@@ -179,12 +179,22 @@ class ScreenedCohort:
     @classmethod
     def open(cls, cohort: Cohort, path: Path) -> ScreenedCohort:
         """Join the screening in `path` with the cohort it screened."""
-        lines = (path / "screened.jsonl").read_text(encoding="utf-8").splitlines()
-        screened = [Screened.model_validate_json(line) for line in lines]
+        matches = json.loads((path / "copies.json").read_text(encoding="utf-8"))["matches"]
+        screened = [
+            Screened(
+                index=sample.index,
+                flagged=m["copy_of"] is not None,
+                gap=m["gap"],
+                p=m["p"],
+                nearest=m["nearest_patient"],
+                similarity=m["in_train"],
+            )
+            for sample, m in zip(cohort.samples, matches, strict=True)
+        ]
+        new = read_samples(path / "replacements.jsonl")
         dropped = set(json.loads((path / "dropped.json").read_text(encoding="utf-8")))
         kept = [(s, cohort.path) for s in cohort.samples if s.index not in dropped]
-        new = [(s, path) for s in read_samples(path / "samples.jsonl")]
-        both = sorted(kept + new, key=lambda pair: pair[0].index)
+        both = sorted(kept + [(s, path) for s in new], key=lambda pair: pair[0].index)
         return cls([s for s, _ in both], [f for _, f in both], screened)
 
 

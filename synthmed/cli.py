@@ -119,7 +119,7 @@ def _stage_command(name: str, text: str) -> None:
         with opened(run, resolved, overwrite) as (folder, chosen):
             from synthmed.pipeline import Line
 
-            artifact = getattr(Line(folder, chosen, pick_device(device), quiet), name)()
+            artifact = Line(folder, chosen, pick_device(device), quiet).artifact(name)
         if as_json:
             print_json({"stage": name, "folder": str(artifact.path), **artifact.manifest.facts})
 
@@ -159,7 +159,7 @@ def release(
         line = Line(folder, chosen, "cpu", quiet)
         decision = line.release()
         if sign and reason:
-            decision = sign_off(folder, sign, reason)
+            sign_off(folder, sign, reason)
     report_decision(run, decision, as_json, verbose)
 
 

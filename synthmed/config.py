@@ -21,7 +21,8 @@ from synthmed.backbones import Backbone
 from synthmed.errors import UsageError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=40)]
-Category = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=40)]
+CATEGORY = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
+Category = Annotated[str, Field(pattern=CATEGORY, max_length=40)]
 
 
 class Part(BaseModel):

@@ -22,6 +22,7 @@ from synthmed.artifacts import Catalogue, Cohort, Dataset, ScreenedCohort
 from synthmed.conditions import Conditions
 from synthmed.config import Config
 from synthmed.errors import UsageError
+from synthmed.inventory import versions
 from synthmed.loader import Loader
 from synthmed.progress import Progress
 from synthmed.stages import evaluate, ingest, prepare, release, sample, screen, train
@@ -141,33 +142,55 @@ class Line:
 
     def evaluate(self) -> Artifact:
         """Screening to evidence."""
-        dataset, cohort = self.run.require("dataset"), self.run.require("cohort")
-        screening = self.run.require("screening")
-        return self._make(
-            "evaluate",
-            {"screening": screening.digest()},
-            lambda target, progress: evaluate.evaluate(
+        dataset, screening = self.run.require("dataset"), self.run.require("screening")
+        cohort = Cohort.open(self.run.require("cohort").path)
+
+        def make(target: Path, progress: Progress) -> dict[str, Any]:
+            return evaluate.evaluate(
                 self.config,
                 Dataset.open(dataset.path),
-                Cohort.open(cohort.path),
-                ScreenedCohort.open(Cohort.open(cohort.path), screening.path),
+                ScreenedCohort.open(cohort, screening.path),
+                screen.read_copies(screening.path),
                 target,
                 progress,
-            ),
-        )
+            )
+
+        inputs = {"dataset": dataset.digest(), "screening": screening.digest()}
+        return self._make("evaluate", inputs, make)
 
     def release(self) -> Decision:
         """Evidence to a decision, both reports, and release/ or withheld/."""
-        made_from = store.digest(
-            [self.run.require("evidence").digest(), DEPENDS["release"](self.config)]
-        )
-        there = release.standing(self.run, made_from)
+        made = {kind: self.run.require(kind) for kind in FOLDER}
         progress = Progress("release", self.quiet)
-        if there is None:
-            there = release.release(self.run, self.config, made_from)
-            self.run.log("release", decision=there.decision)
-        progress.done(there.decision)
-        return there
+        made_from = store.digest([made["evidence"].digest(), DEPENDS["release"](self.config)])
+        decision = release.standing(self.run, made_from)
+        if decision is not None:
+            progress.done(decision.decision, skipped=True)
+            return decision
+        shipped = ScreenedCohort.open(Cohort.open(made["cohort"].path), made["screening"].path)
+        facts = {
+            **made["dataset"].manifest.facts,
+            **made["screening"].manifest.facts,
+            "n_synthetic": len(shipped.samples),
+            "seed": self.config.seed,
+            "versions": versions(),
+            "digests": {
+                "config": store.digest(self.config.model_dump(mode="json")),
+                **{kind: artifact.digest() for kind, artifact in made.items()},
+            },
+        }
+        decision = release.release(
+            self.run,
+            self.config,
+            evaluate.read_estimates(made["evidence"].path),
+            shipped,
+            facts,
+            real=Dataset.open(made["dataset"].path),
+            made_from=made_from,
+        )
+        self.run.log("release", decision=decision.decision)
+        progress.done(decision.decision)
+        return decision
 
     def loader(self, dataset: Artifact) -> Loader:
         """Batches of the training patients."""
@@ -183,6 +206,11 @@ class Line:
         observed = [x for x, out in zip(dataset.labels, dataset.holdout, strict=True) if not out]
         labels = sample.planned_labels(self.config, observed)
         return sample.Sampler(self.config, model.path, self.device, labels)
+
+    def artifact(self, stage: str) -> Artifact:
+        """Run one stage by name (not `release`, whose result is a decision)."""
+        made: Artifact = getattr(self, stage)()
+        return made
 
     def _make(
         self,
@@ -244,6 +272,24 @@ def stale_stages(run: Run, old: Config, new: Config) -> list[str]:
             later = list(STAGES)[i:]
             return [s for s in later if s == stage or s == "release" or run.holds(KINDS[s])]
     return []
+
+
+def preview(place: Path, config: Config) -> dict[str, str]:
+    """What `generate` would do with each stage, without touching the disk."""
+    file = place / "config.yaml"
+    if not file.is_file():
+        return dict.fromkeys(STAGES, "to do")
+    run = Run(place)
+    stale = stale_stages(run, configs.load(file), config)
+    out = {}
+    for stage, kind in KINDS.items():
+        made = (run.folder(kind) / "manifest.json").is_file()
+        begun = run.holds(kind) and not made
+        state = "done" if made else "begun, goes on" if begun else "to do"
+        out[stage] = "stale: the config has changed" if stage in stale else state
+    decided = any((place / n).is_dir() for n in ("release", "withheld"))
+    out["release"] = "done" if decided and "release" not in stale else "to do"
+    return out
 
 
 def keep_refusals(run: Run) -> None:

@@ -7,17 +7,18 @@ looser limit R opens a band in which a person may sign. Read `at_most` below; `a
 | case, the first that holds | status |
 |---|---|
 | no estimate of that name and slice | inconclusive |
-| the value, the bound, the floor or the ceiling that the rule needs is null or not finite | inconclusive |
-| the floor or ceiling that the limit is a share of is 0 or less: a share of it means nothing | inconclusive |
+| a value, bound, floor or ceiling that the rule needs is null or not finite | inconclusive |
+| the floor or ceiling is 0 or less, so that a share of it means nothing | inconclusive |
 | b <= L | pass |
 | b <= R | review |
 | b is the value | fail |
-| b is a bound, privacy estimate, and the value itself is beyond R (or L): doubt counts against | fail |
-| b is a bound, quality estimate, and the whole interval is beyond R (or L): failure is shown | fail |
-| b is a bound and the rest: the interval is too wide to tell | inconclusive |
+| b is a bound, a privacy estimate, and the value itself is beyond R (L without `review`) | fail |
+| b is a bound, a quality estimate, and the whole interval is beyond R (or L) | fail |
+| b is a bound, and the rest: the interval is too wide to tell | inconclusive |
 
 Privacy estimates are those of the groups memorization, membership and audit; quality estimates
-those of fidelity and utility. So 0 copied of 50 patients, whose interval reaches 7 %, is
+those of fidelity and utility: a privacy doubt counts against the cohort, a lack of quality has
+to be shown. So 0 copied of 50 patients, whose interval reaches 7 %, is
 inconclusive under a limit of 5 % and never a pass; 5 of 50 fails, although its interval begins
 at 3 %.
 
@@ -71,7 +72,11 @@ def conclude(verdicts: Sequence[Verdict]) -> Decision:
     open_lines = sorted((v for v in verdicts if v.status != "pass"), key=lambda v: _ORDER[v.status])
     if not open_lines:
         n = len(verdicts)
-        reason = "The one line of the policy is met." if n == 1 else f"All {n} lines are met."
+        reason = (
+            "The one line of the policy is met."
+            if n == 1
+            else f"All {n} lines of the policy are met."
+        )
         return Decision(decision="RELEASE", reasons=[reason], verdicts=list(verdicts))
     failed = open_lines[0].status == "fail"
     return Decision(
@@ -134,10 +139,7 @@ def _compare(rule: Rule, estimate: Estimate | None) -> tuple[str, str]:
     if scale is None:
         return "inconclusive", f"has no {rule.relative_to} to be compared with{because}"
     if scale <= 0:
-        return (
-            "inconclusive",
-            f"its {rule.relative_to} is {_n(scale)}, no share of it means a limit",
-        )
+        return "inconclusive", f"its {rule.relative_to} is {_n(scale)}: a share of it is no limit"
 
     sign = 1.0 if rule.at_most is not None else -1.0  # sign * b <= sign * L is "within" either way
     limit = _limit(rule)[1] * scale

@@ -110,12 +110,12 @@ class ConditionalVAE:
         mean, log_var = functional_call(self.encoder, submodule(params, "encoder"), (x, c))
         z = mean + (0.5 * log_var).exp() * draws["eps_SL"].flatten(0, 1)
         decoded = functional_call(self.decoder, submodule(params, "decoder"), (z, c))
-        nll = functional_call(self.noise, submodule(params, "noise"), (x - decoded,))
+        nll, fit = functional_call(self.noise, submodule(params, "noise"), (x - decoded,))
         # KL(q(z|x,c) || N(0, I)) a dimension, in nats
         kl = 0.5 * (mean**2 + log_var.exp() - 1 - log_var)
         kl = kl.clamp(min=self.config.free_bits).sum(1)
         weight = self.config.beta * min(1.0, progress / max(self.config.warmup, 1e-9))
-        loss = ((nll + weight * kl) / x[0].numel()).reshape(b, s)
+        loss = ((nll + weight * kl + fit) / x[0].numel()).reshape(b, s)
         return (loss * batch.mask).sum(1) / batch.mask.sum(1)
 
     @torch.no_grad()

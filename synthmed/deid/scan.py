@@ -15,8 +15,8 @@ a file name is shown only when it follows our own scheme.
 | JSON sidecars | a key outside the exporter's allow-list |
 
 Limits: an identifier that is neither in the caller's list nor of these patterns is not seen, nor
-is text drawn into the voxels. Inside binary data only strings of `MIN_BINARY` characters or more are
-searched, since shorter ones occur there by chance.
+is text drawn into the voxels. Inside binary data only strings of `MIN_BINARY` characters or more
+are searched, since shorter ones occur there by chance.
 """
 
 from __future__ import annotations
@@ -112,6 +112,11 @@ def scan(folder: Path, *, forbidden: Collection[str] = ()) -> list[Finding]:
             found += dict.fromkeys(_in_file(name, path.read_bytes(), needles))
         findings += [Finding(path=shown, kind=f.kind, detail=f.detail) for f in found]
     return findings
+
+
+def mentions(text: str, forbidden: Collection[str]) -> bool:
+    """Whether a text that is about to be released holds an identifier."""
+    return any(True for _ in _in_text("", text.encode(), Needles(forbidden)))
 
 
 def _in_file(name: str, content: bytes, needles: Needles) -> Iterator[_Found]:

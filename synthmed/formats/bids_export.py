@@ -26,16 +26,17 @@ from synthmed.config import Condition
 
 BIDS_VERSION = "1.10.0"
 
-ANAT = frozenset(
-    "T1w T2w T1rho T1map T2map T2star T2starw T2starmap FLAIR PD PDw PDmap PDT2 inplaneT1 "
-    "inplaneT2 angio UNIT1 R1map R2map R2starmap S0map M0map Chimap MTRmap MTsat MTVmap".split()
+ANAT = re.compile(
+    r"(T1|T2|PD)w|T1rho|(T1|T2|T2star|R1|R2|R2star|S0|M0|PD|Chi|MTR|MTV)map|T2starw|T2star"
+    r"|FLAIR|PD|PDT2|inplaneT[12]|angio|UNIT1|MTsat"
 )
 """Suffixes of BIDS' anat folder that one 3D volume can carry."""
 
-DATATYPES = frozenset("anat func dwi fmap perf meg eeg ieeg beh pet micr nirs motion mrs".split())
+DATATYPES = re.compile(r"anat|func|dwi|fmap|perf|i?eeg|meg|beh|pet|micr|nirs|motion|mrs")
+"""Folders that BIDS gives a meaning."""
 
-EXTRA = ("MODEL_CARD.md", "DATASHEET.md", "croissant.json", "SHA256SUMS", "report/")
-"""What a release holds beside BIDS; listed in .bidsignore."""
+EXTRA = ("MODEL_CARD.md", "DATASHEET.md", "croissant.json", "SHA256SUMS", "report")
+"""What a release holds beside BIDS; listed in .bidsignore, where a folder must have no slash."""
 
 SIDECAR_KEYS = frozenset(("Description", "Synthetic", "SampleIndex", "SkullStripped", "Manual"))
 DATASET_KEYS = frozenset(
@@ -119,7 +120,6 @@ def export(
                 raise ValueError(f"sample {sample.index}: file {file!r} is not a plain name")
             datatype, stem = _place(name, sample, naming)
             if datatype != "anat":
-                # no slash at the end: the validator would still report the folder itself
                 ignored.add(f"sub-*/{datatype}")
             target = out / sub / datatype
             target.mkdir(parents=True, exist_ok=True)
@@ -165,10 +165,10 @@ def _place(name: str, sample: Sample, naming: Naming) -> tuple[str, str]:
         head, *rest = name.split("_")
         return folder, f"seg-{head}{''.join(r.capitalize() for r in rest)}_dseg"
     suffix = naming.modality if len(images) == 1 else name.replace("_", "")
-    if suffix in ANAT:
+    if ANAT.fullmatch(suffix):
         return "anat", suffix
     folder = suffix.lower()
-    return (f"{folder}image" if folder in DATATYPES else folder), suffix
+    return (f"{folder}image" if DATATYPES.fullmatch(folder) else folder), suffix
 
 
 def _sidecar(sample: Sample, name: str, naming: Naming) -> dict[str, Any]:

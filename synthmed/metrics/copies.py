@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from synthmed.keys import Key
 from synthmed.metrics.sides import Cases
-from synthmed.metrics.similarity import Matches, Similarity
+from synthmed.metrics.similarity import Similarity
 from synthmed.metrics.stats import Bools, Floats, Ints, benjamini_hochberg, tail_p
 from synthmed.types import Frozen
 
 Names = npt.NDArray[np.str_]
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Similarities of synthetic scans to the real ones.
+
+    Args:
+        to_train: (n_synthetic, n_train_scans).
+        to_holdout: (n_synthetic, n_holdout_scans).
+    """
+
+    to_train: Floats
+    to_holdout: Floats
 
 
 class Match(Frozen):
@@ -72,6 +86,15 @@ class Copies(Frozen):
         return tuple(sorted({m.copy_of for m in self.matches if m.copy_of is not None}))
 
 
+def match(train: Cases, holdout: Cases, synthetic: Cases, similarity: Similarity) -> Matches:
+    """The similarities of every synthetic scan to every real one."""
+    learned = similarity.features(train)
+    fitted, made = similarity.fit(learned), similarity.features(synthetic)
+    return Matches(
+        fitted.compare(made, learned), fitted.compare(made, similarity.features(holdout))
+    )
+
+
 def find_copies(
     train: Cases,
     holdout: Cases,
@@ -106,31 +129,33 @@ def find_copies(
         key: draws the scan of each patient that plays a sample.
         found: the samples' similarities, where they are known already.
     """
-    fitted = similarity.fit(train)
+    learned = similarity.features(train)
+    fitted = similarity.fit(learned)
     if found is None:
-        found = Matches(fitted.compare(synthetic, train), fitted.compare(synthetic, holdout))
+        found = match(train, holdout, synthetic, similarity)
     rng = key.numpy()
     if len(holdout) > 0:
+        held = similarity.features(holdout)
         players = _one_scan_each(holdout.patients, rng)
-        player_side = _rows(holdout, players)
-        null_train = fitted.compare(player_side, train)
-        null_others = _without_self(
-            fitted.compare(player_side, holdout), player_side.patients, holdout.patients
+        in_train = fitted.compare(held[players], learned)
+        in_others = _without_self(
+            fitted.compare(held[players], held), holdout.patients[players], holdout.patients
         )
-        null = _best(null_train) - _best(null_others)
+        null = _best(in_train) - _best(in_others)
         gap = _best(found.to_train) - _best(found.to_holdout)
         # an exact copy of a training scan: its own similarity, less its best match in holdout
-        exact = fitted.same - _best(null_train.T)
+        exact = fitted.same - _best(in_train.T)
     else:
         players = _one_scan_each(train.patients, rng)
-        player_side = _rows(train, players)
-        among = _without_self(
-            fitted.compare(player_side, train), player_side.patients, train.patients
+        others = _without_self(
+            fitted.compare(learned[players], learned), train.patients[players], train.patients
         )
-        null = _lead(among, train.patients)
+        null = _lead(others, train.patients)
         gap = _lead(found.to_train, train.patients)
-        exact = fitted.same - _best(among)
-    return judge(found.to_train, gap, null, exact, train.patients, holdout.patients, fdr, fitted.name)
+        exact = fitted.same - _best(others)
+    return judge(
+        found.to_train, gap, null, exact, train.patients, holdout.patients, fdr, fitted.name
+    )
 
 
 def judge(
@@ -193,11 +218,6 @@ def judge(
 def _one_scan_each(patients: Names, rng: np.random.Generator) -> Ints:
     """A random scan of every patient, in the order of pseudonyms."""
     return np.array([rng.choice(np.nonzero(patients == p)[0]) for p in sorted(set(patients))])
-
-
-def _rows(cases: Cases, rows: Ints) -> Cases:
-    volumes = np.asarray(cases.volumes[rows])
-    return Cases(volumes, cases.patients[rows], [cases.labels[i] for i in rows])
 
 
 def _without_self(scores: Floats, queries: Names, references: Names) -> Floats:

@@ -4,8 +4,9 @@ For one image channel x on a grid, in prepared intensity (about 0 to 1), in this
 
 - 21 log powers: natural log of (1e-6 + mean squared coefficient) of the orthonormal DCT-II in 21
   bins of radial frequency, twenty equally wide over (0, 0.5] cycles a voxel and one for the
-  corners beyond; the mean (frequency 0) is left out. Coefficient k of an axis of N voxels has frequency k / 2N. A cosine transform and
-  not a Fourier one, because a crop whose faces differ would leak its edge over every frequency.
+  corners beyond; the mean (frequency 0) is left out. Coefficient k of an axis of N voxels has
+  frequency k / 2N. A cosine transform and not a Fourier one, because a crop whose faces differ
+  would leak its edge over every frequency.
 - 15 quantiles of intensity at `INTENSITY_LEVELS`.
 - 8 natural logs of (1e-3 + quantile) of gradient magnitude at `GRADIENT_LEVELS`, from forward
   differences a voxel; central ones would not see noise or a checkerboard.
@@ -80,7 +81,7 @@ def _radial_bins(shape: tuple[int, ...]) -> tuple[Ints, Ints]:
 def _quantiles(values: Singles, levels: tuple[float, ...]) -> Floats:
     ordered = np.sort(values, axis=None)
     ranks = np.rint(np.array(levels) * (len(ordered) - 1)).astype(np.int64)
-    return ordered[ranks].astype(np.float64)
+    return np.asarray(ordered[ranks], dtype=np.float64)
 
 
 def _gradient(volume: Singles) -> Singles:
@@ -89,7 +90,7 @@ def _gradient(volume: Singles) -> Singles:
     dx = volume[1:, :-1, :-1] - corner
     dy = volume[:-1, 1:, :-1] - corner
     dz = volume[:-1, :-1, 1:] - corner
-    return np.sqrt(dx * dx + dy * dy + dz * dz)
+    return np.asarray(np.sqrt(dx * dx + dy * dy + dz * dz))
 
 
 def _tissue(volume: Singles) -> Floats:

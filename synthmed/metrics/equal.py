@@ -85,9 +85,7 @@ def compare(
         return None
 
     def figure(a: Side, b: Side, key: Key) -> Floats:
-        return _mean(
-            statistic, a, shared.patients(a), b, shared.patients(b), count, draws, key
-        )
+        return _mean(statistic, a, shared.patients(a), b, shared.patients(b), count, draws, key)
 
     value = figure(reference, "synthetic", key.fold("value"))
     floor = ceiling = None

@@ -13,10 +13,10 @@ from typing import Literal
 import numpy as np
 
 from synthmed.metrics.blocks import blocks, image_channels
-from synthmed.metrics.copies import Copies, find_copies
+from synthmed.metrics.copies import Copies, Matches, find_copies, match
 from synthmed.metrics.descriptor import RESOLUTION, describe
 from synthmed.metrics.sides import Cases, Sides
-from synthmed.metrics.similarity import DescriptorSimilarity, ImageSimilarity, Matches
+from synthmed.metrics.similarity import DescriptorSimilarity, ImageSimilarity
 from synthmed.metrics.stats import Floats, Ints
 
 Side = Literal["train", "holdout", "synthetic", "blurred"]
@@ -119,8 +119,8 @@ class Shared:
     def matches(self) -> Matches:
         """Image similarities of the synthetic side to every real scan (the costly matrix)."""
         if self._matches is None:
-            s, similarity = self.sides, ImageSimilarity(self.images)
-            self._matches = similarity.matches(s.train, s.holdout, s.synthetic)
+            s = self.sides
+            self._matches = match(s.train, s.holdout, s.synthetic, ImageSimilarity(self.images))
         return self._matches
 
     def as_sampled(self) -> Copies:

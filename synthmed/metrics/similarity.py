@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -34,54 +34,60 @@ FAR_SHIFT = 2
 """Whole-voxel shifts up to this, along every axis at once, of the untransformed scan."""
 SCALES = (0.95, 1.05)
 ROTATE_DEGREES = 6.0
+LARGEST_R = 0.9999
+"""Correlations count as equal beyond this: rounding to float16 costs a copy as much."""
 CHUNK_SCANS = 256
 """Queries transformed at a time: bounds memory at a few chunks of 14 MB a channel."""
 
-Sparse = "csr_matrix[np.float32]"
 Shift = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Matches:
-    """Similarities of synthetic scans to the real ones.
-
-    Args:
-        to_train: (n_synthetic, n_train_scans).
-        to_holdout: (n_synthetic, n_holdout_scans).
-    """
-
-    to_train: Floats
-    to_holdout: Floats
+Features = npt.NDArray[Any]
 
 
 class Similarity(Protocol):
-    """Scores of query scans against reference scans; larger is more alike."""
+    """Scores of query scans against reference scans; larger is more alike.
 
-    name: str
-    same: float
-    """The score of a scan with itself."""
+    `features` reads scans once; `fit` and `compare` work on what it returned.
+    """
 
-    def fit(self, train: Cases) -> Similarity:
+    @property
+    def name(self) -> str:
+        """Short name, for records."""
+        ...
+
+    @property
+    def same(self) -> float:
+        """The score of a scan with itself."""
+        ...
+
+    def features(self, cases: Cases) -> Features:
+        """(n_scans, ...) what is compared of each scan."""
+        ...
+
+    def fit(self, train: Features) -> Similarity:
         """The similarity with whatever it learns from real train."""
         ...
 
-    def compare(self, queries: Cases, references: Cases) -> Floats:
+    def compare(self, queries: Features, references: Features) -> Floats:
         """(n_queries, n_references) scores."""
         ...
 
 
 @dataclass(frozen=True)
 class ImageSimilarity:
-    """Best high-pass correlation over flip, shift, small affine and monotone intensity changes.
+    """Best high-pass correlation over flip, shift, small affine and monotone intensity, Fisher's z.
 
     A scan is averaged to at most 24 voxels a side, its grey values are replaced by the normal
     scores of their ranks (which no monotone change of intensity alters), and a Gaussian background
-    (3 voxels) is subtracted. The score is the largest Pearson correlation between the reference
-    and the query under a bank of transforms, with zero for what moves in from outside: left-right
-    flip or not, times either all shifts up to 2 voxels along X, Y and Z at once (125), or scale
-    0.95 or 1.05 or a rotation by -6 or 6 degrees about X, Y or Z, each with no shift or one voxel
-    along one axis (8 x 7): 362 in all. Two voxels are 8 % of the field of view. A constant scan
-    scores 0. Several image channels are each normalised, then correlated together.
+    (3 voxels) is subtracted. The score is atanh(min(r, 0.9999)), r the largest Pearson correlation
+    of the reference with the query under a bank of transforms, zero where nothing moves in:
+    left-right flip or not, times either all shifts up to 2 voxels along X, Y and Z at once (125),
+    or scale 0.95 or 1.05 or a rotation by -6 or 6 degrees about X, Y or Z, each with no shift or
+    one voxel along one axis (8 x 7): 362 in all. Two voxels are 8 % of the field of view. A
+    constant scan scores 0. Several image channels are each normalised, then correlated together.
+
+    Fisher's z because heads are alike: where everybody correlates at 0.8 a difference of r leaves
+    an exact copy a gap of at most 0.2, close to what honest samples reach. atanh(r) is, but for a
+    constant, minus the log of the distance of two unit vectors, so a gap is a ratio of distances.
 
     One matrix product a transform and chunk of queries; memory is that of the references at
     24 voxels a side and of one chunk.
@@ -92,38 +98,31 @@ class ImageSimilarity:
 
     channels: tuple[int, ...]
     name: str = "image"
-    same: float = 1.0
+    same: float = float(np.arctanh(LARGEST_R))
 
-    def fit(self, train: Cases) -> ImageSimilarity:
-        """Nothing is learned."""
-        return self
-
-    def compare(self, queries: Cases, references: Cases) -> Floats:
-        """(n_queries, n_references) scores in [-1, 1]."""
-        details = self.details(references)
-        shape = details.shape[1:]
-        flat = details.reshape(len(details), -1)
-        norm = np.linalg.norm(flat, axis=1, keepdims=True)
-        flat = np.divide(flat, norm, out=np.zeros_like(flat), where=norm > 1e-6)
-        moved = self.details(queries)
-        best = np.full((len(moved), len(flat)), -np.inf, dtype=np.float32)
-        for start in range(0, len(moved), CHUNK_SCANS):
-            rows = slice(start, start + CHUNK_SCANS)
-            for query in _moves(moved[rows], shape):
-                score = query.reshape(len(query), -1) @ flat.T
-                np.maximum(best[rows], _over_norm(score, query), out=best[rows])
-        return best.astype(np.float64)
-
-    def details(self, cases: Cases) -> Singles:
-        """(n, C, x, y, z) high-pass normal scores, zero-mean a channel, of every scan."""
+    def features(self, cases: Cases) -> Singles:
+        """(n, C, x, y, z) high-pass normal scores, mean 0 and variance 1 a channel."""
         size = [min(SIDE, n) for n in cases.volumes.shape[2:]]
         parts = [_detail(block_means(b, size)) for b in blocks(cases, self.channels)]
         empty = np.zeros((0, len(self.channels), *size), dtype=np.float32)
         return np.concatenate([empty, *parts])
 
-    def matches(self, train: Cases, holdout: Cases, synthetic: Cases) -> Matches:
-        """Every synthetic scan against every real one."""
-        return matches(self, train, holdout, synthetic)
+    def fit(self, train: Features) -> ImageSimilarity:
+        """Nothing is learned."""
+        return self
+
+    def compare(self, queries: Features, references: Features) -> Floats:
+        """(n_queries, n_references) scores, 0 for unrelated scans."""
+        flat = references.reshape(len(references), -1)
+        norm = np.linalg.norm(flat, axis=1, keepdims=True)
+        flat = np.divide(flat, norm, out=np.zeros_like(flat), where=norm > 1e-6)
+        best = np.full((len(queries), len(flat)), -1, dtype=np.float32)
+        for start in range(0, len(queries), CHUNK_SCANS):
+            rows = slice(start, start + CHUNK_SCANS)
+            for query in _moves(queries[rows]):
+                score = query.reshape(len(query), -1) @ flat.T
+                np.maximum(best[rows], _over_norm(score, query), out=best[rows])
+        return np.arctanh(np.clip(best, -LARGEST_R, LARGEST_R).astype(np.float64))
 
 
 @dataclass(frozen=True)
@@ -150,13 +149,17 @@ class DescriptorSimilarity:
         """The score of a scan with itself."""
         return -float(np.log(0.01 * np.sqrt(len(self.channels) * len(RESOLUTION))))
 
-    def fit(self, train: Cases) -> DescriptorSimilarity:
-        """Mean and scale of the descriptors of every scan of train."""
-        found = self._describe(train)
-        scale = np.maximum(found.std(axis=0), np.tile(RESOLUTION, len(self.channels)))
-        return DescriptorSimilarity(self.channels, found.mean(axis=0), scale)
+    def features(self, cases: Cases) -> Floats:
+        """(n, 53 C) descriptors."""
+        empty = np.zeros((0, len(self.channels) * len(RESOLUTION)))
+        return np.concatenate([empty, *(describe(b) for b in blocks(cases, self.channels))])
 
-    def compare(self, queries: Cases, references: Cases) -> Floats:
+    def fit(self, train: Features) -> DescriptorSimilarity:
+        """Mean and scale of the descriptors of every scan of train."""
+        scale = np.maximum(train.std(axis=0), np.tile(RESOLUTION, len(self.channels)))
+        return DescriptorSimilarity(self.channels, train.mean(axis=0), scale)
+
+    def compare(self, queries: Features, references: Features) -> Floats:
         """(n_queries, n_references) scores.
 
         Raises:
@@ -165,21 +168,9 @@ class DescriptorSimilarity:
         from scipy.spatial.distance import cdist
 
         if self.mean is None or self.scale is None:
-            raise ValueError("DescriptorSimilarity.compare: call fit(train) first")
-        a, b = ((self._describe(c) - self.mean) / self.scale for c in (queries, references))
+            raise ValueError("DescriptorSimilarity.compare: call fit(features of train) first")
+        a, b = ((f - self.mean) / self.scale for f in (queries, references))
         return np.asarray(-np.log(cdist(a, b) + 0.01 * np.sqrt(len(self.mean))))
-
-    def _describe(self, cases: Cases) -> Floats:
-        empty = np.zeros((0, len(self.channels) * len(RESOLUTION)))
-        return np.concatenate([empty, *(describe(b) for b in blocks(cases, self.channels))])
-
-
-def matches(
-    similarity: Similarity, train: Cases, holdout: Cases, synthetic: Cases
-) -> Matches:
-    """Every synthetic scan against every real one, by any similarity."""
-    fitted = similarity.fit(train)
-    return Matches(fitted.compare(synthetic, train), fitted.compare(synthetic, holdout))
 
 
 def normal_scores(volumes: Singles) -> Singles:
@@ -210,7 +201,7 @@ def _detail(block: Singles) -> Singles:
     detail = scores - gaussian_filter(scores, sigma, mode="nearest")
     detail -= detail.mean(axis=(2, 3, 4), keepdims=True)
     spread = detail.std(axis=(2, 3, 4), keepdims=True)
-    return np.divide(detail, spread, out=np.zeros_like(detail), where=spread > 1e-4)
+    return np.asarray(np.divide(detail, spread, out=np.zeros_like(detail), where=spread > 1e-4))
 
 
 def _over_norm(score: Singles, query: Singles) -> Singles:
@@ -221,15 +212,15 @@ def _over_norm(score: Singles, query: Singles) -> Singles:
     flat = query.reshape(len(query), -1)
     square = np.einsum("ij,ij->i", flat, flat)
     norm = np.sqrt(np.maximum(square - flat.sum(axis=1) ** 2 / flat.shape[1], 0))[:, None]
-    return np.divide(score, norm, out=np.zeros_like(score), where=norm > 1e-3)
+    return np.asarray(np.divide(score, norm, out=np.zeros_like(score), where=norm > 1e-3))
 
 
-def _moves(volumes: Singles, shape: tuple[int, ...]) -> Iterator[Singles]:
+def _moves(volumes: Singles) -> Iterator[Singles]:
     """The bank: every transform of (n, C, x, y, z), one at a time."""
     for flipped in (volumes, volumes[:, :, ::-1]):
         for shift in _far_shifts():
             yield _shifted(flipped, shift)
-        for moved in _affines(flipped, shape[1:]):
+        for moved in _affines(flipped):
             for shift in _near_shifts():
                 yield _shifted(moved, shift)
 
@@ -241,25 +232,31 @@ def _far_shifts() -> list[Shift]:
 
 def _near_shifts() -> list[Shift]:
     """No shift, and one voxel either way along one axis."""
-    return [s for s in itertools.product((-1, 0, 1), repeat=3) if sum(map(abs, s)) <= 1]
+    return [
+        s for s in itertools.product((-1, 0, 1), (-1, 0, 1), (-1, 0, 1)) if sum(map(abs, s)) < 2
+    ]
 
 
 def _shifted(volumes: Singles, shift: Shift) -> Singles:
     """(n, C, x, y, z) moved by whole voxels, zero (the mean) where nothing moves in."""
     out = np.zeros(volumes.shape, dtype=np.float32)
-    to = tuple(slice(max(0, s), n + min(0, s)) for s, n in zip(shift, volumes.shape[2:]))
-    source = tuple(slice(max(0, -s), n - max(0, s)) for s, n in zip(shift, volumes.shape[2:]))
+    to = tuple(
+        slice(max(0, s), n + min(0, s)) for s, n in zip(shift, volumes.shape[2:], strict=True)
+    )
+    source = tuple(
+        slice(max(0, -s), n - max(0, s)) for s, n in zip(shift, volumes.shape[2:], strict=True)
+    )
     out[:, :, *to] = volumes[:, :, *source]
     return out
 
 
-def _affines(volumes: Singles, shape: tuple[int, ...]) -> list[Singles]:
+def _affines(volumes: Singles) -> list[Singles]:
     """The scaled and rotated versions of a chunk, by trilinear interpolation."""
     n, c = volumes.shape[:2]
     columns = np.ascontiguousarray(volumes.reshape(n * c, -1).T)
     return [
         np.ascontiguousarray((weights @ columns).T).reshape(volumes.shape)
-        for weights in _interpolations(shape)
+        for weights in _interpolations(volumes.shape[2:])
     ]
 
 

@@ -49,9 +49,8 @@ def build(
     named = {(r.estimate, r.slice) for r in config.policy.rules}
     if kind == "shareable":
         estimates = [e for e in estimates if (e.name, e.slice) in named]
-    scan: dict[str, Any] = {"n_searched": n_searched, "n_findings": len(findings)}
-    if kind == "restricted":
-        scan["findings"] = [f.model_dump(mode="json") for f in findings]
+    listed = [f.model_dump(mode="json") for f in findings] if kind == "restricted" else None
+    scan = {"n_searched": n_searched, "n_findings": len(findings), "findings": listed}
     return {
         "schema_version": SCHEMA_VERSION,
         "report": kind,

@@ -10,11 +10,9 @@ from synthmed.config import Condition
 from synthmed.report.page import environment
 from synthmed.store import file_sha256
 
-CARDS = ("README.md", "MODEL_CARD.md", "DATASHEET.md")
-
 
 def card(name: str, report: Mapping[str, Any]) -> str:
-    """One of `CARDS`, from the content of report.json."""
+    """README.md, MODEL_CARD.md or DATASHEET.md, from the content of report.json."""
     return environment().get_template(name).render(r=report)
 
 
@@ -90,6 +88,7 @@ _CONTEXT: Mapping[str, Any] = {  # the context that the Croissant 1.0 specificat
     "data": {"@id": "cr:data", "@type": "@json"},
     "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
     "dct": "http://purl.org/dc/terms/",
+    "equivalentProperty": "cr:equivalentProperty",
     "examples": {"@id": "cr:examples", "@type": "@json"},
     "extract": "cr:extract",
     "field": "cr:field",
@@ -109,6 +108,7 @@ _CONTEXT: Mapping[str, Any] = {  # the context that the Croissant 1.0 specificat
     "regex": "cr:regex",
     "repeated": "cr:repeated",
     "replace": "cr:replace",
+    "samplingRate": "cr:samplingRate",
     "sc": "https://schema.org/",
     "separator": "cr:separator",
     "source": "cr:source",

@@ -5,6 +5,7 @@ The chart holds no text, so that it can shrink to a phone; the page prints its k
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -44,20 +45,16 @@ def chart(estimate: Mapping[str, Any]) -> Chart | None:
     if estimate["value"] is None:
         return None
     rules = [r for r in estimate["rules"] if r["limit"] is not None]
-    marks = [estimate[k] for k in ("value", "floor", "ceiling", "target")]
+    target = estimate["target"] if estimate["better"] == "match" else None
+    marks = [estimate["value"], estimate["floor"], estimate["ceiling"], target]
     marks += [*(estimate["ci"] or ()), *(r["limit"] for r in rules)]
-    known = [float(m) for m in marks if m is not None]
-    low, high = min(known), max(known)
-    pad = (high - low) * 0.06 or max(abs(high) * 0.1, 0.1)
-    # a count or a share has nothing below 0, so an axis that begins near 0 begins at 0
-    low = 0.0 if 0 <= low < 0.5 * (high - low) else low - pad
-    high += pad
-
-    def at(x: float | None) -> float | None:
-        return None if x is None else round((float(x) - low) / (high - low) * 100, 2)
+    low, high = _ends([float(m) for m in marks if m is not None])
 
     def sure(x: float) -> float:
         return round((float(x) - low) / (high - low) * 100, 2)
+
+    def at(x: float | None) -> float | None:
+        return None if x is None else sure(x)
 
     bands = []
     for rule in rules:
@@ -71,8 +68,19 @@ def chart(estimate: Mapping[str, Any]) -> Chart | None:
         ci=None if ci is None else (sure(ci[0]), sure(ci[1])),
         floor=at(estimate["floor"]),
         ceiling=at(estimate["ceiling"]),
-        target=at(estimate["target"]),
+        target=at(target),
         bands=bands,
         limits=[sure(r["limit"]) for r in rules],
         zero=at(0.0) if low < 0 < high else None,
     )
+
+
+def _ends(marks: list[float]) -> tuple[float, float]:
+    """Round numbers around all marks, with room for the marks' own width."""
+    low, high = min(marks), max(marks)
+    span = (high - low) or abs(high) or 1.0
+    step = 10.0 ** math.floor(math.log10(span))
+    step *= next(m for m in (0.1, 0.2, 0.5, 1.0) if span / (m * step) <= 10)
+    # what cannot be below 0 begins there when that wastes less than half of the axis
+    begin = 0.0 if 0 <= low <= span else math.floor((low - 0.02 * span) / step) * step
+    return begin, math.ceil((high + 0.02 * span) / step) * step

@@ -6,7 +6,7 @@ so that nothing real can be drawn without handing it over.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,10 +118,11 @@ def _drawn(sample: Sample, folder: Path, masks: Collection[str]) -> Grey:
 
 
 def _caption(who: str, labels: Labels) -> str:
-    parts: Sequence[str] = [
-        f"{n} {v}"
-        if isinstance(v, str)
-        else f"{n} {min(v, AGE_POOL_YEARS) if is_age(n) else v:.3g}"
-        for n, v in labels.items()
-    ]
-    return ", ".join([who, *parts])
+    parts = [who]
+    for name, value in labels.items():
+        if isinstance(value, str):
+            parts.append(f"{name} {value}")
+        else:
+            pooled = min(value, AGE_POOL_YEARS) if is_age(name) else value
+            parts.append(f"{name} {pooled:.3g}")
+    return ", ".join(parts)

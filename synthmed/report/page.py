@@ -20,12 +20,12 @@ STATUS = {
     "fail": ("✕", "not met"),
     "inconclusive": ("?", "inconclusive"),
 }
-GROUP = {
-    "fidelity": "Fidelity",
+GROUP = {  # in the order of the page
     "memorization": "Memorization",
     "membership": "Membership",
-    "utility": "Utility",
     "audit": "Audit",
+    "fidelity": "Fidelity",
+    "utility": "Utility",
 }
 
 
@@ -75,18 +75,19 @@ def environment() -> Environment:
 def number(x: float | None) -> str:
     """Three significant digits with a true minus sign; a dash for null.
 
-    >>> number(0.04567), number(-12345.0), number(None)
-    ('0.0457', '−12,345', '–')
+    >>> number(0.04567), number(12345.0)
+    ('0.0457', '12,345')
     """
     if x is None:
-        return "–"
+        return "\N{EN DASH}"
     text = f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.3g}"
-    return text.replace("-", "−")
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def one_line(x: Any) -> str:
     """Text without line breaks or Markdown marks that would begin something new."""
-    return " ".join(str(x).replace("<", "‹").replace(">", "›").replace("|", "/").split())
+    plain = str(x).translate(str.maketrans("<>|`", "()/'"))
+    return " ".join(plain.split())
 
 
 def _worst_slices(estimates: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -213,8 +213,10 @@ def split_by_hash(scans: Sequence[Scan], share: float, key: Key) -> set[str]:
 
     Guarantee: adding or removing one patient moves no other (what differential privacy needs).
     """
-    patients = {s.patient for s in scans}
-    return _prescribed(scans) or {p for p in patients if key.fold(p).integer() < share * 2**63}
+    given = _prescribed(scans)
+    if given is not None:
+        return given
+    return {s.patient for s in scans if key.fold(s.patient).integer() < share * 2**63}
 
 
 def split_stratified(scans: Sequence[Scan], share: float, key: Key) -> set[str]:
@@ -223,7 +225,8 @@ def split_stratified(scans: Sequence[Scan], share: float, key: Key) -> set[str]:
     Strata are the combinations of categorical labels of a patient's first scan; the rounding of
     small strata is settled by largest remainder, so that the total is exact.
     """
-    if given := _prescribed(scans):
+    given = _prescribed(scans)
+    if given is not None:
         return given
     strata: dict[tuple[str, ...], list[str]] = {}
     seen: set[str] = set()
@@ -245,8 +248,8 @@ def split_stratified(scans: Sequence[Scan], share: float, key: Key) -> set[str]:
     }
 
 
-def _prescribed(scans: Sequence[Scan]) -> set[str]:
-    """Held-out patients where the table has a split column; nobody may be on both sides.
+def _prescribed(scans: Sequence[Scan]) -> set[str] | None:
+    """Held-out patients where the table has a split column, else None.
 
     Raises:
         InputError: a patient's scans are on both sides.
@@ -261,7 +264,7 @@ def _prescribed(scans: Sequence[Scan]) -> set[str]:
             + (f" (and {len(both) - 1} more)" if len(both) > 1 else ""),
             "Put all scans of a person on one side.",
         )
-    return {p for p, side in sides.items() if side == {"holdout"}}
+    return {p for p, side in sides.items() if side == {"holdout"}} if sides else None
 
 
 def summary(facts: Mapping[str, Any]) -> str:

@@ -18,20 +18,18 @@ from typing import Any
 from synthmed import policy
 from synthmed.artifacts import Cohort, Dataset, ScreenedCohort
 from synthmed.config import Config
-from synthmed.deid.scan import Finding, scan
+from synthmed.deid.scan import Finding, mentions, scan
 from synthmed.errors import UsageError
 from synthmed.formats.bids_export import Naming, export
 from synthmed.report import images
 from synthmed.report.build import Report, build
 from synthmed.report.cards import card, croissant
 from synthmed.report.facts import CohortFacts
+from synthmed.report.folder import SUMS, close, empty, sums, write_page, write_report
 from synthmed.report.images import Picture
-from synthmed.report.page import render
 from synthmed.stages.identifiers import identifiers
-from synthmed.store import Run, digest, file_sha256, sync, write_bytes, write_json
+from synthmed.store import Run, digest, sync, write_bytes, write_json
 from synthmed.types import Decision, Estimate, Verdict
-
-SUMS = "SHA256SUMS"
 
 
 @dataclass(frozen=True)
@@ -91,16 +89,16 @@ def release(
     judged = policy.decide(config.policy.rules, evidence, n_holdout=told.n_holdout).verdicts
     before_scan = [*judged, _dropped(config, cohort, told)]
 
-    new = _empty(run.private / ".release.new")
+    new = empty(run.private / ".release.new")
     findings: list[Finding] = []
     decision = policy.conclude([*before_scan, _scanned(findings)])
     shareable = _fill(new, material, decision, findings)
     findings = scan(new, forbidden=searched)
     if findings:
         decision = policy.conclude([*before_scan, _scanned(findings)])
-        shareable = _fill(_empty(new), material, decision, findings)
+        shareable = _fill(empty(new), material, decision, findings)
 
-    private = _empty(run.private / ".report.new")
+    private = empty(run.private / ".report.new")
     pictures = list(shown)
     if real is not None:
         sampled = run.folder("cohort")
@@ -120,7 +118,7 @@ def release(
     if signature:
         restricted["signature"] = signature
         _sign_folder(new, shareable, signature)
-    _write_report(private, restricted, pictures)
+    write_report(private, restricted, pictures)
     write_json(
         private / "decision.json",
         {"made_from": made_from, "decision": decision.model_dump(mode="json")},
@@ -167,12 +165,17 @@ def sign(run: Run, name: str, reason: str) -> None:
         )
     if not name.strip() or not reason.strip():
         raise UsageError("--sign and --reason: both must say something")
-    if _sums(withheld) != (withheld / SUMS).read_text(encoding="utf-8"):
+    if sums(withheld) != (withheld / SUMS).read_text(encoding="utf-8"):
         raise UsageError(
             f"{withheld}: changed since it was built",
             f"Run `synthmed release {run.path}` to build it again.",
         )
-    new = _empty(run.private / ".release.new")
+    if mentions(f"{name}\n{reason}", identifiers(run, None, (), ())):
+        raise UsageError(
+            "--sign or --reason: holds an identifier of the source, and would be released with it",
+            "Say it without names, pseudonyms or file names of patients.",
+        )
+    new = empty(run.private / ".release.new")
     shutil.copytree(withheld, new, dirs_exist_ok=True)
     shareable: Report = json.loads((new / "report/report.json").read_text(encoding="utf-8"))
     signature = {
@@ -182,17 +185,11 @@ def sign(run: Run, name: str, reason: str) -> None:
     }
     record = {**signature, "report": digest(shareable)}
     _sign_folder(new, shareable, signature)
-    if scan(new, forbidden=identifiers(run, None, (), ())):
-        shutil.rmtree(new)
-        raise UsageError(
-            "--sign or --reason: holds an identifier of the source, and would be released with it",
-            "Say it without names, pseudonyms or file names of patients.",
-        )
     write_json(run.private / "signed.json", record)
     run.log("signed", name=record["name"], reason=record["reason"])
     private = run.private / "report"
     write_json(private / "report.json", {**restricted, "signature": signature})
-    _write_page(private)
+    write_page(private)
     _take_away(run, withheld)
     _into_place(run, new, run.path / "release")
 
@@ -208,18 +205,13 @@ def rebuild(run: Run) -> list[Path]:
         folder = run.path / name
         if not (folder / "report.json").is_file():
             continue
-        _write_page(folder)
+        write_page(folder)
         pages.append(folder / "report.html")
         if (folder.parent / SUMS).is_file():
-            write_bytes(folder.parent / SUMS, _sums(folder.parent).encode())
+            write_bytes(folder.parent / SUMS, sums(folder.parent).encode())
     if not pages:
         raise UsageError(f"run {run.path}: no report yet", f"Run `synthmed release {run.path}`.")
     return pages
-
-
-def summary(facts: Mapping[str, Any]) -> str:
-    """One line for the terminal."""
-    return str(facts.get("decision", ""))
 
 
 def _fill(
@@ -247,40 +239,21 @@ def _fill(
         readme=card("README.md", report),
     )
     (out / "report").mkdir()
-    _write_report(out / "report", report, material.pictures)
-    _write_cards(out, report)
-    write_json(out / "croissant.json", croissant(report, out, config.data.conditions))
-    _close(out)
-    return report
-
-
-def _write_cards(out: Path, report: Report) -> None:
-    for name in ("README.md", "MODEL_CARD.md", "DATASHEET.md"):
+    write_report(out / "report", report, material.pictures)
+    for name in ("MODEL_CARD.md", "DATASHEET.md"):
         write_bytes(out / name, card(name, report).encode())
-
-
-def _write_report(folder: Path, report: Report, pictures: Sequence[Picture]) -> None:
-    write_json(folder / "report.json", report)
-    (folder / "images").mkdir(exist_ok=True)
-    for picture in pictures:
-        write_bytes(folder / picture.file, picture.content)
-    _write_page(folder)
-
-
-def _write_page(folder: Path) -> None:
-    """report.html of a folder that holds report.json and its images."""
-    report: Report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    content = {i["file"]: (folder / i["file"]).read_bytes() for i in report["images"]}
-    write_bytes(folder / "report.html", render(report, content).encode())
+    write_json(out / "croissant.json", croissant(report, out, config.data.conditions))
+    close(out)
+    return report
 
 
 def _sign_folder(folder: Path, report: Report, signature: Mapping[str, str]) -> None:
     """Put the signature into the report and the README of a folder that is about to leave."""
     signed = {**report, "signature": dict(signature)}
     write_json(folder / "report/report.json", signed)
-    _write_page(folder / "report")
+    write_page(folder / "report")
     write_bytes(folder / "README.md", card("README.md", signed).encode())
-    _close(folder)
+    close(folder)
 
 
 def _still_signed(run: Run, decision: Decision, shareable: Report) -> dict[str, str] | None:
@@ -333,26 +306,6 @@ def _scanned(findings: Sequence[Finding]) -> Verdict:
 def _naming(config: Config) -> Naming:
     channels = config.data.channels or {}
     return Naming(config.data.modality, {n: c.labels for n, c in channels.items() if c.labels})
-
-
-def _sums(folder: Path) -> str:
-    """The text of SHA256SUMS, as `sha256sum -c` reads it."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / SUMS)
-    return "".join(f"{file_sha256(p)}  {p.relative_to(folder).as_posix()}\n" for p in files)
-
-
-def _close(folder: Path) -> None:
-    """Write SHA256SUMS and flush everything: from here the folder is complete."""
-    write_bytes(folder / SUMS, _sums(folder).encode())
-    for path in folder.rglob("*"):
-        sync(path)
-    sync(folder)
-
-
-def _empty(path: Path) -> Path:
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir()
-    return path
 
 
 def _take_away(run: Run, path: Path) -> None:

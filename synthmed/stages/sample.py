@@ -22,16 +22,13 @@ from synthmed.backbones.generative import Generative
 from synthmed.conditions import Conditions
 from synthmed.config import Config
 from synthmed.errors import UsageError
-from synthmed.formats.nifti import write_nifti
+from synthmed.formats import synthetic
 from synthmed.keys import Key
 from synthmed.stages.prepare import CLIP
 from synthmed.stages.train import load_state
 from synthmed.store import write_bytes
+from synthmed.progress import Progress
 from synthmed.types import Affine
-
-UNIT = 1000
-"""Prepared intensity 1 (the high percentile of a scan) as an integer in a written volume."""
-
 
 class Sampler:
     """A trained model, ready to draw from.
@@ -90,16 +87,16 @@ class Sampler:
         for number in sorted({k // self.batch for k in missing}):
             volumes = self.canonical_batch(number)
             for k in (k for k in missing if k // self.batch == number):
-                for name, values in encode(volumes[k % self.batch], self.channels).items():
-                    write_nifti(target / names[k][name], values, self.affine)
+                voxels = volumes[k % self.batch]
+                synthetic.write(target, names[k], voxels, self.channels, self.affine)
                 done(sum(j <= k for j in indices))
         return [Sample(index=k, labels=dict(self.labels_of(k)), files=names[k]) for k in indices]
 
     def _files(self, index: int) -> dict[str, str]:
-        return {name: f"syn-{index:06d}_{name}.nii.gz" for name in volume_names(self.channels)}
+        return {name: f"syn-{index:06d}_{name}.nii.gz" for name in synthetic.volume_names(self.channels)}
 
 
-def sample(config: Config, sampler: Sampler, partial: Path, target: Path, progress: Any) -> dict[str, Any]:
+def sample(config: Config, sampler: Sampler, partial: Path, target: Path, progress: Progress) -> dict[str, Any]:
     """Fill `target` with the cohort: samples.jsonl and one .nii.gz a channel and sample.
 
     Volumes are first written into `partial`, from where a killed run goes on.
@@ -190,45 +187,6 @@ def _joint(observed: Sequence[Mapping[str, str | float]]) -> list[Mapping[str, s
         x if sizes[cell] >= 5 else {**x, **dict(common)}
         for x, cell in zip(coarse, cells, strict=True)
     ]
-
-
-def volume_names(channels: Sequence[ChannelInfo]) -> list[str]:
-    """The files a sample consists of: every image channel, and every mask once."""
-    return list(dict.fromkeys(c.mask or c.name for c in channels))
-
-
-def encode(
-    volume: npt.NDArray[np.float32], channels: Sequence[ChannelInfo]
-) -> dict[str, npt.NDArray[np.int16]]:
-    """(C, X, Y, Z) as the integer volumes that are written: images in `UNIT`s, masks as labels.
-
-    A voxel takes the label whose channel is largest, the background being 1 minus their sum.
-    """
-    out: dict[str, npt.NDArray[np.int16]] = {}
-    for name in volume_names(channels):
-        rows = [i for i, c in enumerate(channels) if (c.mask or c.name) == name]
-        if channels[rows[0]].mask is None:
-            out[name] = np.round(volume[rows[0]] * UNIT).astype(np.int16)
-        else:
-            parts = volume[rows]
-            values = np.array([0] + [channels[i].label_value or 0 for i in rows])
-            stack = np.concatenate([1 - parts.sum(0, keepdims=True), parts])
-            out[name] = values[stack.argmax(0)].astype(np.int16)
-    return out
-
-
-def decode(
-    volumes: Mapping[str, npt.NDArray[np.int16]], channels: Sequence[ChannelInfo]
-) -> npt.NDArray[np.float16]:
-    """The inverse of `encode`, up to its rounding: (C, X, Y, Z) in prepared intensity."""
-    return np.stack(
-        [
-            (volumes[c.name].astype(np.float32) / UNIT).astype(np.float16)
-            if c.mask is None
-            else (volumes[c.mask] == c.label_value).astype(np.float16)
-            for c in channels
-        ]
-    )
 
 
 def write_samples(path: Path, samples: Sequence[Sample]) -> None:

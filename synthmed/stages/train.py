@@ -223,7 +223,7 @@ def one_step(
         progress = state.step / state.steps[state.round]
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=amp):
             loss = phase.loss(state.params, batch, draws, progress).mean()
-        value = float(loss)
+        value = float(loss.detach())
         if not math.isfinite(value):
             raise SynthmedError(
                 f"training diverged at step {state.step}: the loss {phase.name} is {value}",
@@ -247,7 +247,7 @@ def one_step(
             for name, average in state.averages[phase.name].items():
                 average.lerp_(state.params[name].detach(), 1 - decay)
         out[phase.name] = round(value, 6)
-        out[f"{phase.name}.gradient"] = round(float(norm), 6)
+        out[f"{phase.name}.gradient"] = round(float(norm.detach()), 6)
     return out
 
 

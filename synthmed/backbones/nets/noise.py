@@ -39,6 +39,7 @@ class SpectralNoise(nn.Module):
         super().__init__()
         self.grid = grid
         self.log_scale = nn.Parameter(torch.full((channels, *grid), math.log(0.2) / _GAIN))
+        self.log_sigma = nn.Parameter(torch.full((channels,), math.log(0.2) / _GAIN))
         self.log_spectrum = nn.Parameter(torch.zeros(channels, n_knots), requires_grad=spectral)
         fx, fy = (torch.fft.fftfreq(n) for n in grid[:2])
         fz = torch.fft.rfftfreq(grid[2])
@@ -65,8 +66,22 @@ class SpectralNoise(nn.Module):
     def _scale(self) -> Tensor:
         return (self.log_scale * _GAIN).exp() + _FLOOR
 
-    def forward(self, residual: Tensor) -> Tensor:
-        """Negative log density of residuals, in nats.
+    def forward(self, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Both negative log densities of residuals, in nats: (B,) for the mean, (B,) for the fit.
+
+        The first, under one deviation a channel, teaches the mean. The second, under the full
+        covariance, sees the residual as given and fits the covariance to it. Were it to teach
+        the mean as well, voxels that are hard to predict would be given up early: their deviation
+        grows, and with it their gradient vanishes (Seitzer et al. 2022, arXiv:2203.09168).
+        """
+        r = residual.float()
+        sigma = (self.log_sigma * _GAIN).exp()[:, None, None, None] + _FLOOR
+        plain = ((r / sigma) ** 2 / 2 + sigma.log()).sum((1, 2, 3, 4))
+        constant = 0.5 * residual[0].numel() * math.log(2 * math.pi)
+        return plain + constant, self.full(r.detach())
+
+    def full(self, residual: Tensor) -> Tensor:
+        """Negative log density under the full covariance, in nats.
 
         Args:
             residual: (B, C, X, Y, Z), data minus mean.

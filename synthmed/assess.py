@@ -1,0 +1,257 @@
+"""Evidence and a decision for a cohort that any other tool has made: `synthmed assess`.
+
+Both folders go through the same ingest and prepare as a run of our own, and the same screen,
+metrics and policy judge them; only what a model would be needed for (replacing copies) is left
+out, and no volume is copied into the result.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from synthmed import config as configs
+from synthmed import store
+from synthmed.artifacts import Catalogue, Cohort, Dataset, Sample, Scan, ScreenedCohort
+from synthmed.config import CATEGORY, Config
+from synthmed.errors import InputError, UsageError
+from synthmed.formats import synthetic as synthetic_files
+from synthmed.inventory import versions
+from synthmed.progress import Progress
+from synthmed.stages import evaluate, release, screen
+from synthmed.stages.ingest import ingest
+from synthmed.stages.prepare import channels_of, conform, prepare
+from synthmed.stages.sample import write_samples
+from synthmed.store import Run
+from synthmed.types import Decision
+
+MAX_SIDE = 64
+"""Without a config, volumes are compared on at most this many voxels a side."""
+
+MARK = "assessed.json"
+"""Marks a folder as the result of an assessment, which the next one may replace."""
+
+
+def assess(
+    real: Path,
+    synthetic: Path,
+    out: Path,
+    patient: str | None = None,
+    holdout: Path | None = None,
+    config: str | None = None,
+    seed: int | None = None,
+    quiet: bool = False,
+) -> Decision:
+    """Judge `synthetic` against `real` and write evidence and reports to `out`.
+
+    Args:
+        real: folder of scans with participants.tsv; a column `split` says who was trained on.
+        synthetic: folder of scans likewise.
+        out: new folder, or the result of an earlier assessment.
+        patient: column that names one person; by default patient, subject_group or participant_id.
+        holdout: folder of scans of people never trained on.
+        config: a config whose data, evaluate and policy parts apply; else channels, conditions
+            and grid are taken from what both tables and the scans have in common.
+        seed: of all resampling.
+        quiet: no progress.
+
+    Raises:
+        UsageError: `out` holds something else.
+        InputError: a folder holds nothing usable, or a person is on both sides.
+    """
+    if out.is_dir() and any(out.iterdir()) and not (out / MARK).is_file():
+        raise UsageError(
+            f"--out {out}: holds files that no assessment wrote", "Choose a new folder."
+        )
+    chosen = _config(real, synthetic, config, patient, seed)
+    run = Run(out)
+    with run.lock():
+        store.write_json(out / MARK, {"schema_version": 1})
+        run.discard("catalogue")
+        chosen = _catalogue(run, chosen, holdout, quiet, given=config is not None)
+        data = _dataset(run, chosen, quiet)
+        cohort = _cohort(run, chosen, synthetic, data, quiet)
+        store.write_bytes(out / "config.yaml", configs.dump(chosen).encode())
+        progress = Progress("screen", quiet)
+        with run.writing("screening", "", {}, facts := {}) as target:
+            facts.update(screen.screen(chosen, data, cohort, None, target, progress))
+        progress.done(screen.summary(facts))
+        folder = run.folder("screening")
+        shipped = ScreenedCohort.open(cohort, folder)
+        progress = Progress("evaluate", quiet)
+        with run.writing("evidence", "", {}, measured := {}) as target:
+            copies = screen.read_copies(folder)
+            measured.update(evaluate.evaluate(chosen, data, shipped, copies, target, progress))
+        progress.done(evaluate.summary(measured))
+        about = {
+            **run.require("dataset").manifest.facts,
+            **facts,
+            "n_synthetic": len(shipped.samples),
+            "seed": chosen.seed,
+            "versions": versions(),
+            "digests": {kind: run.require(kind).digest() for kind in store.FOLDER if kind != "model"},
+        }
+        estimates = evaluate.read_estimates(run.folder("evidence"))
+        return release.release(
+            run, chosen, estimates, shipped, about, real=data, with_volumes=False
+        )
+
+
+def _config(
+    real: Path, synthetic: Path, config: str | None, patient: str | None, seed: int | None
+) -> Config:
+    """The config to judge by: the one named, or one made of what the two tables share."""
+    values: dict[str, Any] = {"data.source": str(real), "privacy": None}
+    if patient is not None:
+        values["data.patient"] = patient
+    if seed is not None:
+        values["seed"] = seed
+    if config is not None:
+        return configs.load(configs.find(config), (), values)
+    tree: dict[str, Any] = {
+        "data": {
+            "source": str(real),
+            "patient": patient,
+            "conditions": shared_labels(real, synthetic, patient),
+            "grid": [MAX_SIDE] * 3,  # until the scans have been seen
+        },
+        "backbone": {"name": "cvae"},
+        "privacy": None,
+        "train": {"max_steps": 1},
+        "seed": seed or 0,
+    }
+    return configs.validate(tree, "of assess")
+
+
+_NO_LABEL = {"participant_id", "patient", "subject_group", "image", "split", "session_id"}
+
+
+def shared_labels(real: Path, synthetic: Path, patient: str | None) -> dict[str, Any]:
+    """Conditions made of the columns that both participants.tsv have.
+
+    Two to ten words in common are categories, more than ten different numbers a range; anything
+    else (an identifier, free text) is left alone.
+    """
+    tables = []
+    for folder in (real, synthetic):
+        file = folder / "participants.tsv"
+        if not file.is_file():
+            return {}
+        try:
+            tables.append(pd.read_csv(file, sep="\t", dtype=str, keep_default_na=False))
+        except (ValueError, OSError):
+            return {}  # ingest will say what is wrong with it
+    conditions: dict[str, Any] = {}
+    for name in [c for c in tables[0].columns if c in tables[1].columns]:
+        if name in _NO_LABEL | {patient} or not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name):
+            continue
+        both = [set(t[name]) - {"", "n/a"} for t in tables]
+        values = sorted(both[0] | both[1])
+        numbers = pd.to_numeric(pd.Series(values), errors="coerce")
+        if len(values) > 10 and numbers.notna().all():
+            conditions[name] = {
+                "kind": "continuous",
+                "low": float(numbers.min()),
+                "high": float(numbers.max()),
+            }
+        elif 2 <= len(values) <= 10 and both[0] & both[1] and all(
+            re.fullmatch(CATEGORY, v) for v in values
+        ):
+            conditions[name] = {"kind": "categorical", "categories": values}
+    return conditions
+
+
+def _catalogue(run: Run, config: Config, holdout: Path | None, quiet: bool, given: bool) -> Config:
+    """Ingest the real side; returns the config with a grid that fits it unless one was given."""
+    progress = Progress("real", quiet)
+    with run.writing("catalogue", "", {}, facts := {}) as target:
+        facts.update(ingest(config, target, progress=progress.update, use_split=True))
+        scans = list(Catalogue.open(target).scans)
+        if holdout is not None:
+            scans = [s.model_copy(update={"split": "train"}) for s in scans]
+            scans += _held_out(config, holdout, target, {s.patient for s in scans})
+        elif all(s.split is None for s in scans):
+            # nobody said who was trained on: everybody may have been
+            scans = [s.model_copy(update={"split": "train"}) for s in scans]
+        _write_catalogue(target, scans)
+    progress.done(f"{len(scans)} scans of {len({s.patient for s in scans})} people")
+    return config if given else _on_grid_of(config, scans)
+
+
+def _held_out(config: Config, holdout: Path, target: Path, trained: set[str]) -> list[Scan]:
+    """Ingest the held-out folder into the same catalogue."""
+    inside = target / "holdout"
+    inside.mkdir()
+    ingest(_at(config, holdout), inside, min_patients=1)
+    scans = [s.model_copy(update={"split": "holdout"}) for s in Catalogue.open(inside).scans]
+    if both := sorted(trained & {s.patient for s in scans}):
+        raise InputError(
+            f"--holdout: {len(both)} of its people are in REAL too, {both[0]} for one",
+            "Held-out people must not have been trained on; take them out of one folder.",
+        )
+    for file in sorted((inside / "volumes").iterdir()):
+        file.rename(target / "volumes" / file.name)
+    (inside / "quarantine.tsv").rename(target / "quarantine-holdout.tsv")
+    shutil.rmtree(inside)
+    return scans
+
+
+def _dataset(run: Run, config: Config, quiet: bool) -> Dataset:
+    progress = Progress("prepare", quiet)
+    with run.writing("dataset", "", {}, facts := {}) as target:
+        catalogue = Catalogue.open(run.folder("catalogue"))
+        facts.update(prepare(config, catalogue, target, progress))
+    progress.done(f"{facts['n_train']} people trained on, {facts['n_holdout']} held out")
+    return Dataset.open(run.folder("dataset"))
+
+
+def _cohort(run: Run, config: Config, folder: Path, data: Dataset, quiet: bool) -> Cohort:
+    """Conform the synthetic folder to the real side's grid and store it as a cohort."""
+    progress = Progress("synthetic", quiet)
+    channels = channels_of(config.data)
+    with run.writing("cohort", "", {}, facts := {}) as target:
+        inside = target / "ingest"
+        inside.mkdir()
+        found = ingest(_at(config, folder), inside, progress=progress.update, min_patients=1)
+        catalogue = Catalogue.open(inside)
+        samples = []
+        for k, scan in enumerate(sorted(catalogue.scans, key=lambda s: s.scan)):
+            names = synthetic_files.volume_names(channels)
+            files = {name: f"syn-{k:06d}_{name}.nii.gz" for name in names}
+            volume = conform(catalogue, scan, config.data, channels, data.affine)
+            synthetic_files.write(target, files, volume, channels, data.affine)
+            samples.append(Sample(index=k, labels=dict(scan.labels), files=files))
+        (inside / "quarantine.tsv").rename(target / "quarantine.tsv")
+        shutil.rmtree(inside)
+        write_samples(target / "samples.jsonl", samples)
+        facts.update({"n_samples": len(samples), "n_quarantined": found["n_quarantined"]})
+    progress.done(f"{len(samples)} synthetic scans")
+    return Cohort.open(run.folder("cohort"))
+
+
+def _on_grid_of(config: Config, scans: Sequence[Scan]) -> Config:
+    """The config with the median field of view, on at most `MAX_SIDE` voxels a side."""
+    shape = np.median([s.shape for s in scans], axis=0)
+    spacing = np.median([s.spacing_mm for s in scans], axis=0)
+    factor = max(1.0, float(shape.max()) / MAX_SIDE)
+    grid = [max(8, round(float(n) / factor)) for n in shape]
+    tree: Mapping[str, Any] = config.model_dump(mode="json")
+    place = {"grid": grid, "spacing_mm": [round(float(s) * factor, 4) for s in spacing]}
+    return configs.validate({**tree, "data": {**tree["data"], **place}}, "of assess")
+
+
+def _at(config: Config, folder: Path) -> Config:
+    """The config with another source."""
+    data = config.data.model_copy(update={"source": str(folder)})
+    return config.model_copy(update={"data": data})
+
+
+def _write_catalogue(target: Path, scans: Sequence[Scan]) -> None:
+    lines = "".join(s.model_dump_json() + "\n" for s in sorted(scans, key=lambda s: s.scan))
+    store.write_bytes(target / "catalogue.jsonl", lines.encode())

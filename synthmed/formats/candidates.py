@@ -1,0 +1,287 @@
+"""What a source offers, before any voxel is read: candidates for scans, and what is refused."""
+
+from __future__ import annotations
+
+import posixpath
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from synthmed.config import Data
+from synthmed.errors import UsageError
+from synthmed.formats import bids, dicom, nifti, stack, tables
+from synthmed.formats.listing import Kind, Listing
+from synthmed.formats.nifti import Image
+from synthmed.formats.refusal import Refused
+from synthmed.formats.tables import Cells, Table
+
+_SPLITS = ("train", "holdout")
+_HEADER_LABELS = ("age", "sex")
+_DICOM_PATIENT = ("patient_id", "PatientID")
+_DAMAGED = {"header_unreadable", "truncated", "unreadable", "no_pixels"}
+
+Labels = Mapping[str, str | float]
+
+
+class FileRefused(Exception):  # noqa: N818 (an outcome, not an error)
+    """One file of a scan was refused, and the scan with it."""
+
+    def __init__(self, path: str, reason: Refused) -> None:
+        super().__init__(reason.code)
+        self.path, self.reason = path, reason
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A scan that may be used.
+
+    Args:
+        person: the identity behind its pseudonym.
+        visit: tells one session of a person from another and orders them.
+        order: orders the scans of a session.
+        files: every file it is made of.
+        read: its channels; raises `Refused`, or `FileRefused` where one file is at fault.
+        labels: the values of the conditions, or why there are none.
+        scanner: allow-listed fields.
+        split: as the table has it, null where it has none.
+    """
+
+    person: str
+    visit: tuple[str, ...]
+    order: str
+    files: tuple[str, ...]
+    read: Callable[[], Mapping[str, Image]]
+    labels: Labels | Refused
+    scanner: Labels = field(default_factory=dict)
+    split: str | None = None
+
+
+@dataclass
+class Plan:
+    """What will be read; `refused` holds (path, reason, person or "")."""
+
+    form: Kind
+    candidates: list[Candidate] = field(default_factory=list)
+    refused: list[tuple[str, Refused, str]] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def refuse(self, files: Sequence[str], reason: Refused, person: str = "") -> None:
+        """Refuse files that belong together."""
+        self.refused += [(path, reason, person) for path in files]
+
+
+def find(data: Data, listing: Listing, kinds: Mapping[str, Kind]) -> Plan:
+    """The scans of a source.
+
+    Args:
+        kinds: every image file to what it is.
+
+    Raises:
+        UsageError: the config names a column that is not there.
+        InputError: `data.table` cannot be read.
+    """
+    form = _format(data, listing, kinds)
+    plan = Plan(form)
+    others = [path for path, kind in kinds.items() if kind != form]
+    plan.refuse(others, Refused("not_requested", f"Only {form} files are read here."))
+    files = [path for path, kind in kinds.items() if kind == form]
+    (_plan_nifti if form == "nifti" else _plan_dicom)(plan, data, listing, files)
+    return plan
+
+
+def _format(data: Data, listing: Listing, kinds: Mapping[str, Kind]) -> Kind:
+    """`data.format`, or what there is; of both, NIfTI where a table or BIDS folders name it."""
+    if data.format != "auto":
+        return data.format
+    there = set(kinds.values())
+    if there != {"nifti", "dicom"}:
+        return "dicom" if there == {"dicom"} else "nifti"
+    found, _ = tables.participants(listing, data)
+    named = any({"image", "participant_id"} & set(t.columns) for t in found)
+    return "nifti" if named or bids.implied(listing) else "dicom"
+
+
+def _plan_nifti(plan: Plan, data: Data, listing: Listing, files: Sequence[str]) -> None:
+    """The scans that tables or BIDS folders name."""
+    found, unreadable = tables.participants(listing, data)
+    for path, reason in unreadable.items():
+        plan.refuse([path], reason)
+    tables.check_patient(found, data)
+    reader = bids.Reader(listing, data, found)
+    tables.check_conditions(found, data, more=reader.session_columns())
+    used: set[str] = set()
+    for wanted in reader.wanted():
+        there = [f for f in wanted.files.values() if isinstance(f, str)]
+        used.update(there)
+        if wanted.person:
+            plan.candidates.append(_from_nifti(data, listing, wanted))
+        else:
+            plan.refuse(there or [wanted.table.path], Refused("patient_missing", "An empty cell."))
+    for path in files:
+        if path not in used:
+            plan.refuse([path], reader.unwanted(path))
+    columns = sorted({tables.person_column(t, data) for t in reader.tables})
+    plan.facts = {"patient_columns": columns, "n_tables": len(found)}
+
+
+def _from_nifti(data: Data, listing: Listing, wanted: bids.Wanted) -> Candidate:
+    """A scan of NIfTI files."""
+
+    def read() -> Mapping[str, Image]:
+        images = {}
+        for name, path in there.items():
+            try:
+                images[name] = nifti.read(listing.path(path))
+            except Refused as reason:
+                raise FileRefused(path, reason) from None
+        # only now: a damaged image is called damaged even where its mask is missing
+        for name, missing in wanted.files.items():
+            if isinstance(missing, Refused):
+                raise FileRefused(wanted.named[name], missing)
+        return images
+
+    there = {name: f for name, f in wanted.files.items() if isinstance(f, str)}
+    return Candidate(
+        person=wanted.person,
+        visit=wanted.visit,
+        order=" ".join(wanted.named.values()),
+        files=tuple(there.values()),
+        read=read,
+        labels=_labels(data, wanted.cells, wanted.table.decimal_comma),
+        split=_split(wanted.cells),
+    )
+
+
+def _plan_dicom(plan: Plan, data: Data, listing: Listing, files: Sequence[str]) -> None:
+    """Every classic MR series."""
+    if data.channels is not None:
+        raise UsageError(
+            "data.channels: a DICOM series is one channel, named by data.modality",
+            "Remove data.channels, or convert the series and their masks to NIfTI.",
+        )
+    found, column = _patient_tables(data, listing)
+    tables.check_conditions(found, data, _HEADER_LABELS)
+    slices = []
+    damaged: set[str] = set()
+    for path in files:
+        try:
+            slices.append(dicom.header(listing.path(path), path))
+        except Refused as reason:
+            plan.refuse([path], reason)
+            if reason.code in _DAMAGED:
+                damaged.add(posixpath.dirname(path))
+    groups = dicom.series(slices)
+    alone = _only_series(groups)
+    rows = _rows_by_person(found, column)
+    for group in groups:
+        paths = [s.path for s in group.slices]
+        folder = posixpath.dirname(paths[0])
+        try:
+            person = dicom.patient(group)
+            if folder in damaged & alone:
+                raise Refused("missing_slices", "A damaged file beside it may be one of them.")
+        except Refused as reason:
+            plan.refuse(paths, reason)
+        else:
+            plan.candidates.append(_from_dicom(data, listing, group, person, found, rows))
+    plan.facts = {
+        "patient_columns": [column] if found else ["PatientID"],
+        "n_tables": len(found),
+        "n_series_regrouped": sum(g.regrouped for g in groups),
+    }
+
+
+def _from_dicom(
+    data: Data,
+    listing: Listing,
+    group: dicom.Series,
+    person: str,
+    found: Sequence[Table],
+    rows: Mapping[str, Sequence[tuple[Cells, bool]]],
+) -> Candidate:
+    """A scan of one series."""
+    first = group.slices[0]
+    header = {
+        "age": "" if first.age is None else f"{first.age:g}",
+        "sex": first.sex or "",
+    }
+    own = rows.get(person, ())
+    tabled = {c for t in found for c in t.columns} & set(data.conditions)
+    labels: Labels | Refused
+    if tabled and not own:
+        labels = Refused("not_in_table", "No row has its PatientID.")
+    else:
+        every = [_labels(data, {**header, **cells}, comma) for cells, comma in own or [({}, False)]]
+        labels = every[0]
+        if not isinstance(labels, Refused) and any(other != labels for other in every):
+            labels = Refused("label_ambiguous")
+    splits = {_split(cells) for cells, _ in own}
+
+    def read() -> Mapping[str, Image]:
+        return {data.modality: stack.read(group, listing.path)}
+
+    return Candidate(
+        person=person,
+        visit=first.study,
+        order=f"{first.number or 0:09d} {first.series} {first.path}",
+        files=tuple(s.path for s in group.slices),
+        read=read,
+        labels=labels,
+        scanner=dict(first.scanner),
+        split=splits.pop() if len(splits) == 1 else None,
+    )
+
+
+def _patient_tables(data: Data, listing: Listing) -> tuple[list[Table], str]:
+    """The tables with a column of PatientIDs, and that column's name."""
+    wanted = (data.patient,) if data.patient else _DICOM_PATIENT
+    if data.table is not None:
+        candidates, _ = tables.participants(listing, data)
+    else:
+        candidates = []
+        for path in listing.sizes:
+            if path.lower().endswith((".tsv", ".csv")):
+                try:
+                    candidates.append(tables.read(listing, path))
+                except Refused:  # one of the auxiliary files, no table of patients
+                    continue
+    for column in wanted:
+        if found := [t for t in candidates if column in t.columns]:
+            return found, column
+    if data.table is not None or data.patient not in (None, "PatientID"):
+        columns = sorted({c for t in candidates for c in t.columns})
+        raise UsageError(
+            f"data.patient: no column {' or '.join(wanted)} in the tables of data.source; "
+            f"columns: {', '.join(columns) or 'there is no table'}",
+            "Name the column that holds the PatientID of the DICOM headers.",
+        )
+    return [], "PatientID"
+
+
+def _rows_by_person(found: Sequence[Table], column: str) -> dict[str, list[tuple[Cells, bool]]]:
+    """PatientID to the rows that name it, and whether their numbers have a decimal comma."""
+    rows: dict[str, list[tuple[Cells, bool]]] = defaultdict(list)
+    for table in found:
+        for cells in table.rows:
+            rows[cells[column]].append((cells, table.decimal_comma))
+    return rows
+
+
+def _only_series(groups: Sequence[dicom.Series]) -> set[str]:
+    """Folders that hold one series alone, so that any other file there may be a part of it."""
+    n = Counter(f for g in groups for f in {posixpath.dirname(s.path) for s in g.slices})
+    return {folder for folder, count in n.items() if count == 1}
+
+
+def _labels(data: Data, cells: Cells, decimal_comma: bool) -> Labels | Refused:
+    try:
+        return tables.labels(cells, data.conditions, decimal_comma)
+    except Refused as reason:
+        return reason
+
+
+def _split(cells: Cells) -> str | None:
+    """The side a table puts a scan on."""
+    text = cells.get("split", "").lower()
+    return text if text in _SPLITS else None

@@ -1,0 +1,45 @@
+"""The list of what was refused, and nothing else that names a file of the source."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from synthmed.formats.refusal import Refused
+
+
+@dataclass
+class Quarantine:
+    """Refused files, each with its patient's pseudonym where known, a code and a sentence."""
+
+    entries: dict[tuple[str, str, str], str] = field(default_factory=dict)
+
+    def add(self, path: str, reason: Refused, patient: str = "") -> None:
+        """Enter a path (relative to the source) with its reason."""
+        self.entries.setdefault((path, reason.code, patient), reason.explanation)
+
+    def write(self, file: Path) -> None:
+        """Write the table, sorted by path."""
+        lines = ["path\tpatient\treason\texplanation"]
+        lines += [
+            f"{_cell(path)}\t{patient}\t{code}\t{explanation}"
+            for (path, code, patient), explanation in sorted(self.entries.items())
+        ]
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def counts(self) -> dict[str, int]:
+        """Reason code to number of entries, the commonest first."""
+        found = Counter(code for _, code, _ in self.entries)
+        return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+    def summary(self) -> str:
+        """The three commonest reasons with their counts, for a message."""
+        counts = [f"{code} {n}" for code, n in self.counts().items()]
+        return ", ".join(counts[:3] + ["..."] * (len(counts) > 3)) or "nothing"
+
+
+def _cell(path: str) -> str:
+    """A file name that stays in its cell: control characters and odd bytes are escaped."""
+    text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

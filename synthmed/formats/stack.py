@@ -1,0 +1,224 @@
+"""A DICOM series as one volume: geometry checked, slices sorted, pixels decoded, LPS to RAS.
+
+The only place that knows LPS. Source: PS3.3 C.7.6.2.1.1 (position and orientation), C.7.6.3
+(pixels), C.11.1 (rescaling).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydicom import uid
+from pydicom.encaps import generate_frames
+from pydicom.pixels.decoders.base import get_decoder
+
+from synthmed.formats import dicom
+from synthmed.formats.dicom import Series, Slice
+from synthmed.formats.nifti import MAX_VOXELS, Image, canonical, rescale
+from synthmed.formats.refusal import Refused
+from synthmed.types import Affine
+
+COSINE_TOLERANCE = 1e-3
+"""How far direction cosines may be from unit length, right angles and each other (0.06 degrees)."""
+SPACING_TOLERANCE = 0.01
+"""How far a slice may be from its even place, as a part of the spacing, but 0.01 mm at least."""
+TILT_DEGREES = 0.25
+"""How far the stack may lean from the slices' normal."""
+MIN_SLICES = 3
+"""Fewer cannot show that they are evenly spaced."""
+
+_CODECS = {
+    uid.JPEGLSLossless, uid.JPEGLSNearLossless, uid.JPEG2000Lossless, uid.JPEG2000,
+    uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K,
+}  # fmt: skip
+_PIXEL_TAGS: list[Any] = [
+    "SOPClassUID", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "NumberOfFrames",
+    "PixelRepresentation", "SamplesPerPixel", "PhotometricInterpretation", "PixelData",
+]  # fmt: skip
+
+
+def read(group: Series, where: Callable[[str], Path]) -> Image:
+    """The volume of a classic MR series, in RAS+.
+
+    Guarantee: the voxels and their places in the patient are those of the files, or the series
+    is refused; geometry and size are checked before a pixel is read.
+
+    Args:
+        group: its slices, in any order.
+        where: a slice's path to its file.
+
+    Raises:
+        Refused: with the reason, a code of `REASONS`.
+    """
+    ordered, affine = geometry(group.slices)
+    rows, columns = ordered[0].pixels[:2]
+    if rows * columns * len(ordered) > MAX_VOXELS:
+        raise Refused("oversized", f"The limit is {MAX_VOXELS} voxels.")
+    planes = [_plane(s, where(s.path)) for s in ordered]
+    data = np.stack([p.T for p in planes], axis=-1)  # (columns, rows, slices): i, j, k
+    return canonical(data, affine)
+
+
+def geometry(slices: Sequence[Slice]) -> tuple[list[Slice], Affine]:
+    """Slices in the order of their places, and the affine from (column, row, slice) to RAS mm.
+
+    Raises:
+        Refused: they do not form one even, upright stack of one volume.
+    """
+    if len(slices) == 1:
+        raise Refused("single_slice")
+    first = slices[0]
+    if any(s.pixels != first.pixels or not _near(s.spacing, first.spacing) for s in slices):
+        raise Refused("mixed_matrix")
+    turns = np.array([s.orientation for s in slices])  # (n, 6)
+    if np.abs(turns - turns[0]).max() > COSINE_TOLERANCE:
+        raise Refused("mixed_orientation")
+    along_row, along_column = turns[0].reshape(2, 3)
+    right = (along_row @ along_row - 1, along_column @ along_column - 1, along_row @ along_column)
+    if np.abs(right).max() > COSINE_TOLERANCE:
+        raise Refused("geometry_invalid", "Its direction cosines are not at right angles.")
+    normal = np.cross(along_row, along_column)
+    places = np.array([s.position for s in slices])  # (n, 3) LPS mm
+    order = np.argsort(places @ normal, kind="stable")
+    ordered, places = [slices[i] for i in order], places[order]
+    _check_repeats(ordered, places @ normal)
+    _check_even(places, normal)
+    step = (places[-1] - places[0]) / (len(places) - 1)
+    affine = np.eye(4)
+    affine[:3, 0] = along_row * first.spacing[1]  # one column further is along the row
+    affine[:3, 1] = along_column * first.spacing[0]
+    affine[:3, 2] = step
+    affine[:3, 3] = places[0]
+    return ordered, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+
+
+def _check_repeats(ordered: Sequence[Slice], heights: npt.NDArray[np.float64]) -> None:
+    """Refuse slices at one place: copies, volumes one after the other, or a mixture."""
+    if len({s.uid for s in ordered}) < len(ordered):
+        raise Refused("duplicate_positions", "The same images occur more than once.")
+    level = np.concatenate([[0], np.cumsum(np.diff(heights) > 0.01)])
+    counts = set(Counter(level.tolist()).values())
+    if counts == {1}:
+        return
+    if len(counts) == 1 and level[-1] > 0:
+        raise Refused("is_4d", f"{counts.pop()} images at each of {level[-1] + 1} positions.")
+    raise Refused("duplicate_positions")
+
+
+def _check_even(places: npt.NDArray[np.float64], normal: npt.NDArray[np.float64]) -> None:
+    """Refuse gaps, uneven spacing and a leaning stack; `places` (n, 3) are sorted."""
+    if len(places) < MIN_SLICES:
+        raise Refused("too_few_slices")
+    gaps = np.diff(places @ normal)
+    spacing = float(np.median(gaps))
+    allowed = max(0.01, SPACING_TOLERANCE * spacing)
+    if np.abs(gaps - spacing).max() > allowed:
+        # judged by the smallest gap: where most slices are missing, the median is a gap itself
+        multiples = gaps / gaps.min()
+        if np.abs(multiples - multiples.round()).max() < 0.05:
+            raise Refused("missing_slices", f"At {int((multiples > 1.5).sum())} places.")
+        raise Refused("uneven_slices")
+    step = (places[-1] - places[0]) / (len(places) - 1)
+    lean = np.degrees(np.arccos(np.clip(step @ normal / np.linalg.norm(step), -1, 1)))
+    if lean > TILT_DEGREES:
+        raise Refused("gantry_tilt", f"It leans by {lean:.1f} degrees.")
+    even = places[0] + np.arange(len(places))[:, None] * step
+    if np.linalg.norm(places - even, axis=1).max() > allowed:
+        raise Refused("uneven_slices", "Slices are shifted sideways.")
+
+
+def _plane(s: Slice, path: Path) -> npt.NDArray[Any]:
+    """(rows, columns) of one file: integers, or float32 where it is rescaled."""
+    data = dicom.dataset(path, _PIXEL_TAGS, stop_before_pixels=False)
+    if "PixelData" not in data:
+        raise Refused("no_pixels")
+    allocated, stored, high, signed = s.pixels[2:]
+    syntax = data.file_meta.get("TransferSyntaxUID", uid.ImplicitVRLittleEndian)
+    encoded = bytes(data.PixelData)
+    if not syntax.is_compressed or syntax.is_deflated:
+        raw = _native(encoded, s, big_endian=not syntax.is_little_endian)
+    else:
+        raw = _decoded(data, encoded, s)
+    # bits outside the stored ones may hold overlays, and the sign is the highest stored bit
+    kind = np.dtype(f"{'i' if signed else 'u'}{allocated // 8}")
+    values = np.right_shift(
+        np.left_shift(raw.astype(kind), allocated - 1 - high), allocated - stored
+    )
+    return rescale(values, *s.rescale)
+
+
+def _native(encoded: bytes, s: Slice, big_endian: bool) -> npt.NDArray[Any]:
+    """(rows, columns) of uncompressed pixels."""
+    rows, columns, allocated, *_ = s.pixels
+    kind = np.dtype(f"{'>' if big_endian else '<'}u{allocated // 8}")
+    n_bytes = rows * columns * kind.itemsize
+    if len(encoded) < n_bytes:
+        raise Refused("truncated", "Its pixels end early.")
+    if len(encoded) > n_bytes + 1:  # one byte pads to an even length
+        raise Refused("header_unreadable", "It holds more pixels than its matrix.")
+    plane = np.frombuffer(encoded[:n_bytes], dtype=kind).reshape(rows, columns)
+    return (
+        plane.view(plane.dtype.newbyteorder("="))
+        if not big_endian
+        else plane.astype(kind.newbyteorder("="))
+    )
+
+
+def _decoded(data: Any, encoded: bytes, s: Slice) -> npt.NDArray[Any]:
+    """(rows, columns) of compressed pixels, decoded by pydicom's plugins."""
+    syntax = data.file_meta.TransferSyntaxUID
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        raise Refused("compressed_unsupported") from None
+    if not decoder.is_available:
+        package = "synthmed[codecs]" if syntax in _CODECS else "python-gdcm"
+        raise Refused("compressed_unsupported", f"{syntax.name} needs: pip install {package}.")
+    try:
+        frame = next(generate_frames(encoded, number_of_frames=1))
+    except Exception:  # damaged encapsulation raises anything
+        raise Refused("truncated", "Its compressed pixels are damaged.") from None
+    claimed = codestream_size(frame)
+    if claimed is not None and claimed != s.pixels[:2]:
+        raise Refused("header_unreadable", "Its compressed pixels have another matrix.")
+    try:
+        plane, _ = decoder.as_array(data, raw=True, index=0)
+    except Exception:  # decoders raise anything on damaged pixels
+        raise Refused("truncated", "Its compressed pixels are damaged.") from None
+    if plane.shape != s.pixels[:2]:
+        raise Refused("header_unreadable", "Its compressed pixels have another matrix.")
+    unsigned = np.dtype(f"u{s.pixels[2] // 8}")
+    return plane.astype(unsigned)
+
+
+def codestream_size(frame: bytes) -> tuple[int, int] | None:
+    """(rows, columns) that a JPEG, JPEG-LS or JPEG 2000 stream claims; None for other kinds.
+
+    Read before decoding, because decoders allocate what the stream claims.
+    """
+    if frame[:4] == b"\xff\x4f\xff\x51":  # SOC, SIZ (ISO/IEC 15444-1 A.5.1)
+        x, y, x0, y0 = (int.from_bytes(frame[i : i + 4], "big") for i in (8, 12, 16, 20))
+        return y - y0, x - x0
+    if frame[:2] != b"\xff\xd8":
+        return None
+    at = 2
+    while at + 9 <= len(frame) and frame[at] == 0xFF:  # markers up to SOF (ISO/IEC 10918-1 B.1.1)
+        marker = frame[at + 1]
+        if marker == 0xFF:
+            at += 1
+            continue
+        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+            rows, columns = (int.from_bytes(frame[at + i : at + i + 2], "big") for i in (5, 7))
+            return rows, columns
+        at += 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
+    return None
+
+
+def _near(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether pixel sizes are equal to a part in ten thousand."""
+    return bool(np.allclose(a, b, rtol=1e-4, atol=0))

@@ -1,0 +1,96 @@
+"""What this installation has: components a config can name, versions, and the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from importlib.util import find_spec
+from typing import Any, get_args
+
+from synthmed import __version__
+
+KINDS = ("backbones", "metrics", "exporters", "configs")
+
+_SHOWN = ("torch", "monai", "nibabel", "pydicom", "scikit-image", "scikit-learn", "pandas")
+_OPTIONAL = {
+    "pylibjpeg": "compressed DICOM (synthmed[codecs])",
+    "snakemake": "cluster workflows (synthmed[cluster])",
+}
+
+
+def inventory() -> dict[str, dict[str, str]]:
+    """Kind of component to name and first sentence of its documentation."""
+    from synthmed import config as configs
+    from synthmed.backbones import Backbone
+    from synthmed.metrics import Metric
+
+    def members(union: Any) -> list[Any]:
+        inner = get_args(union)
+        return [m for a in inner for m in members(a)] if inner else [union]
+
+    def table(union: Any) -> dict[str, str]:
+        return {
+            str(m.model_fields["name"].default): sentence(m.__doc__)
+            for m in members(union)
+            if hasattr(m, "model_fields")
+        }
+
+    files = sorted(configs.shipped_folder("configs").glob("*.yaml"))
+    return {
+        "backbones": table(Backbone),
+        "metrics": table(Metric),
+        "exporters": {"bids": "NIfTI in a BIDS derivative dataset, always written."},
+        "configs": {f.stem: first_comment(f.read_text(encoding="utf-8")) for f in files},
+    }
+
+
+def sentence(text: str | None) -> str:
+    """The first sentence of a docstring."""
+    return " ".join((text or "").strip().split("\n\n")[0].split()).split(". ")[0].rstrip(".") + "."
+
+
+def first_comment(text: str) -> str:
+    """The first comment line of a YAML file."""
+    return text.splitlines()[0].lstrip("# ") if text.startswith("#") else ""
+
+
+def versions() -> dict[str, str]:
+    """Versions of what makes a cohort what it is."""
+    out = {"synthmed": __version__, "python": platform.python_version()}
+    return out | {name: metadata.version(name) for name in _SHOWN}
+
+
+def machine() -> dict[str, Any]:
+    """Device, memory, disk, versions and optional parts, for `synthmed doctor`."""
+    import torch
+
+    from synthmed.store import home
+
+    facts: dict[str, Any] = dict(versions())
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    facts["cores"] = cores
+    facts["memory"] = f"{available_memory() / 2**30:.1f} GiB free"
+    if torch.cuda.is_available():
+        props = torch.cuda.get_device_properties(0)
+        facts["device"] = f"cuda: {props.name}, {props.total_memory / 2**30:.0f} GiB"
+    else:
+        fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        facts["device"] = f"cpu ({'bfloat16 and float32' if fast else 'float32'})"
+    facts["disk"] = f"{shutil.disk_usage('.').free / 2**30:.1f} GiB free here"
+    facts["home"] = f"{home()} (pseudonym key)"
+    for name, text in _OPTIONAL.items():
+        facts[name] = f"{'installed' if find_spec(name) else 'not installed'}: {text}"
+    return facts
+
+
+def available_memory() -> int:
+    """Bytes a process can still take, as the system tells; 0 where it does not."""
+    if sys.platform != "linux":
+        return 0
+    with open("/proc/meminfo", encoding="ascii") as handle:
+        rows: Mapping[str, str] = dict(line.split(":", 1) for line in handle)
+    return int(rows["MemAvailable"].split()[0]) * 1024

@@ -1,0 +1,116 @@
+"""copies, copied_patients, copies_shipped: has the model stored people, and do any ship."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from synthmed.metrics.copies import Copies
+from synthmed.metrics.shared import Shared
+from synthmed.metrics.sides import Sides
+from synthmed.metrics.stats import clopper_pearson
+from synthmed.types import Estimate, Frozen
+
+
+class Copied(Frozen):
+    """The copies test as estimates; lower is better, 0 is attainable.
+
+    - `copies`: share of everything sampled, before the filter, that copies a training patient.
+    - `copied_patients`: distinct training patients copied, as a share of training patients. This
+      is what a policy judges: a filter hides samples, not what the model has stored.
+    - `copies_shipped`: number of samples in the synthetic side that the second similarity, in
+      descriptor space, still flags.
+
+    Intervals are Clopper-Pearson. The upper bound of `copied_patients` is divided by the power of
+    the screen (`Copies.power`), at most 1: a test that could not have seen an exact copy bounds
+    nothing. Floor 0; ceiling 1 (all) stands for a model that stores its training set.
+
+    Source: the gap test of `copies.find_copies`.
+    """
+
+    name: Literal["copies"] = "copies"
+
+    def estimate(self, sides: Sides, shared: Shared) -> list[Estimate]:
+        """The three estimates."""
+        sampled, shipped = shared.as_sampled(), shared.as_shipped()
+        n, copied = len(sampled.matches), len(sampled.patients)
+        low, high = clopper_pearson(copied, sampled.n_train)
+        high = min(1.0, high / sampled.power) if sampled.power > 0 else 1.0
+        return [
+            self._one(
+                "copies",
+                len(sampled.flagged) / n if n else None,
+                clopper_pearson(len(sampled.flagged), n) if n else None,
+                "share of samples",
+                n,
+                1.0,
+                sampled,
+                sides,
+            ),
+            self._one(
+                "copied_patients",
+                copied / sampled.n_train,
+                (low, high),
+                "share of training patients",
+                sampled.n_train,
+                1.0,
+                sampled,
+                sides,
+            ),
+            self._one(
+                "copies_shipped",
+                float(len(shipped.flagged)),
+                self._count_interval(shipped),
+                "samples",
+                len(shipped.matches),
+                float(len(shipped.matches)),
+                shipped,
+                sides,
+            ),
+        ]
+
+    @staticmethod
+    def _count_interval(found: Copies) -> tuple[float, float] | None:
+        n = len(found.matches)
+        if n == 0:
+            return None
+        low, high = clopper_pearson(len(found.flagged), n)
+        return low * n, high * n
+
+    @staticmethod
+    def _one(
+        name: str,
+        value: float | None,
+        ci: tuple[float, float] | None,
+        unit: str,
+        n: int,
+        ceiling: float,
+        found: Copies,
+        sides: Sides,
+    ) -> Estimate:
+        against = (
+            f"{found.n_holdout} held-out patients"
+            if found.n_holdout
+            else "every real patient against all others (no holdout)"
+        )
+        space = "descriptor space" if found.similarity == "descriptor" else "images"
+        return Estimate(
+            name=name,
+            group="memorization",
+            value=value,
+            ci=ci,
+            unit=unit,
+            n=n,
+            better="lower",
+            floor=0.0,
+            ceiling=ceiling,
+            method=(
+                f"Gap test in {space} at {found.false_discovery_rate:g} false discovery rate, null "
+                f"from {against}; ceiling: a model that stores its training set; Clopper-Pearson."
+            ),
+            seed=sides.seed,
+            note=(
+                f"an exact copy of a training scan, alone in this cohort, would be found in "
+                f"{found.power:.0%} of cases"
+            ),
+            n_holdout=found.n_holdout or None,
+        )

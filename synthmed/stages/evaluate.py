@@ -1,0 +1,78 @@
+"""Screening to evidence: every metric of the config, on what would ship."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from synthmed.artifacts import Dataset, ScreenedCohort
+from synthmed.config import Config
+from synthmed.keys import Key
+from synthmed.metrics.copies import Copies
+from synthmed.metrics.shared import Shared
+from synthmed.metrics.sides import Sides
+from synthmed.progress import Progress
+from synthmed.stages.screen import real_cases, synthetic_cases
+from synthmed.store import write_bytes
+from synthmed.types import Estimate
+
+
+def evaluate(
+    config: Config,
+    dataset: Dataset,
+    shipped: ScreenedCohort,
+    copies: Copies,
+    target: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Fill `target` with estimates.jsonl, one estimate a line.
+
+    Args:
+        config: the run's config.
+        dataset: the real side.
+        shipped: what would be released.
+        copies: the screening of everything that was sampled, before the filter.
+        target: the artifact's folder.
+        progress: counts metrics.
+
+    Returns:
+        Facts: how many estimates there are.
+    """
+    sides = Sides(
+        train=real_cases(dataset, held_out=False),
+        holdout=real_cases(dataset, held_out=True),
+        synthetic=synthetic_cases(shipped.samples, shipped.folders, dataset),
+        channels=dataset.channels,
+        spacing_mm=dataset.spacing_mm,
+        categorical={
+            k: c.categories for k, c in config.data.conditions.items() if c.kind == "categorical"
+        },
+        continuous={
+            k: (c.low, c.high) for k, c in config.data.conditions.items() if c.kind == "continuous"
+        },
+        key=Key.root(config.seed).fold("evaluate"),
+        seed=config.seed,
+        resamples=config.evaluate.resamples,
+    )
+    shared = Shared(sides, copies, config.screen.false_discovery_rate)
+    estimates: list[Estimate] = []
+    metrics = config.evaluate.metrics
+    for i, metric in enumerate(metrics):
+        progress.update(i, len(metrics), metric.name)
+        estimates += metric.estimate(sides, shared)
+    write_bytes(
+        target / "estimates.jsonl", "".join(e.model_dump_json() + "\n" for e in estimates).encode()
+    )
+    return {"n_estimates": len(estimates)}
+
+
+def read_estimates(path: Path) -> list[Estimate]:
+    """The estimates in an evidence folder."""
+    lines = (path / "estimates.jsonl").read_text(encoding="utf-8").splitlines()
+    return [Estimate.model_validate_json(line) for line in lines]
+
+
+def summary(facts: Mapping[str, Any]) -> str:
+    """One line for the terminal."""
+    return f"{facts['n_estimates']} estimates"

@@ -1,0 +1,344 @@
+"""Source to catalogue: every file is used, auxiliary, or in the quarantine with its reason.
+
+What is kept of a scan is voxels, geometry, declared labels, allow-listed scanner fields and
+pseudonyms. One scan is in memory at a time, and the order of everything is that of sorted
+pseudonyms or paths, never the file system's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from synthmed.artifacts import Scan
+from synthmed.config import Channel, Config, source_folder
+from synthmed.deid.pseudonyms import Pseudonyms
+from synthmed.errors import InputError, ResourceError, UsageError
+from synthmed.formats import candidates, nifti, tables
+from synthmed.formats.candidates import Candidate, FileRefused
+from synthmed.formats.listing import Kind, Listing, is_auxiliary, kind, walk
+from synthmed.formats.nifti import Image
+from synthmed.formats.quarantine import Quarantine
+from synthmed.formats.refusal import Refused, quiet
+
+MIN_PATIENTS = 10
+"""Fewer are no cohort."""
+MIN_SIDE = 8
+"""Voxels on a side of a usable volume."""
+CORNER_TOLERANCE_MM = 0.01
+"""How far the corners of two channels of a scan may be apart."""
+INTEGER_TOLERANCE = 1e-3
+"""How far a mask's values may be from whole numbers (scaled storage rounds)."""
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) after each scan."""
+
+
+def ingest(
+    config: Config,
+    target: Path,
+    *,
+    progress: Progress | None = None,
+    min_patients: int = MIN_PATIENTS,
+    use_split: bool = False,
+) -> dict[str, Any]:
+    """Fill `target` with catalogue.jsonl, volumes/ and quarantine.tsv, and tell what was found.
+
+    Guarantee: equal sources, configs and pseudonym keys give equal bytes. Only quarantine.tsv
+    holds names that came from the source.
+
+    Args:
+        target: an empty folder.
+        progress: called with (done, total).
+        min_patients: fewer usable patients are an error; quarantine.tsv is there all the same.
+        use_split: carry the table's column `split` (train, holdout) to the scans.
+
+    Returns:
+        Counts for the manifest and the report; no identity is in them.
+
+    Raises:
+        InputError: no such folder, nothing usable in it, or too few patients.
+        UsageError: the config names a column that is not there, or `target` is in the source.
+        ResourceError: the volumes or the pseudonym key cannot be written.
+    """
+    listing = _listing(config)
+    if target.resolve().is_relative_to(listing.root):
+        raise UsageError(
+            "the run folder lies inside data.source: its volumes would be taken for patients",
+            "Choose another place with --run.",
+        )
+    pseudonyms = Pseudonyms.load()
+    quarantine = Quarantine()
+    with quiet():
+        kinds, n_auxiliary = _sort_files(listing, quarantine)
+        plan = candidates.find(config.data, listing, kinds)
+        for path, reason, person in plan.refused:
+            quarantine.add(path, reason, pseudonyms.patient(person) if person else "")
+        reading = _Reading(config.data.channels or {}, pseudonyms, quarantine, target, use_split)
+        scans = reading.scans(plan.candidates, progress)
+    lines = [scan.model_dump_json() + "\n" for scan in scans]
+    (target / "catalogue.jsonl").write_text("".join(lines), encoding="utf-8")
+    quarantine.write(target / "quarantine.tsv")
+    n_files = len(listing.sizes) + len(listing.refused)
+    n_patients = len({scan.patient for scan in scans})
+    _check_enough(n_files, n_patients, min_patients, quarantine)
+    return {
+        "format": plan.form,
+        "modality": config.data.modality,
+        "n_files": n_files,
+        "n_auxiliary": n_auxiliary,
+        "n_scans": len(scans),
+        "n_patients": n_patients,
+        "n_quarantined": len(quarantine.entries),
+        "reasons": quarantine.counts(),
+        "orientations": dict(sorted(Counter(scan.orientation for scan in scans).items())),
+        "n_undeclared_mask_voxels": dict(sorted(reading.undeclared.items())),
+        **plan.facts,
+    }
+
+
+def source_fingerprint(config: Config) -> str:
+    """What the source holds: a digest under the pseudonym key, so that no name can be tested.
+
+    It covers the relative names and sizes of all files and the bytes of the tables; voxels that
+    change while the size of their file stays are not seen.
+
+    Raises:
+        InputError: the source is missing or no folder.
+    """
+    listing = _listing(config)
+    seen = hashlib.sha256()
+    for path, size in listing.sizes.items():
+        seen.update(f"{path}\0{size}\0".encode("utf-8", "surrogateescape"))
+        if path.lower().endswith((".tsv", ".csv")) and size <= tables.MAX_BYTES:
+            try:
+                seen.update(hashlib.sha256(listing.path(path).read_bytes()).digest())
+            except OSError:
+                seen.update(b"unreadable")
+    for path, reason in listing.refused.items():
+        seen.update(f"{path}\0{reason.code}\0".encode("utf-8", "surrogateescape"))
+    return Pseudonyms.load().digest("source", seen.digest())
+
+
+def _listing(config: Config) -> Listing:
+    """The source's files."""
+    source = source_folder(config)
+    remedy = "Set it to the folder that holds the cohort, or pass --input FOLDER."
+    if not source.exists():
+        raise InputError(f"data.source {source}: no such folder", remedy)
+    if not source.is_dir():
+        raise InputError(f"data.source {source}: a file, expected a folder", remedy)
+    listing = walk(source)
+    if not listing.sizes and not listing.refused:
+        raise InputError(f"data.source {source}: the folder is empty", remedy)
+    return listing
+
+
+def _sort_files(listing: Listing, quarantine: Quarantine) -> tuple[dict[str, Kind], int]:
+    """What each image file is, and how many files are auxiliary; the rest is quarantined."""
+    for path, reason in listing.refused.items():
+        quarantine.add(path, reason)
+    kinds = {path: kind(listing, path) for path in listing.sizes if not is_auxiliary(path)}
+    for path, found in kinds.items():
+        if found == "other":
+            quarantine.add(path, Refused("not_an_image"))
+    n_auxiliary = len(listing.sizes) - len(kinds)
+    return {path: found for path, found in kinds.items() if found != "other"}, n_auxiliary
+
+
+def _check_enough(n_files: int, n_patients: int, wanted: int, quarantine: Quarantine) -> None:
+    """Refuse a source with too few patients, saying why files were refused."""
+    if n_patients and n_patients >= wanted:
+        return
+    found = f"no usable scan in {n_files} files"
+    if n_patients:
+        found = f"{n_patients} patients with a usable scan, at least {wanted} are needed"
+    counts = quarantine.counts()
+    remedy = "quarantine.tsv names each refused file and why."
+    if counts and next(iter(counts)) == "not_in_table":
+        remedy = "Add a participants.tsv with a column image, or BIDS folders; see quarantine.tsv."
+    raise InputError(
+        f"data.source: {found}; refused: {quarantine.summary()}",
+        remedy,
+    )
+
+
+@dataclass
+class _Reading:
+    """Candidates to scans: read, check, write; duplicates are taken out at the end."""
+
+    channels: Mapping[str, Channel]
+    pseudonyms: Pseudonyms
+    quarantine: Quarantine
+    target: Path
+    use_split: bool
+    undeclared: Counter[str] = field(default_factory=Counter)
+
+    def scans(self, found: Sequence[Candidate], progress: Progress | None) -> list[Scan]:
+        """The usable ones, sorted by name."""
+        kept: dict[str, tuple[Candidate, Scan]] = {}
+        same: dict[str, list[str]] = defaultdict(list)
+        (self.target / "volumes").mkdir()
+        for done, scan in enumerate(sorted(self._named(found), key=lambda s: s.name), 1):
+            try:
+                record, content = self._scan(scan)
+            except FileRefused as fault:
+                self.quarantine.add(fault.path, fault.reason, scan.patient)
+                self._refuse(scan, Refused(fault.reason.code, "Said of another file of its scan."))
+            except Refused as reason:
+                self._refuse(scan, reason)
+            except MemoryError:
+                self._refuse(scan, Refused("oversized", "The memory at hand is too small."))
+            else:
+                kept[scan.name] = scan.candidate, record
+                same[content].append(scan.name)
+            if progress:
+                progress(done, len(found))
+        for names in same.values():
+            self._without_copies(names, kept)
+        return [record for _, record in kept.values()]
+
+    def _named(self, found: Sequence[Candidate]) -> list[_Named]:
+        """Candidates with pseudonyms, sessions counted by visit and series by order."""
+        people: dict[str, list[Candidate]] = defaultdict(list)
+        for candidate in found:
+            people[candidate.person].append(candidate)
+        named = []
+        for person, own in people.items():
+            patient = self.pseudonyms.patient(person)
+            ordered = sorted(own, key=lambda c: (_natural(*c.visit), _natural(c.order)))
+            visits = itertools.groupby(ordered, key=lambda c: c.visit)
+            for session, (_, visit) in enumerate(visits, 1):
+                for series, candidate in enumerate(visit, 1):
+                    name = self.pseudonyms.scan(patient, session, series)
+                    named.append(_Named(name, patient, session, candidate))
+        return named
+
+    def _scan(self, scan: _Named) -> tuple[Scan, str]:
+        """Read, check and write one scan: its record, and a digest of its first image."""
+        candidate = scan.candidate
+        labels = candidate.labels
+        if isinstance(labels, Refused) and labels.code == "not_in_table":
+            raise labels
+        images = dict(candidate.read())
+        if isinstance(labels, Refused):
+            raise labels
+        _check_together(images)
+        undeclared: Counter[str] = Counter()
+        for name, image in images.items():
+            if values := self._mask_values(name):
+                images[name], undeclared[name] = _mask(image, values)
+            elif image.data.min() == image.data.max():
+                raise Refused("constant")
+        self.undeclared += undeclared
+        first = next(image for name, image in images.items() if not self._mask_values(name))
+        files = {name: f"{scan.name}_{name}.nii.gz" for name in images}
+        for name, image in images.items():
+            self._write(files[name], image)
+        x, y, z = first.data.shape
+        record = Scan(
+            scan=scan.name,
+            patient=scan.patient,
+            session=scan.session,
+            channels=files,
+            shape=(x, y, z),
+            spacing_mm=first.spacing_mm,
+            orientation=first.orientation,
+            scanner=candidate.scanner,
+            labels=labels,
+            split=candidate.split if self.use_split else None,
+        )
+        return record, _content(first.data)
+
+    def _mask_values(self, name: str) -> set[int]:
+        """The declared labels of a channel that is a mask, none of an image."""
+        channel = self.channels.get(name)
+        return set(channel.labels.values()) if channel and channel.labels else set()
+
+    def _write(self, file: str, image: Image) -> None:
+        try:
+            nifti.write(self.target / "volumes" / file, image.data, image.affine)
+        except OSError as error:
+            raise ResourceError(
+                f"ingest: a volume cannot be written ({error.strerror})",
+                "Free some space, or choose another folder with --run.",
+            ) from None
+
+    def _refuse(self, scan: _Named, reason: Refused) -> None:
+        """Enter every file of a scan."""
+        for path in scan.candidate.files:
+            self.quarantine.add(path, reason, scan.patient)
+
+    def _without_copies(
+        self, names: Sequence[str], kept: dict[str, tuple[Candidate, Scan]]
+    ) -> None:
+        """Of scans with the same voxels keep one person's first; of several people's, none."""
+        patients = {kept[name][1].patient for name in names}
+        doomed = names if len(patients) > 1 else names[1:]
+        detail = (
+            "They are said to be of different patients, so whose they are is unknown."
+            if len(patients) > 1
+            else "It is of the same patient, whose first one is kept."
+        )
+        for name in doomed:
+            candidate, record = kept.pop(name)
+            for file in record.channels.values():
+                (self.target / "volumes" / file).unlink()
+            for path in candidate.files:
+                self.quarantine.add(path, Refused("duplicate_scan", detail), record.patient)
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A candidate under its pseudonyms."""
+
+    name: str
+    patient: str
+    session: int
+    candidate: Candidate
+
+
+def _check_together(images: Mapping[str, Image]) -> None:
+    """Check size, and that the channels lie on one grid."""
+    first, *others = images.values()
+    if min(first.data.shape) < MIN_SIDE:
+        raise Refused("too_small", f"The least is {MIN_SIDE}.")
+    corners = np.array(list(itertools.product(*((0, n - 1) for n in first.data.shape))))
+    for other in others:
+        if other.data.shape != first.data.shape:
+            raise Refused("channels_disagree", "Their shapes differ.")
+        step = other.affine - first.affine
+        apart = corners @ step[:3, :3].T + step[:3, 3]
+        if np.linalg.norm(apart, axis=1).max() > CORNER_TOLERANCE_MM:
+            raise Refused("channels_disagree", "They lie in different places.")
+
+
+def _mask(image: Image, values: set[int]) -> tuple[Image, int]:
+    """A mask with its declared labels alone, and how many voxels had others."""
+    whole = np.rint(image.data)
+    if np.abs(image.data - whole).max() > INTEGER_TOLERANCE:
+        raise Refused("mask_not_integers")
+    declared = np.isin(whole, sorted(values))
+    labels = np.where(declared, whole, 0).astype(np.uint8)
+    return replace(image, data=labels), int(((whole != 0) & ~declared).sum())
+
+
+def _content(data: npt.NDArray[Any]) -> str:
+    """Digest of the voxels: equal for equal volumes, since equal values are stored alike."""
+    head = f"{data.dtype.str} {data.shape} ".encode()
+    return hashlib.sha256(head + np.ascontiguousarray(data).tobytes()).hexdigest()
+
+
+def _natural(*texts: str) -> list[Any]:
+    """A sort key that counts: ses-2 before ses-10."""
+    parts = (re.split(r"(\d+)", text) for text in texts)
+    return [[int(p) if p.isdecimal() else p for p in text] for text in parts]

@@ -1,0 +1,109 @@
+"""Cohort to screening: samples that copy a training patient are found, dropped and replaced.
+
+The gap test of metrics/copies.py decides. Flagged samples are dropped once and replaced from the
+same stream of seeds, with the conditions of those they replace; the policy judges what was
+sampled before the filter, and what ships is tested again by the second similarity (in evaluate).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from synthmed.artifacts import Cohort, Dataset, Sample
+from synthmed.config import Config
+from synthmed.formats import synthetic
+from synthmed.keys import Key
+from synthmed.metrics.copies import Copies, find_copies
+from synthmed.metrics.sides import Cases
+from synthmed.metrics.similarity import ImageSimilarity
+from synthmed.progress import Progress
+from synthmed.stages.sample import Sampler, write_samples
+from synthmed.store import write_bytes, write_json
+
+
+def screen(
+    config: Config,
+    dataset: Dataset,
+    cohort: Cohort,
+    sampler: Sampler | None,
+    target: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Fill `target` with copies.json (a verdict a sample), dropped.json and the replacements.
+
+    Args:
+        config: the run's config.
+        dataset: the real side.
+        cohort: everything that was sampled.
+        sampler: draws replacements; None leaves the cohort as it is (made by another tool).
+        target: the artifact's folder.
+        progress: shown while comparing.
+
+    Returns:
+        Facts: how many samples were flagged and dropped, and how many patients were copied.
+    """
+    progress.update(0, 1)
+    copies = find_copies(
+        real_cases(dataset, held_out=False),
+        real_cases(dataset, held_out=True),
+        synthetic_cases(cohort.samples, [cohort.path] * len(cohort.samples), dataset),
+        config.screen.false_discovery_rate,
+        ImageSimilarity(dataset.channels),
+        Key.root(config.seed).fold("screen"),
+    )
+    write_bytes(target / "copies.json", copies.model_dump_json().encode())
+    flagged = [cohort.samples[i] for i in copies.flagged]
+    # a filtered selection is no longer pure post-processing of a private model
+    drop = sampler is not None and config.screen.filter and config.privacy is None
+    dropped = flagged if drop else []
+    replacements: list[Sample] = []
+    if sampler is not None and dropped:
+        first = len(cohort.samples)
+        wanted = {first + i: s.labels for i, s in enumerate(dropped)}
+        planned = sampler.labels_of
+        sampler.labels_of = lambda k: wanted.get(k) or planned(k)
+        replacements = sampler.write(sorted(wanted), target, lambda n: None)
+    write_json(target / "dropped.json", [s.index for s in dropped])
+    write_samples(target / "replacements.jsonl", replacements)
+    return {
+        "n_samples": len(cohort.samples),
+        "n_flagged": len(flagged),
+        "n_dropped": len(dropped),
+        "n_patients_copied": len(copies.patients),
+    }
+
+
+def read_copies(path: Path) -> Copies:
+    """The verdicts in a screening's folder."""
+    return Copies.model_validate_json((path / "copies.json").read_bytes())
+
+
+def real_cases(dataset: Dataset, held_out: bool) -> Cases:
+    """One side of the split."""
+    rows = np.flatnonzero(dataset.holdout == held_out)
+    return Cases(dataset.volumes[rows], dataset.patients[rows], [dataset.labels[i] for i in rows])
+
+
+def synthetic_cases(
+    samples: Sequence[Sample], folders: Sequence[Path], dataset: Dataset
+) -> Cases:
+    """Synthetic scans as metrics take them, each its own patient."""
+    return Cases(
+        synthetic.read(samples, folders, dataset.channels),
+        np.array([f"syn{s.index:06d}" for s in samples]),
+        [s.labels for s in samples],
+    )
+
+
+def summary(facts: Mapping[str, Any]) -> str:
+    """One line for the terminal."""
+    if not facts["n_flagged"]:
+        return f"none of {facts['n_samples']} samples copies a patient"
+    return (
+        f"{facts['n_flagged']} of {facts['n_samples']} samples copy a patient "
+        f"({facts['n_patients_copied']} patients); {facts['n_dropped']} dropped and replaced"
+    )

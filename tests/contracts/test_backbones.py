@@ -1,0 +1,153 @@
+"""What every backbone must hold, over every member of the union."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from synthmed.backbones import Backbone
+from synthmed.backbones.generative import Batch, Phase
+from synthmed.config import Optimizer
+from synthmed.stages.train import named_parameters
+from torch.func import grad, vmap
+
+GRID, CHANNELS, WIDTH, PATIENTS, SCANS = (9, 12, 10), 2, 3, 3, 2
+
+
+def members() -> list[Any]:
+    union = getattr(Backbone, "__args__", None)
+    return list(union[0].__args__) if union else [Backbone]
+
+
+@pytest.fixture(params=members(), ids=lambda m: m.model_fields["name"].default)
+def model(request: pytest.FixtureRequest) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        small = {"widths": (4, 8), "latent": 4} if "widths" in request.param.model_fields else {}
+        return request.param(**small).build(CHANNELS, GRID, WIDTH, Optimizer())
+
+
+def batch(seed: int = 0, patients: int = PATIENTS) -> Batch:
+    g = torch.Generator().manual_seed(seed)
+    mask = torch.ones(patients, SCANS)
+    mask[0, 1] = 0  # the first patient has one scan, the second is padding
+    return Batch(
+        torch.rand(patients, SCANS, CHANNELS, *GRID, generator=g),
+        torch.rand(patients, SCANS, WIDTH, generator=g),
+        mask,
+    )
+
+
+def draws(phase: Phase, patients: int = PATIENTS) -> dict[str, torch.Tensor]:
+    each = [phase.draw(torch.Generator().manual_seed(i), SCANS) for i in range(patients)]
+    return {k: torch.stack([d[k] for d in each]) for k in each[0]}
+
+
+def phases(model: Any) -> list[Phase]:
+    return [p for r in model.rounds() for p in r.phases]
+
+
+def test_shares_of_the_budget_sum_to_one_and_phases_are_named_once(model: Any) -> None:
+    assert sum(r.share for r in model.rounds()) == pytest.approx(1)
+    names = [p.name for p in phases(model)]
+    assert len(set(names)) == len(names)
+
+
+def test_every_parameter_is_trained_by_some_phase_and_gets_a_gradient(model: Any) -> None:
+    params = named_parameters(model)
+    reached: set[str] = set()
+    for phase in phases(model):
+        loss = phase.loss(params, batch() if phase.reads_patients else None, draws(phase), 1.0)
+        mine = {k: p for k, p in params.items() if phase.trainable(k) and p.requires_grad}
+        grads = torch.autograd.grad(loss.sum(), list(mine.values()), allow_unused=True)
+        reached |= {k for k, g in zip(mine, grads, strict=True) if g is not None and g.any()}
+    assert reached == {k for k, p in params.items() if p.requires_grad}
+
+
+def test_one_finite_loss_a_patient(model: Any) -> None:
+    for phase in phases(model):
+        loss = phase.loss(
+            named_parameters(model), batch() if phase.reads_patients else None, draws(phase), 0.5
+        )
+        assert loss.shape == (PATIENTS,)
+        assert torch.isfinite(loss).all()
+
+
+def test_isolation_changing_one_patient_leaves_the_others_bit_identical(model: Any) -> None:
+    for phase in (p for p in phases(model) if p.reads_patients):
+        params = named_parameters(model)
+        first, other = batch(0), batch(1)
+        mixed = Batch(first.x.clone(), first.c.clone(), first.mask.clone())
+        mixed.x[1], mixed.c[1] = other.x[1], other.c[1]
+        a = phase.loss(params, first, draws(phase), 0.5)
+        b = phase.loss(params, mixed, draws(phase), 0.5)
+        assert torch.equal(a[[0, 2]], b[[0, 2]])
+        assert a[1] != b[1]
+
+
+def test_padding_is_not_seen(model: Any) -> None:
+    for phase in (p for p in phases(model) if p.reads_patients):
+        params = named_parameters(model)
+        padded = batch()
+        changed = Batch(padded.x.clone(), padded.c, padded.mask)
+        changed.x[0, 1] = 0.123
+        a, b = (phase.loss(params, x, draws(phase), 0.5) for x in (padded, changed))
+        assert torch.equal(a, b)
+
+
+def test_per_patient_gradients_by_vmap_equal_a_loop(model: Any) -> None:
+    """The private path: the same loss on one patient, under vmap(grad), against autograd."""
+    for phase in (p for p in phases(model) if p.reads_patients):
+        params = {k: p.detach() for k, p in named_parameters(model).items() if p.requires_grad}
+        frozen = {k: p for k, p in named_parameters(model).items() if not p.requires_grad}
+        x, d = batch(), draws(phase)
+
+        def one(
+            p: dict[str, torch.Tensor], b: Batch, r: dict[str, torch.Tensor], phase: Phase = phase
+        ) -> torch.Tensor:
+            alone = Batch(*(t[None] for t in b))
+            return phase.loss({**frozen, **p}, alone, {k: v[None] for k, v in r.items()}, 0.5)[0]
+
+        each = vmap(grad(one), in_dims=(None, 0, 0))(params, x, d)
+        for i in range(PATIENTS):
+            leaves = {k: v.clone().requires_grad_() for k, v in params.items()}
+            loss = one(leaves, Batch(*(t[i] for t in x)), {k: v[i] for k, v in d.items()})
+            brute = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+            size = torch.stack([g.norm() for g in brute if g is not None]).norm()
+            for k, g in zip(leaves, brute, strict=True):
+                if g is not None:
+                    assert (each[k][i] - g).norm() <= 1e-4 * size
+
+
+def test_loss_is_pure_and_leaves_global_randomness_alone(model: Any) -> None:
+    for phase in phases(model):
+        params = named_parameters(model)
+        x = batch() if phase.reads_patients else None
+        before = torch.random.get_rng_state()
+        a, b = (phase.loss(params, x, draws(phase), 0.5) for _ in range(2))
+        assert torch.equal(a, b)
+        assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_samples_have_the_shape_and_depend_on_their_own_row_alone(model: Any) -> None:
+    c = torch.rand(4, WIDTH, generator=torch.Generator().manual_seed(0))
+    keys = torch.arange(4)
+    a = model.sample(c, keys)
+    assert a.shape == (4, CHANNELS, *GRID)
+    assert torch.isfinite(a).all()
+    changed = c.clone()
+    changed[2] += 1
+    b = model.sample(changed, torch.tensor([0, 9, 2, 3]))
+    assert torch.equal(a[[0, 3]], b[[0, 3]])
+    assert not torch.equal(a[1], b[1])
+    assert not torch.equal(a[2], b[2])
+
+
+def test_parameters_and_kept_buffers_survive_a_round_trip(model: Any) -> None:
+    for module in model.modules.values():
+        state = {k: v.clone() for k, v in module.state_dict().items()}
+        for p in module.parameters():
+            p.data.add_(1)
+        module.load_state_dict(state)
+        assert all(torch.equal(v, state[k]) for k, v in module.state_dict().items())

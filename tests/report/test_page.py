@@ -1,0 +1,235 @@
+"""The page: self-contained, in order, safe with hostile text, the same bytes every time."""
+
+from __future__ import annotations
+
+import copy
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+import pytest
+
+from synthmed.report.cards import card
+from synthmed.report.chart import chart
+from synthmed.report.mosaic import png
+from synthmed.report.page import MAX_PAGE_BYTES, render
+from synthmed.report.words import WORDS, words
+
+HOSTILE = "<script>alert('x')</script><img src=http://evil.example/x>\"'&{{ 7*7 }}"
+PICTURE = png(np.zeros((4, 4), np.uint8))
+
+
+def estimate(name: str, group: str, **fields: Any) -> dict[str, Any]:
+    rule = {"text": "value at most 0.2", "side": "at_most", "limit": 0.2, "review": None}
+    return {
+        "name": name,
+        "group": group,
+        "slice": None,
+        "value": 0.1,
+        "ci": [0.05, 0.15],
+        "unit": "1",
+        "n": 60,
+        "better": "lower",
+        "target": None,
+        "floor": 0.0,
+        "ceiling": 0.5,
+        "method": "Counted",
+        "seed": 1,
+        "note": "",
+        "n_holdout": 60,
+        "status": "pass",
+        "rules": [rule],
+        **fields,
+    }
+
+
+@pytest.fixture
+def report() -> dict[str, Any]:
+    line = {"estimate": "mmd2", "slice": None, "rule": "value at most 0.2"}
+    return {
+        "schema_version": 1,
+        "report": "shareable",
+        "title": "Demo",
+        "decision": "REVIEW",
+        "reasons": ["First reason.", "Second reason."],
+        "cohort": {
+            "n_patients": 100,
+            "n_scans": 120,
+            "n_train": 40,
+            "n_holdout": 60,
+            "n_synthetic": 30,
+            "n_dropped": 1,
+        },
+        "privacy": None,
+        "estimates": [
+            estimate("mmd2", "fidelity"),
+            estimate("mmd2", "fidelity", slice="sex=F", value=0.3),
+            estimate("mmd2", "fidelity", slice="sex=M", value=0.2),
+            estimate("copied_patients", "memorization", ci=None, floor=None, ceiling=None),
+            estimate("membership_auc", "membership", better="match", target=0.5, rules=[]),
+            estimate("auc_tstr", "utility", status="inconclusive", value=None, ci=None),
+            estimate("my_new_score", "fidelity", status="fail"),
+        ],
+        "policy": [
+            {**line, "status": "pass", "reason": "mmd2: fine."},
+            {**line, "status": "inconclusive", "reason": "auc_tstr: not computed."},
+        ],
+        "identifier_scan": {"n_searched": 3, "n_findings": 0, "findings": None},
+        "signature": None,
+        "data": {
+            "modality": "T1w",
+            "conditions": {"sex": {"kind": "categorical", "categories": ["F", "M"]}},
+            "backbone": "cvae",
+            "license": "CC0",
+            "governance": {
+                "legal_basis": None,
+                "ethics_number": None,
+                "recipient": None,
+                "licence": None,
+            },
+        },
+        "images": [
+            {"file": "images/synthetic-0001.png", "group": "synthetic", "part": "", "caption": "c"}
+        ],
+        "provenance": {
+            "synthmed": "0",
+            "versions": {"torch": "2"},
+            "digests": {"model": "ab" * 32},
+            "seed": 1,
+            "n_resamples": 500,
+        },
+    }
+
+
+def page(report: dict[str, Any]) -> str:
+    return render(report, {i["file"]: PICTURE for i in report["images"]})
+
+
+class Seen(HTMLParser):
+    """Tags, attributes and ids of a page, in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+
+def test_nothing_is_loaded_from_anywhere(report: dict[str, Any]) -> None:
+    text = page(report)
+    seen = Seen(text)
+    for tag, attributes in seen.tags:
+        assert tag not in {"script", "link", "iframe", "object", "embed", "base", "form"}
+        for name in ("src", "href", "srcset", "action", "data", "poster", "xlink:href"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("#", "data:image/png;base64,")), value
+        assert not any(name.startswith("on") for name in attributes)
+    assert not re.search(r"https?://|url\(|@import", text)
+    policies = [
+        a["content"] for t, a in seen.tags if a.get("http-equiv") == "Content-Security-Policy"
+    ]
+    assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+
+
+def test_sections_stand_in_order(report: dict[str, Any]) -> None:
+    ids = [a["id"] for t, a in Seen(page(report)).tags if t == "section"]
+    order = "decision privacy fidelity utility inconclusive use volumes evidence policy methods"
+    assert ids == [*order.split(), "provenance"]
+    report["estimates"] = [e for e in report["estimates"] if e["group"] != "utility"]
+    assert 'id="utility"' not in page(report)
+
+
+def test_every_link_and_id_holds(report: dict[str, Any]) -> None:
+    tags = Seen(page(report)).tags
+    ids = [a["id"] for _, a in tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    targets = {str(a["href"])[1:] for t, a in tags if t == "a"}
+    assert targets <= set(ids)
+    assert all(a.get("alt") for t, a in tags if t == "img")
+    assert sum(t == "h1" for t, _ in tags) == 1
+
+
+def test_decision_and_first_reason_come_first(report: dict[str, Any]) -> None:
+    body = page(report).split("<main>")[1]
+    assert body.index("REVIEW") < body.index("First reason.") < body.index("Second reason.")
+    assert body.index("Second reason.") < body.index("No formal guarantee")
+
+
+def test_hostile_text_is_shown_and_not_run(report: dict[str, Any]) -> None:
+    hostile = copy.deepcopy(report)
+    hostile["title"] = hostile["data"]["modality"] = hostile["data"]["license"] = HOSTILE
+    hostile["reasons"] = [HOSTILE]
+    hostile["data"]["conditions"] = {HOSTILE: {"kind": "categorical", "categories": [HOSTILE]}}
+    hostile["data"]["governance"]["recipient"] = HOSTILE
+    hostile["provenance"]["versions"] = {HOSTILE: HOSTILE}
+    hostile["signature"] = {"name": HOSTILE, "reason": HOSTILE, "when": "2026-01-01"}
+    hostile["images"][0]["caption"] = hostile["images"][0]["part"] = HOSTILE
+    for e in hostile["estimates"]:
+        e["method"] = e["note"] = e["unit"] = HOSTILE
+    for v in hostile["policy"]:
+        v["reason"] = v["rule"] = v["estimate"] = HOSTILE
+    text = page(hostile)
+    assert [t for t, _ in Seen(text).tags].count("script") == 0
+    assert [t for t, _ in Seen(text).tags].count("img") == 1
+    assert "&lt;script&gt;" in text and "{{ 7*7 }}" in text
+    for name in ("README.md", "MODEL_CARD.md", "DATASHEET.md"):
+        assert "<script" not in card(name, hostile)
+
+
+def test_same_report_same_bytes(report: dict[str, Any]) -> None:
+    assert page(report) == page(copy.deepcopy(report))
+
+
+def test_a_page_never_outgrows_its_bound(report: dict[str, Any]) -> None:
+    report["images"] = [
+        {**report["images"][0], "file": f"images/synthetic-{i:04d}.png"} for i in range(12)
+    ]
+    big = {i["file"]: PICTURE + b"\0" * 1_000_000 for i in report["images"]}
+    text = render(report, big)
+    assert len(text.encode()) < MAX_PAGE_BYTES
+    assert "more images lie beside this page" in text
+
+
+def test_estimates_without_a_name_in_the_table_are_shown(report: dict[str, Any]) -> None:
+    assert "my_new_score" not in WORDS
+    assert "My new score" in page(report)
+    assert words("copies").title in {w.title for w in WORDS.values()}
+
+
+def test_the_worst_subgroup_is_named(report: dict[str, Any]) -> None:
+    part = page(report).split("Worst subgroup")[1].split("</table>")[0]
+    assert "sex=F" in part and "sex=M" not in part
+
+
+def test_an_estimate_without_a_rule_is_not_called_inconclusive(report: dict[str, Any]) -> None:
+    report["estimates"] = [estimate("vendi", "fidelity", rules=[], status="inconclusive")]
+    panel = page(report).split('id="e-vendi"')[1].split("</article>")[0]
+    assert "no rule" in panel and "inconclusive" not in panel
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"value": -0.2, "ci": [-0.4, 0.1]},
+        {"value": 0.0, "ci": None, "floor": 0.0, "ceiling": 0.0, "rules": []},
+        {"value": 1e6, "ci": [1e5, 1e7]},
+        {"better": "match", "target": 0.5},
+    ],
+)
+def test_all_marks_lie_on_the_chart(fields: dict[str, Any]) -> None:
+    e = estimate("x", "fidelity", **fields)
+    c = chart(e)
+    assert c is not None
+    marks = [c.value, c.floor, c.ceiling, c.target, *(c.ci or ()), *c.limits]
+    assert all(0 <= m <= 100 for m in marks if m is not None)
+    assert c.low <= e["value"] <= c.high
+    value = c.low + (c.value or 0) / 100 * (c.high - c.low)
+    assert value == pytest.approx(e["value"], abs=1e-3 * (c.high - c.low))
+
+
+def test_no_chart_without_a_value() -> None:
+    assert chart(estimate("x", "fidelity", value=None)) is None
