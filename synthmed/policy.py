@@ -130,10 +130,12 @@ def _compare(rule: Rule, estimate: Estimate | None) -> tuple[str, str]:
     value = _finite(estimate.value)
     if value is None:
         return "inconclusive", f"has no value{because}"
-    ends = estimate.ci and [_finite(end) for end in estimate.ci]
-    low, high = ends if ends else (None, None)
-    bound = {"value": value, "lower": low, "upper": high}[rule.bound]
-    if bound is None or (rule.bound != "value" and None in (low, high)):
+    interval = _interval(estimate)
+    if rule.bound == "value":
+        bound = value
+    elif interval is not None:
+        bound = interval[1] if rule.bound == "upper" else interval[0]
+    else:
         return "inconclusive", f"has no interval, and the rule asks for its bound{because}"
     scale = _reference(rule, estimate)
     if scale is None:
@@ -152,10 +154,9 @@ def _compare(rule: Rule, estimate: Estimate | None) -> tuple[str, str]:
     if sign * bound <= sign * last:
         return "review", f"{named} {is_beyond} the limit {_n(limit)}{of}, within the review band"
     beyond = f"{named} {is_beyond} the limit {_n(limit)}{of}"
-    if rule.bound == "value":
+    if rule.bound == "value" or interval is None:
         return "fail", beyond
-    best = (low if sign > 0 else high) if estimate.group in QUALITY else value
-    assert best is not None  # both bounds were checked above
+    best = value if estimate.group not in QUALITY else interval[0 if sign > 0 else 1]
     if sign * best > sign * last:
         return "fail", beyond
     return "inconclusive", f"{beyond}, and the interval is too wide to tell"
@@ -169,15 +170,21 @@ def _reference(rule: Rule, estimate: Estimate) -> float | None:
 
 
 def _limit(rule: Rule) -> tuple[str, float]:
-    """The rule's comparison and number; the config guarantees exactly one."""
+    """The rule's comparison and number. The config guarantees one; without it nothing passes."""
     if rule.at_most is not None:
         return "at most", rule.at_most
-    assert rule.at_least is not None
-    return "at least", rule.at_least
+    return "at least", math.inf if rule.at_least is None else rule.at_least
 
 
 def _subject(rule: Rule) -> str:
     return rule.estimate if rule.slice is None else f"{rule.estimate} [{rule.slice}]"
+
+
+def _interval(estimate: Estimate) -> tuple[float, float] | None:
+    """The interval, if both of its ends are numbers."""
+    if estimate.ci is None or not all(map(math.isfinite, estimate.ci)):
+        return None
+    return estimate.ci
 
 
 def _finite(x: float | None) -> float | None:

@@ -18,8 +18,6 @@ from synthmed.formats.listing import Listing, join
 from synthmed.formats.refusal import Refused
 from synthmed.formats.tables import Cells, Table
 
-_APART = ("derivatives", "sourcedata")
-"""BIDS folders whose files are read only where a channel names them."""
 _SESSIONS = re.compile(r"(^|/)sub-[^/]+_sessions\.tsv$")
 _SUBJECT = re.compile(r"^sub-([^_./]+)")
 
@@ -102,7 +100,7 @@ class Reader:
     def unwanted(self, path: str) -> Refused:
         """Why a NIfTI file that no scan uses is left aside."""
         parts = path.split("/")
-        if any(p in _APART for p in parts[:-1]):
+        if any(p in tables.APART for p in parts[:-1]):
             return Refused("not_requested", "Derivatives and source data are read if named.")
         named = {m[1] for p in parts if (m := _SUBJECT.match(p))}
         if any(named & self._labels[t.path] for t in self.tables if _is_below(path, t.folder)):
@@ -239,7 +237,7 @@ def implied(listing: Listing) -> list[Table]:
     """Tables for BIDS folders that have none: one row, of `participant_id`, a `sub-` folder."""
     found = []
     for folder in listing.every_folder():
-        if any(p in _APART or _SUBJECT.match(p) for p in folder.split("/")):
+        if any(p in tables.APART or _SUBJECT.match(p) for p in folder.split("/")):
             continue
         pattern = posixpath.join(glob.escape(folder), "sub-*")
         rows = tuple({"participant_id": posixpath.basename(f)} for f in listing.folders(pattern))

@@ -59,7 +59,12 @@ def read(group: Series, where: Callable[[str], Path]) -> Image:
     rows, columns = ordered[0].pixels[:2]
     if rows * columns * len(ordered) > MAX_VOXELS:
         raise Refused("oversized", f"The limit is {MAX_VOXELS} voxels.")
-    planes = [_plane(s, where(s.path)) for s in ordered]
+    try:
+        planes = [_plane(s, where(s.path)) for s in ordered]
+    except Refused:
+        raise
+    except Exception:  # hostile values that only decoding meets: whatever is raised, it is damage
+        raise Refused("header_unreadable", "Its pixels cannot be decoded.") from None
     data = np.stack([p.T for p in planes], axis=-1)  # (columns, rows, slices): i, j, k
     return canonical(data, affine)
 

@@ -20,6 +20,9 @@ MAX_BYTES = 1 << 26
 POOLED_AGE = 90.0
 """Ages from here on are one (HIPAA Safe Harbor, 45 CFR 164.514(b)(2)(i)(C))."""
 
+APART = ("derivatives", "sourcedata")
+"""BIDS folders whose files are read only where the config names them."""
+
 _PARTICIPANTS = ("participants.tsv", "participants.csv")
 _MISSING = {"", "n/a", "nan"}
 _PEOPLE = ("patient", "subject_group", "participant_id")
@@ -55,7 +58,8 @@ class Table:
 def participants(listing: Listing, data: Data) -> tuple[list[Table], dict[str, Refused]]:
     """The tables that say which scan is whose, and those that cannot be read.
 
-    That is `data.table` where it is set, else every participants.tsv or .csv at any depth.
+    That is `data.table` where it is set, else every participants.tsv or .csv at any depth, but
+    for those in `APART`.
 
     Raises:
         UsageError: `data.table` is not there.
@@ -74,7 +78,8 @@ def participants(listing: Listing, data: Data) -> tuple[list[Table], dict[str, R
             raise InputError(f"data.table {data.table}: {reason.explanation}") from None
     tables, refused = [], {}
     for path in listing.sizes:
-        if posixpath.basename(path).lower() in _PARTICIPANTS:
+        apart = any(part in APART for part in path.split("/"))
+        if posixpath.basename(path).lower() in _PARTICIPANTS and not apart:
             try:
                 tables.append(read(listing, path))
             except Refused as reason:

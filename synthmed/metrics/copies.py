@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +11,13 @@ import numpy.typing as npt
 from synthmed.keys import Key
 from synthmed.metrics.sides import Cases
 from synthmed.metrics.similarity import Similarity
-from synthmed.metrics.stats import Bools, Floats, Ints, benjamini_hochberg, tail_p
+from synthmed.metrics.stats import Floats, Ints, benjamini_hochberg, tail_p
 from synthmed.types import Frozen
 
 Names = npt.NDArray[np.str_]
+
+FEW = 5
+"""A copy is near fewer patients than this; a person known under a second pseudonym is allowed."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Copies(Frozen):
         similarity: name of the similarity used.
     """
 
-    matches: Sequence[Match]
+    matches: tuple[Match, ...]
     n_train: int
     n_holdout: int
     largest_null_gap: float | None
@@ -112,6 +114,10 @@ def find_copies(
     less one). A sample is a copy when its gap is larger than every null gap and its p-value, from
     a generalised Pareto tail of the null (`stats.tail_p`), passes Benjamini-Hochberg at `fdr`.
 
+    The same is asked of its lead: best match minus that of the fifth best patient of train. An
+    average of many training patients is nearer to all of them than to strangers, and has a large
+    gap, but it is nobody's copy; this leaves it alone and costs a copy of one person nothing.
+
     Without a holdout the gap is the best match minus the best match among all *other* patients
     than that one, and the null is every real patient against everybody else: a copy is near one
     person alone. It cannot see a model that copied two people who look alike, or one person known
@@ -143,6 +149,8 @@ def find_copies(
         )
         null = _best(in_train) - _best(in_others)
         gap = _best(found.to_train) - _best(found.to_holdout)
+        null_lead = _lead(in_train, train.patients, FEW)
+        lead = _lead(found.to_train, train.patients, FEW)
         # an exact copy of a training scan: its own similarity, less its best match in holdout
         exact = fitted.same - _best(in_train.T)
     else:
@@ -150,44 +158,57 @@ def find_copies(
         others = _without_self(
             fitted.compare(learned[players], learned), train.patients[players], train.patients
         )
-        null = _lead(others, train.patients)
-        gap = _lead(found.to_train, train.patients)
+        null = null_lead = _lead(others, train.patients, 2)
+        gap = lead = _lead(found.to_train, train.patients, 2)
         exact = fitted.same - _best(others)
     return judge(
-        found.to_train, gap, null, exact, train.patients, holdout.patients, fdr, fitted.name
+        found.to_train,
+        (gap, lead),
+        (null, null_lead),
+        exact,
+        train.patients,
+        holdout.patients,
+        fdr,
+        fitted.name,
     )
 
 
 def judge(
     to_train: Floats,
-    gap: Floats,
-    null: Floats,
+    sample: tuple[Floats, Floats],
+    null: tuple[Floats, Floats],
     exact: Floats,
     train_patients: Names,
     holdout_patients: Names,
     fdr: float,
     name: str,
 ) -> Copies:
-    """Verdicts from gaps alone.
+    """Verdicts from gaps and leads alone; p is the larger of the two p-values.
 
     Args:
         to_train: (n_samples, n_train_scans) similarities.
-        gap: (n_samples,) gap of each sample.
-        null: gaps of people who were not learned from; those without a partner are not finite.
+        sample: (n_samples,) gap and lead of each sample.
+        null: gap and lead of people not learned from; where one has no partner it is not finite.
         exact: gaps that exact copies of training scans would have.
         train_patients: the patient of each training scan.
         holdout_patients: the patient of each held-out scan.
         fdr: false discovery rate.
         name: of the similarity.
     """
-    null = null[np.isfinite(null)]
-    n_samples = len(gap)
-    p = tail_p(gap, null) if len(null) else np.ones(n_samples)
-    largest = float(null.max()) if len(null) else math.inf
-    copies = (gap > largest) & benjamini_hochberg(p, fdr)
+    n_samples = len(to_train)
+    gap = sample[0]
+    p = np.zeros(n_samples)
+    beyond = np.ones(n_samples, dtype=bool)
+    for values, reference in zip(sample, null, strict=True):
+        reference = reference[np.isfinite(reference)]
+        p = np.maximum(p, tail_p(values, reference) if len(reference) else 1.0)
+        beyond &= values > reference.max(initial=-math.inf)
+    copies = beyond & benjamini_hochberg(p, fdr)
+    gaps = null[0][np.isfinite(null[0])]
+    largest = float(gaps.max(initial=-math.inf))
     power = 0.0
-    if len(null) and n_samples:
-        power = float(np.mean((exact > largest) & (tail_p(exact, null) <= fdr / n_samples)))
+    if len(gaps) and n_samples:
+        power = float(np.mean((exact > largest) & (tail_p(exact, gaps) <= fdr / n_samples)))
     nearest = np.argmax(to_train, axis=1) if n_samples else np.zeros(0, dtype=np.int64)
     matches = []
     for i, scan in enumerate(nearest):
@@ -230,10 +251,13 @@ def _best(scores: Floats) -> Floats:
     return scores.max(axis=1) if scores.shape[1] else np.full(len(scores), -np.inf)
 
 
-def _lead(scores: Floats, references: Names) -> Floats:
-    """(n,) best score of each row minus the best among the patients other than that one."""
-    if len(set(references)) < 2:
+def _lead(scores: Floats, references: Names, rank: int) -> Floats:
+    """(n,) best score of each row minus that of the `rank`-th best patient (the last of fewer)."""
+    people = sorted(set(references))
+    if len(people) < 2:
         return np.full(len(scores), np.nan)
-    nearest: Names = references[np.argmax(scores, axis=1)]
-    same: Bools = nearest[:, None] == references[None, :]
-    return _best(scores) - _best(np.where(same, -np.inf, scores))
+    each = np.stack([scores[:, references == p].max(axis=1) for p in people])
+    finite = np.sort(each, axis=0)[::-1]
+    # somebody's own scans are -inf and come last: they are not among the ranked
+    last = np.minimum(rank, np.isfinite(finite).sum(axis=0)) - 1
+    return np.asarray(finite[0] - finite[last, np.arange(len(scores))])

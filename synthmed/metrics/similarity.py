@@ -113,7 +113,7 @@ class ImageSimilarity:
 
     def compare(self, queries: Features, references: Features) -> Floats:
         """(n_queries, n_references) scores, 0 for unrelated scans."""
-        flat = references.reshape(len(references), -1)
+        flat = references.reshape(len(references), int(np.prod(references.shape[1:])))
         norm = np.linalg.norm(flat, axis=1, keepdims=True)
         flat = np.divide(flat, norm, out=np.zeros_like(flat), where=norm > 1e-6)
         best = np.full((len(queries), len(flat)), -1, dtype=np.float32)

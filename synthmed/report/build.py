@@ -30,6 +30,7 @@ def build(
     findings: Sequence[Finding],
     n_searched: int,
     images: Sequence[Mapping[str, str]],
+    names_model: bool = True,
 ) -> Report:
     """The content of report.json.
 
@@ -45,6 +46,7 @@ def build(
         findings: of the identifier scan.
         n_searched: strings the scan looked for.
         images: file (below report/), group and caption of each image that lies beside the report.
+        names_model: False where the cohort was not made by the config's backbone.
     """
     named = {(r.estimate, r.slice) for r in config.policy.rules}
     if kind == "shareable":
@@ -73,7 +75,7 @@ def build(
         "data": {
             "modality": config.data.modality,
             "conditions": {n: c.model_dump(mode="json") for n, c in config.data.conditions.items()},
-            "backbone": config.backbone.name,
+            "backbone": config.backbone.name if names_model else None,
             "license": config.governance.licence or config.export.license,
             "governance": config.governance.model_dump(mode="json"),
         },

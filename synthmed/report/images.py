@@ -10,11 +10,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
 from synthmed.artifacts import Cohort, Dataset, Sample, ScreenedCohort
 from synthmed.config import Condition
+from synthmed.formats import nifti
 from synthmed.formats.bids_export import AGE_POOL_YEARS, is_age, subject
 from synthmed.report.mosaic import GAP_PIXELS, Grey, png, three_planes
 from synthmed.types import Labels
@@ -85,6 +85,7 @@ def closest(
     if sampled is not None:
         # a replacement has an index past those sampled, so neither hides the other
         places.update({s.index: (s, sampled.path) for s in sampled.samples})
+    ships = {s.index for s in cohort.samples}
     train = set(dataset.train_patients())
     known = [s for s in cohort.screened if s.index in places and s.nearest in train]
     ranked = sorted(known, key=lambda s: (not s.flagged, -(s.gap or 0.0), s.index))
@@ -93,7 +94,7 @@ def closest(
         above = _drawn(*places[s.index], masks)
         below = _real_planes(dataset, _first_scan(dataset, str(s.nearest)))
         line = np.full((GAP_PIXELS, above.shape[1]), 255, dtype=np.uint8)
-        caption = f"sample {s.index} ({'dropped' if s.flagged else 'kept'}) and {s.nearest}"
+        caption = f"sample {s.index} ({'ships' if s.index in ships else 'dropped'}) and {s.nearest}"
         if s.similarity is not None:
             caption += f", similarity {s.similarity:.2f}"
         content = png(np.vstack([above, line, below]))
@@ -113,8 +114,8 @@ def _real_planes(dataset: Dataset, at: int) -> Grey:
 def _drawn(sample: Sample, folder: Path, masks: Collection[str]) -> Grey:
     """The central slices of the first image of a sample."""
     file = next(f for n, f in sample.files.items() if n not in masks)
-    image = nib.nifti1.Nifti1Image.from_filename(folder / file)
-    return three_planes(np.asanyarray(image.dataobj), np.asarray(image.affine))
+    image = nifti.read(folder / file)
+    return three_planes(image.data, image.affine)
 
 
 def _caption(who: str, labels: Labels) -> str:

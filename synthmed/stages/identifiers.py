@@ -41,7 +41,7 @@ def identifiers(
     quarantine = folder / "quarantine.tsv"
     if quarantine.is_file():
         with open(quarantine, encoding="utf-8", newline="") as handle:
-            for row in csv.DictReader(handle, delimiter="\t"):
+            for row in csv.DictReader(handle, delimiter="\t", quoting=csv.QUOTE_NONE):
                 names |= _parts(row.get("path") or "")
     own = _own_words(config, evidence)
     kept = {n for n in names if len(n) >= MIN_TEXT and not _occurs(n, own)}

@@ -50,6 +50,7 @@ def ingest(
     progress: Progress | None = None,
     min_patients: int = MIN_PATIENTS,
     use_split: bool = False,
+    allow_copies: bool = False,
 ) -> dict[str, Any]:
     """Fill `target` with catalogue.jsonl, volumes/ and quarantine.tsv, and tell what was found.
 
@@ -61,6 +62,7 @@ def ingest(
         progress: called with (done, total).
         min_patients: fewer usable patients are an error; quarantine.tsv is there all the same.
         use_split: carry the table's column `split` (train, holdout) to the scans.
+        allow_copies: keep scans with the same voxels, as a cohort under test may have.
 
     Returns:
         Counts for the manifest and the report; no identity is in them.
@@ -83,7 +85,9 @@ def ingest(
         plan = candidates.find(config.data, listing, kinds)
         for path, reason, person in plan.refused:
             quarantine.add(path, reason, pseudonyms.patient(person) if person else "")
-        reading = _Reading(config.data.channels or {}, pseudonyms, quarantine, target, use_split)
+        reading = _Reading(
+            config.data.channels or {}, pseudonyms, quarantine, target, use_split, allow_copies
+        )
         scans = reading.scans(plan.candidates, progress)
     lines = [scan.model_dump_json() + "\n" for scan in scans]
     (target / "catalogue.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -181,6 +185,7 @@ class _Reading:
     quarantine: Quarantine
     target: Path
     use_split: bool
+    allow_copies: bool
     undeclared: Counter[str] = field(default_factory=Counter)
 
     def scans(self, found: Sequence[Candidate], progress: Progress | None) -> list[Scan]:
@@ -203,7 +208,7 @@ class _Reading:
                 same[content].append(scan.name)
             if progress:
                 progress(done, len(found))
-        for names in same.values():
+        for names in () if self.allow_copies else same.values():
             self._without_copies(names, kept)
         return [record for _, record in kept.values()]
 

@@ -42,6 +42,7 @@ class _Material:
     facts: CohortFacts
     pictures: Sequence[Picture]
     n_searched: int
+    with_volumes: bool
 
 
 def release(
@@ -54,6 +55,7 @@ def release(
     real: Dataset | None,
     made_from: str = "",
     forbidden: Collection[str] = (),
+    with_volumes: bool = True,
 ) -> Decision:
     """Decide, write both reports, and fill RUN/release or RUN/withheld.
 
@@ -70,6 +72,8 @@ def release(
         made_from: a digest of the inputs, for `standing`.
         forbidden: strings of the source (names, numbers) that must not be in the release, beside
             the pseudonyms and the names of refused files, which are looked up in the run.
+        with_volumes: False for a cohort that was made elsewhere: the folder then holds the
+            shareable report and SHA256SUMS alone, and names no model.
 
     Raises:
         UsageError: the config asks for differential privacy, which no report here can state yet.
@@ -85,7 +89,7 @@ def release(
     searched = identifiers(run, config, evidence, forbidden)
     masks = _naming(config).masks
     shown = images.synthetic(cohort, config.data.conditions, masks)
-    material = _Material(config, evidence, cohort, told, shown, len(searched))
+    material = _Material(config, evidence, cohort, told, shown, len(searched), with_volumes)
     judged = policy.decide(config.policy.rules, evidence, n_holdout=told.n_holdout).verdicts
     before_scan = [*judged, _dropped(config, cohort, told)]
 
@@ -113,6 +117,7 @@ def release(
         findings=findings,
         n_searched=len(searched),
         images=[p.entry() for p in pictures],
+        names_model=with_volumes,
     )
     signature = _still_signed(run, decision, shareable)
     if signature:
@@ -228,7 +233,19 @@ def _fill(
         findings=findings,
         n_searched=material.n_searched,
         images=[p.entry() for p in material.pictures],
+        names_model=material.with_volumes,
     )
+    (out / "report").mkdir()
+    write_report(out / "report", report, material.pictures)
+    if material.with_volumes:
+        _fill_dataset(out, material, report)
+    close(out)
+    return report
+
+
+def _fill_dataset(out: Path, material: _Material, report: Report) -> None:
+    """The BIDS dataset and the cards that describe it."""
+    config = material.config
     export(
         material.cohort,
         out,
@@ -238,13 +255,9 @@ def _fill(
         naming=_naming(config),
         readme=card("README.md", report),
     )
-    (out / "report").mkdir()
-    write_report(out / "report", report, material.pictures)
     for name in ("MODEL_CARD.md", "DATASHEET.md"):
         write_bytes(out / name, card(name, report).encode())
     write_json(out / "croissant.json", croissant(report, out, config.data.conditions))
-    close(out)
-    return report
 
 
 def _sign_folder(folder: Path, report: Report, signature: Mapping[str, str]) -> None:
@@ -252,7 +265,8 @@ def _sign_folder(folder: Path, report: Report, signature: Mapping[str, str]) -> 
     signed = {**report, "signature": dict(signature)}
     write_json(folder / "report/report.json", signed)
     write_page(folder / "report")
-    write_bytes(folder / "README.md", card("README.md", signed).encode())
+    if (folder / "README.md").exists():
+        write_bytes(folder / "README.md", card("README.md", signed).encode())
     close(folder)
 
 

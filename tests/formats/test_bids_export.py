@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import shutil
 import subprocess
@@ -11,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pytest
 
 from synthmed.artifacts import Cohort, Sample, ScreenedCohort
 from synthmed.config import Categorical, Continuous
+from synthmed.formats import nifti
 from synthmed.formats.bids_export import Naming, export, is_age
 
 CONDITIONS = {
@@ -32,10 +31,8 @@ def cohort(folder: Path, files: Sequence[str]) -> ScreenedCohort:
         names = {}
         for i, name in enumerate(files):
             data = np.full((6, 7, 8), k + i, dtype=np.int16 if name in MASKS else np.float32)
-            image = nib.nifti1.Nifti1Image(data, np.diag([2.0, 2, 2, 1]))
-            image.header.set_xyzt_units("mm")
             names[name] = f"{k:06d}_{name}.nii.gz"
-            (folder / names[name]).write_bytes(gzip.compress(image.to_bytes(), mtime=0))
+            nifti.write(folder / names[name], data, np.diag([2.0, 2, 2, 1]))
         labels: dict[str, Any] = {"diagnosis": "control", "age": 88.5 + k}
         samples.append(Sample(index=k, labels=labels, files=names))
     return ScreenedCohort(samples, [folder] * 3, [])

@@ -8,8 +8,9 @@ from scipy.ndimage import gaussian_filter
 from synthmed.artifacts import ChannelInfo
 from synthmed.keys import Key
 from synthmed.metrics.sides import Cases, Sides
+from synthmed.metrics.similarity import Similarity
 
-GRID = (24, 24, 20)
+GRID = (16, 18, 14)
 
 
 def scan(rng: np.random.Generator, individual: np.ndarray, size: float = 1.0) -> np.ndarray:
@@ -63,3 +64,23 @@ def sides(train: Cases, holdout: Cases, synthetic: Cases, resamples: int = 100, 
         seed=given.get("seed", 0),
         resamples=resamples,
     )
+
+
+class Remembered:
+    """A similarity that computes nothing twice: screenings of one cohort share their null."""
+
+    def __init__(self, inner: Similarity, kept: dict[tuple[bytes, bytes], np.ndarray]) -> None:
+        self.inner, self.kept = inner, kept
+        self.name, self.same = inner.name, inner.same
+
+    def features(self, cases: Cases) -> np.ndarray:
+        return self.inner.features(cases)
+
+    def fit(self, train: np.ndarray) -> Similarity:
+        return Remembered(self.inner.fit(train), self.kept)
+
+    def compare(self, queries: np.ndarray, references: np.ndarray) -> np.ndarray:
+        pair = queries.tobytes(), references.tobytes()
+        if pair not in self.kept:
+            self.kept[pair] = self.inner.compare(queries, references)
+        return self.kept[pair]

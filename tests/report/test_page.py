@@ -174,9 +174,10 @@ def test_hostile_text_is_shown_and_not_run(report: dict[str, Any]) -> None:
     text = page(hostile)
     assert [t for t, _ in Seen(text).tags].count("script") == 0
     assert [t for t, _ in Seen(text).tags].count("img") == 1
-    assert "&lt;script&gt;" in text and "{{ 7*7 }}" in text
+    assert "&lt;script&gt;" in text
+    assert "{{ 7*7 }}" in text
     for name in ("README.md", "MODEL_CARD.md", "DATASHEET.md"):
-        assert "<script" not in card(name, hostile)
+        assert "<" not in card(name, hostile)
 
 
 def test_same_report_same_bytes(report: dict[str, Any]) -> None:
@@ -200,14 +201,16 @@ def test_estimates_without_a_name_in_the_table_are_shown(report: dict[str, Any])
 
 
 def test_the_worst_subgroup_is_named(report: dict[str, Any]) -> None:
-    part = page(report).split("Worst subgroup")[1].split("</table>")[0]
-    assert "sex=F" in part and "sex=M" not in part
+    part = page(report).split("<h3>Worst subgroup</h3>")[1].split("</table>")[0]
+    assert "sex=F" in part
+    assert "sex=M" not in part
 
 
 def test_an_estimate_without_a_rule_is_not_called_inconclusive(report: dict[str, Any]) -> None:
     report["estimates"] = [estimate("vendi", "fidelity", rules=[], status="inconclusive")]
     panel = page(report).split('id="e-vendi"')[1].split("</article>")[0]
-    assert "no rule" in panel and "inconclusive" not in panel
+    assert "no rule" in panel
+    assert "inconclusive" not in panel
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from monai.networks.layers.utils import get_act_layer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_ACT = ("swish", {})
+_ACT = ("leakyrelu", {"negative_slope": 0.1, "inplace": True})
 
 
 def _block(channels_in: int, channels_out: int, stride: int = 1) -> nn.Module:
@@ -131,12 +131,14 @@ class Decoder(nn.Module):
             blocks += [nn.Upsample(scale_factor=stride, mode="nearest"), _block(b, a)]
         self.blocks = nn.Sequential(*blocks)
         self.out = nn.Conv3d(widths[0], 8 * channels, 3, padding=1)
-        # what all scans share needs no network: one value a voxel, learned with the rest
-        self.template = nn.Parameter(torch.zeros(channels, *grid))
+        # what all scans share, and what each condition shifts, needs no network: it is learned
+        # first, as maps on the grid, so that the decoder cannot leave the condition to the latent
+        self.template = nn.Parameter(torch.zeros(1 + condition_width, channels, *grid))
 
     def forward(self, z: Tensor, c: Tensor) -> Tensor:
         h = self.head(torch.cat([z, c.to(z.dtype)], 1))
         h = h.reshape(-1, self.width, *self.geometry.coarse)
         mean = self.geometry.crop(unfold(self.out(self.blocks(h)))).float()
+        weights = torch.cat([c.new_ones(c.shape[0], 1), c], 1)
         # the gain lets Adam fill the template within the first tens of steps
-        return mean + 10 * self.template
+        return mean + 10 * torch.einsum("bk,kcxyz->bcxyz", weights.float(), self.template)

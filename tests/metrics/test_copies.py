@@ -1,0 +1,231 @@
+"""Planted copies are found and named; honest samplers pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from scipy import stats as reference
+from scipy.ndimage import gaussian_filter
+
+from synthmed.keys import Key
+from synthmed.metrics import Copied
+from synthmed.metrics.copies import Copies, Matches, find_copies, match
+from synthmed.metrics.shared import Shared
+from synthmed.metrics.sides import Cases
+from synthmed.metrics.similarity import (
+    DescriptorSimilarity,
+    ImageSimilarity,
+    normal_scores,
+)
+from tests.metrics.cohorts import GRID, Remembered, cases, made, sides
+
+IMAGE = Remembered(ImageSimilarity((0,)), {})
+Disguise = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+
+def moved(x: np.ndarray, by: tuple[int, int, int]) -> np.ndarray:
+    return np.roll(x, by, (0, 1, 2))
+
+
+DISGUISES: dict[str, Disguise] = {
+    "exact": lambda x, rng: x,
+    "noise": lambda x, rng: x + 0.05 * rng.standard_normal(x.shape),
+    "blur": lambda x, rng: gaussian_filter(x, 0.7),
+    "flip": lambda x, rng: x[::-1],
+    "shift": lambda x, rng: moved(x, (1, -2, 1)),
+    "intensity": lambda x, rng: 0.1 + 0.7 * np.clip(x, 0, None) ** 0.6,
+    "combined": lambda x, rng: (
+        moved(0.8 * np.clip(x[::-1], 0, None) ** 0.8, (1, 0, -1))
+        + 0.02 * rng.standard_normal(x.shape)
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def cohort() -> tuple[Cases, Cases, Cases]:
+    rng = np.random.default_rng(0)
+    return cases(rng, 60, "t", twice=10), cases(rng, 40, "h", twice=8), cases(rng, 100, "s")
+
+
+@pytest.fixture(scope="module")
+def honest(cohort: tuple[Cases, Cases, Cases]) -> Matches:
+    return match(*cohort, IMAGE)
+
+
+def plant(
+    cohort: tuple[Cases, Cases, Cases], scans: list[int], disguise: Disguise, seed: int = 99
+) -> Cases:
+    """The honest samples with copies of these training scans in the first places."""
+    train, _, honest = cohort
+    rng = np.random.default_rng(seed)
+    volumes = honest.volumes.astype(np.float32)
+    for place, scan in enumerate(scans):
+        volumes[place, 0] = disguise(train.volumes[scan, 0].astype(np.float32), rng)
+    return made(volumes)
+
+
+def screen(
+    cohort: tuple[Cases, Cases, Cases],
+    honest: Matches,
+    scans: list[int],
+    disguise: Disguise = DISGUISES["exact"],
+) -> Copies:
+    """Screen 100 samples of which the first few are copies; only those are matched anew."""
+    train, holdout, _ = cohort
+    planted = plant(cohort, scans, disguise)
+    first = Cases(planted.volumes[: len(scans)], planted.patients[: len(scans)], [])
+    found = match(train, holdout, first, IMAGE)
+    both = Matches(
+        np.concatenate([found.to_train, honest.to_train[len(scans) :]]),
+        np.concatenate([found.to_holdout, honest.to_holdout[len(scans) :]]),
+    )
+    return find_copies(train, holdout, planted, 0.01, IMAGE, Key.root(1), both)
+
+
+@pytest.mark.parametrize("name", DISGUISES)
+@pytest.mark.parametrize("share", [1, 5, 20])
+def test_planted_copies_are_found_with_the_right_patient(
+    cohort: tuple[Cases, Cases, Cases], honest: Matches, name: str, share: int
+) -> None:
+    scans = list(range(3, 3 + 3 * share, 3))
+    found = screen(cohort, honest, scans, DISGUISES[name])
+    assert found.flagged == tuple(range(share))
+    named = [found.matches[i].copy_of for i in range(share)]
+    assert named == [str(cohort[0].patients[s]) for s in scans]
+    assert found.power == 1.0 and (found.n_train, found.n_holdout) == (60, 40)
+
+
+def test_one_patient_copied_into_one_percent_is_flagged(
+    cohort: tuple[Cases, Cases, Cases], honest: Matches
+) -> None:
+    found = screen(cohort, honest, [17], DISGUISES["combined"])
+    assert found.patients == (str(cohort[0].patients[17]),)
+    assert Copies.model_validate_json(found.model_dump_json()) == found
+
+
+def test_honest_samples_are_not_flagged(
+    cohort: tuple[Cases, Cases, Cases], honest: Matches
+) -> None:
+    assert screen(cohort, honest, []).flagged == ()
+
+
+def test_without_a_holdout_copies_are_still_decided(cohort: tuple[Cases, Cases, Cases]) -> None:
+    nobody = cases(np.random.default_rng(0), 0, "h")
+    samples = plant(cohort, [3, 40, 41], DISGUISES["flip"])
+    found = find_copies(cohort[0], nobody, samples, 0.01, IMAGE, Key.root(1))
+    assert found.flagged == (0, 1, 2) and found.n_holdout == 0 and found.power == 1.0
+    assert found.matches[1].copy_of == str(cohort[0].patients[40])
+    assert find_copies(cohort[0], nobody, cohort[2], 0.01, IMAGE, Key.root(1)).flagged == ()
+
+
+def test_nobody_is_matched_with_themselves() -> None:
+    """People scanned many times do not fake a null: their own scans never count as a match."""
+    rng = np.random.default_rng(1)
+    train, holdout = cases(rng, 20, "t"), cases(rng, 20, "h", twice=20)
+    null = find_copies(train, holdout, holdout, 0.01, IMAGE, Key.root(1)).largest_null_gap
+    alone = Cases(holdout.volumes[::2], holdout.patients[::2], [{}] * 20)
+    other = find_copies(train, alone, alone, 0.01, IMAGE, Key.root(1)).largest_null_gap
+    # had they met themselves, every null gap would be far below zero
+    assert null is not None and other is not None and abs(null - other) < 0.3
+    assert null > -0.3
+
+
+def test_a_screen_without_power_says_so() -> None:
+    rng = np.random.default_rng(2)
+    train, holdout, samples = cases(rng, 20, "t"), cases(rng, 4, "h"), cases(rng, 10, "s")
+    given = sides(train, holdout, samples)
+    by_name = {e.name: e for e in Copied().estimate(given, Shared(given))}
+    assert by_name["copied_patients"].value == 0 and by_name["copied_patients"].ci == (0.0, 1.0)
+    assert "in 0% of cases" in by_name["copied_patients"].note
+
+
+def test_estimates_count_samples_before_the_filter_and_patients_once(
+    cohort: tuple[Cases, Cases, Cases], honest: Matches
+) -> None:
+    twice = [int(i) for i in np.nonzero(cohort[0].patients == "t003")[0]]
+    as_sampled = screen(cohort, honest, [*twice, 50])
+    given = sides(cohort[0], cohort[1], cohort[2])
+    by_name = {e.name: e for e in Copied().estimate(given, Shared(given, as_sampled))}
+    assert by_name["copies"].value == 0.03 and by_name["copies"].n == 100
+    assert by_name["copied_patients"].value == pytest.approx(2 / 60)
+    exact = reference.binomtest(2, 60).proportion_ci(method="exact")
+    assert by_name["copied_patients"].ci == pytest.approx((exact.low, exact.high))
+    assert by_name["copies_shipped"].value == 0
+
+
+def test_a_copy_that_ships_is_seen_by_the_second_similarity(
+    cohort: tuple[Cases, Cases, Cases],
+) -> None:
+    given = sides(cohort[0], cohort[1], plant(cohort, [5, 30], DISGUISES["flip"]))
+    found = Shared(given).as_shipped()
+    assert found.flagged == (0, 1) and found.similarity == "descriptor"
+
+
+def test_similarity_is_invariant_where_it_promises(cohort: tuple[Cases, Cases, Cases]) -> None:
+    train = cohort[0]
+    one = train.volumes[:1, 0].astype(np.float32)
+    features = IMAGE.features(train)
+    itself = IMAGE.compare(features[:1], features)
+    assert itself[0, 0] == pytest.approx(IMAGE.same, abs=1e-3) and itself[0].argmax() == 0
+    flipped = IMAGE.features(made(one[:, None, ::-1]))
+    assert IMAGE.compare(flipped, features)[0, 0] == pytest.approx(IMAGE.same, abs=1e-3)
+    ranks = normal_scores(one[None])
+    assert normal_scores(np.exp(2 * one[None])) == pytest.approx(ranks, abs=0.25)
+    flat = IMAGE.features(made(np.full((1, 1, *GRID), 0.5)))
+    assert (IMAGE.compare(flat, features) == 0).all()
+
+
+def test_similarity_is_the_largest_pearson_correlation_of_a_loop() -> None:
+    rng = np.random.default_rng(3)
+    a, b = rng.standard_normal((2, 1, 1, 8, 7, 6)).astype(np.float32)
+    best = -1.0
+    for flip in (False, True):
+        x = a[0, 0, ::-1] if flip else a[0, 0]
+        for s in np.ndindex(5, 5, 5):
+            shift = np.array(s) - 2
+            out = np.zeros_like(x)
+            for i in np.ndindex(*x.shape):
+                j = tuple(np.array(i) - shift)
+                if all(0 <= k < n for k, n in zip(j, x.shape, strict=True)):
+                    out[i] = x[j]
+            best = max(best, np.corrcoef(out.ravel(), b.ravel())[0, 1])
+    centred = b - b.mean()
+    # the scaled and rotated part of the bank can only add to it
+    assert np.tanh(IMAGE.compare(a, centred)[0, 0]) >= best - 1e-5
+    shifted = np.zeros_like(b)
+    shifted[:, :, 2:, :-1] = b[:, :, :-2, 1:]
+    direct = np.corrcoef(shifted.ravel(), shifted.ravel())[0, 1]
+    assert np.tanh(IMAGE.compare(shifted, shifted - shifted.mean())[0, 0]) == pytest.approx(
+        min(direct, 0.9999), abs=1e-4
+    )
+
+
+def test_descriptor_similarity_must_be_fitted() -> None:
+    with pytest.raises(ValueError, match="call fit"):
+        DescriptorSimilarity((0,)).compare(np.zeros((1, 53)), np.zeros((1, 53)))
+
+
+def test_screening_is_the_same_every_time(cohort: tuple[Cases, Cases, Cases]) -> None:
+    few = Cases(cohort[2].volumes[:5], cohort[2].patients[:5], [{}] * 5)
+    fresh = ImageSimilarity((0,))
+    first, second = (find_copies(few, few, few, 0.01, fresh, Key.root(1)) for _ in range(2))
+    assert first == second
+
+
+def test_the_naive_binomial_test_over_rejects() -> None:
+    """Why the test is by gaps: samples share patients, so 'closer to train' is no coin toss.
+
+    An honest sampler, equal sizes; the usual test asks whether more than half the samples are
+    closer to train. It alarms far above its nominal 1 %.
+    """
+    rng = np.random.default_rng(4)
+    alarms = 0
+    for _ in range(300):
+        train, holdout = rng.standard_normal((2, 40, 8))
+        samples = rng.standard_normal((200, 8))
+        near = [np.linalg.norm(samples[:, None] - s, axis=2).min(axis=1) for s in (train, holdout)]
+        closer = int(np.sum(near[0] < near[1]))
+        alarms += reference.binomtest(closer, 200, 0.5, alternative="greater").pvalue < 0.01
+    assert alarms / 300 > 0.05

@@ -1,0 +1,11 @@
+"""Honest samplers pass the copies test; the long form is tests/proofs/screen_sampler.py."""
+
+from __future__ import annotations
+
+from tests.proofs.screen_sampler import run
+
+
+def test_honest_samplers_raise_no_alarm() -> None:
+    # at a true rate of 1 % the chance of two or more alarms in 6 cohorts is 0.1 %
+    alarms = run(6)
+    assert len(alarms) == 8 and max(alarms.values()) <= 1, alarms

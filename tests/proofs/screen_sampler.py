@@ -1,0 +1,59 @@
+"""False alarms of the copies test: honest samplers, many cohorts.
+
+`python -m tests.proofs.screen_sampler 300` prints the alarms of each sampler; at most 6 in 300
+are allowed (2 %, of a nominal 1 %).
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+
+from synthmed.keys import Key
+from synthmed.metrics.copies import find_copies
+from synthmed.metrics.sides import Cases
+from synthmed.metrics.similarity import DescriptorSimilarity, ImageSimilarity
+from tests.metrics.cohorts import GRID, Remembered, cases, made
+
+N_TRAIN, N_HOLDOUT, N_SAMPLES = 30, 20, 16
+ALLOWED = 0.02
+
+
+def samplers(rng: np.random.Generator, train: Cases) -> dict[str, Cases]:
+    """What a generator that copied nobody may produce."""
+    volumes = train.volumes.astype(np.float32)
+    mean = volumes.mean(axis=0)
+    noise = rng.standard_normal((N_SAMPLES, 1, *GRID))
+    groups = [rng.permutation(len(volumes))[:10] for _ in range(N_SAMPLES)]
+    return {
+        "held-out people": cases(rng, N_SAMPLES, "s"),
+        "mean and noise": made(mean + 0.02 * noise),
+        "averages of ten": made(np.stack([volumes[g].mean(axis=0) for g in groups])),
+        "mean image": made(np.repeat(mean[None], N_SAMPLES, axis=0)),
+    }
+
+
+def run(n: int) -> dict[str, int]:
+    """In how many of n fresh cohorts anything at all is flagged, per sampler and similarity."""
+    alarms: dict[str, int] = {}
+    for i in range(n):
+        rng = Key.root(i).fold("proof", "screen_sampler").numpy()
+        train, holdout = cases(rng, N_TRAIN, "t", twice=5), cases(rng, N_HOLDOUT, "h", twice=4)
+        similarities = [
+            Remembered(s, {}) for s in (ImageSimilarity((0,)), DescriptorSimilarity((0,)))
+        ]
+        for name, samples in samplers(rng, train).items():
+            for similarity in similarities:
+                found = find_copies(train, holdout, samples, 0.01, similarity, Key.root(i))
+                label = f"{name}, {similarity.name}"
+                alarms[label] = alarms.get(label, 0) + bool(found.flagged)
+    return alarms
+
+
+if __name__ == "__main__":
+    cohorts = int(sys.argv[1]) if len(sys.argv) > 1 else 300
+    table = run(cohorts)
+    for sampler, count in table.items():
+        print(f"{sampler}: {count} alarms in {cohorts}")
+    sys.exit(any(count > ALLOWED * cohorts for count in table.values()))

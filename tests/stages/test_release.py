@@ -1,0 +1,372 @@
+"""The last stage: one folder or the other, whole or not at all, and signatures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from synthmed.artifacts import ChannelInfo, Cohort, Dataset, Sample, Scan, Screened, ScreenedCohort
+from synthmed.config import Config, validate
+from synthmed.errors import UsageError
+from synthmed.formats import nifti
+from synthmed.formats.quarantine import Quarantine
+from synthmed.formats.refusal import Refused
+from synthmed.report.page import MAX_PAGE_BYTES
+from synthmed.stages import release as stage
+from synthmed.store import Run
+from synthmed.types import Decision, Estimate
+
+N = 6
+PATIENTS = [f"p{i:016x}" for i in range(8)]
+RULE = {"estimate": "copied_patients", "bound": "upper", "at_most": 0.05}
+
+
+def estimate(high: float, value: float = 0.0, **fields: Any) -> Estimate:
+    defaults: dict[str, Any] = {
+        "name": "copied_patients",
+        "group": "memorization",
+        "n": 60,
+        "better": "lower",
+        "floor": 0.0,
+        "ceiling": None,
+        "method": "Clopper-Pearson.",
+        "seed": 0,
+    }
+    return Estimate(value=value, ci=(0.0, high), **{**defaults, **fields})
+
+
+PASSING, OPEN, FAILING = estimate(0.04), estimate(0.06), estimate(0.3, 0.1)
+EXTRA = estimate(0.5, name="kid", group="fidelity")
+
+
+def config(**changes: Any) -> Config:
+    tree: dict[str, Any] = {
+        "data": {
+            "source": "somewhere",
+            "grid": [8, 8, 8],
+            "conditions": {"sex": {"categories": ["F", "M"], "kind": "categorical"}},
+        },
+        "backbone": {"name": "cvae"},
+        "privacy": None,
+        "train": {"max_steps": 1},
+        "policy": {"rules": [RULE]},
+        "screen": {"max_dropped": 0.2},
+    }
+    return validate({**tree, **changes}, "test")
+
+
+class House:
+    """A run up to its evidence, in a folder of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self.run = Run(path)
+        rng = np.random.default_rng(0)
+        folder = self.run.folder("cohort")
+        folder.mkdir()
+        samples = []
+        for k in range(N):
+            voxels = rng.integers(0, 1000, (8, 8, 8)).astype(np.int16)
+            file = f"{k:06d}_T1w.nii.gz"
+            nifti.write(folder / file, voxels, np.diag([2.0, 2, 2, 1]))
+            samples.append(Sample(index=k, labels={"sex": "FM"[k % 2]}, files={"T1w": file}))
+        lines = "".join(s.model_dump_json() + "\n" for s in samples)
+        (folder / "samples.jsonl").write_text(lines)
+        self.cohort = Cohort(folder, samples)
+        outcome = [
+            Screened(index=k, flagged=k == 0, gap=0.1, p=0.01, nearest=PATIENTS[k], similarity=0.9)
+            for k in range(N)
+        ]
+        self.screened = ScreenedCohort(samples[1:], [folder] * (N - 1), outcome)
+        self.real = Dataset(
+            volumes=rng.random((8, 1, 8, 8, 8)).astype(np.float16),
+            patients=np.array(PATIENTS),
+            labels=[{"sex": "F"}] * 8,
+            holdout=np.arange(8) >= 6,
+            channels=[ChannelInfo("T1w")],
+            affine=np.eye(4),
+        )
+        catalogue = self.run.folder("catalogue")
+        catalogue.mkdir()
+        scans = [
+            Scan(
+                scan=f"{p}-1",
+                patient=p,
+                session=1,
+                channels={},
+                shape=(8, 8, 8),
+                spacing_mm=(2, 2, 2),
+                orientation="RAS",
+            )
+            for p in PATIENTS
+        ]
+        (catalogue / "catalogue.jsonl").write_text(
+            "".join(s.model_dump_json() + "\n" for s in scans)
+        )
+        quarantine = Quarantine()
+        quarantine.add("Mustermann_Erika/image.nii.gz", Refused("unreadable", "Not a NIfTI."))
+        quarantine.write(catalogue / "quarantine.tsv")
+
+    def release(self, *evidence: Estimate, **fields: Any) -> Decision:
+        facts = {
+            "n_patients": 120,
+            "n_scans": 120,
+            "n_train": 60,
+            "n_holdout": 60,
+            "n_synthetic": N - 1,
+            "n_dropped": fields.pop("n_dropped", 1),
+            "digests": {"model": "ab" * 32},
+            "versions": {"torch": "2.13.0"},
+            "unknown": "ignored",
+        }
+        given = fields.pop("config", config())
+        fields.setdefault("real", self.real)
+        return stage.release(self.run, given, evidence, self.screened, facts, **fields)
+
+    @property
+    def there(self) -> set[str]:
+        return {n for n in ("release", "withheld") if (self.run.path / n).exists()}
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    return House(tmp_path / "run")
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    files = (p for p in folder.rglob("*") if p.is_file())
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
+
+
+@pytest.mark.parametrize(
+    ("evidence", "decision", "folder"),
+    [
+        (PASSING, "RELEASE", "release"),
+        (OPEN, "REVIEW", "withheld"),
+        (FAILING, "WITHHELD", "withheld"),
+    ],
+)
+def test_exactly_one_folder(house: House, evidence: Estimate, decision: str, folder: str) -> None:
+    assert house.release(evidence).decision == decision
+    assert house.there == {folder}
+    reports = [house.run.private / "report", house.run.path / folder / "report"]
+    for path in reports:
+        assert json.loads((path / "report.json").read_text())["decision"] == decision
+        assert decision in (path / "report.html").read_text()
+        assert (path / "report.html").stat().st_size < MAX_PAGE_BYTES
+    house.release(FAILING if folder == "release" else PASSING)
+    assert house.there == {"withheld" if folder == "release" else "release"}
+
+
+def test_contents_and_sums(house: House) -> None:
+    house.release(PASSING)
+    files = content(house.run.path / "release")
+    wanted = "dataset_description.json participants.tsv participants.json README.md .bidsignore"
+    wanted += " report/report.html report/report.json MODEL_CARD.md DATASHEET.md croissant.json"
+    assert set(wanted.split()) < set(files)
+    assert "sub-syn0005/anat/sub-syn0005_T1w.nii.gz" in files
+    sums = dict(reversed(line.split("  ")) for line in files["SHA256SUMS"].decode().splitlines())
+    assert set(sums) == set(files) - {"SHA256SUMS"}
+    assert all(hashlib.sha256(files[n]).hexdigest() == sums[n] for n in sums)
+    modes = {p.stat().st_mode & 0o077 for p in (house.run.path / "release").rglob("*")}
+    assert modes == {0}
+
+
+def test_same_inputs_same_bytes(house: House, tmp_path: Path) -> None:
+    house.release(PASSING, EXTRA)
+    first = content(house.run.path / "release"), content(house.run.private / "report")
+    house.release(PASSING, EXTRA)
+    assert (content(house.run.path / "release"), content(house.run.private / "report")) == first
+    other = House(tmp_path / "other")
+    other.release(PASSING, EXTRA)
+    assert content(other.run.path / "release") == first[0]
+
+
+def test_schema_and_what_each_report_may_hold(house: House) -> None:
+    house.release(PASSING, EXTRA)
+    private = json.loads((house.run.private / "report/report.json").read_text())
+    shared = json.loads((house.run.path / "release/report/report.json").read_text())
+    for report in (private, shared):
+        assert report["schema_version"] == 1
+        assert report["privacy"] is None
+        counts = ["n_patients", "n_scans", "n_train", "n_holdout", "n_synthetic", "n_dropped"]
+        assert list(report["cohort"]) == counts
+        for e in report["estimates"]:
+            assert e["status"] in ("pass", "review", "fail", "inconclusive")
+            assert {"value", "ci", "floor", "ceiling", "target", "slice", "method"} <= set(e)
+    assert [e["name"] for e in private["estimates"]] == ["copied_patients", "kid"]
+    assert [e["name"] for e in shared["estimates"]] == ["copied_patients"]
+    assert {i["group"] for i in private["images"]} == {"synthetic", "train", "nearest"}
+    assert {i["group"] for i in shared["images"]} == {"synthetic"}
+    everything = b"".join(content(house.run.path / "release").values())
+    assert not any(p.encode() in everything for p in PATIENTS)
+    assert PATIENTS[0] in (house.run.private / "report/report.html").read_text()
+
+
+@pytest.mark.parametrize("broken", ["export", "scan", "croissant", "write_report", "close"])
+def test_a_death_midway_leaves_no_release(
+    house: House, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    def die(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    house.release(PASSING)
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, broken, die)
+        with pytest.raises(KeyboardInterrupt):
+            house.release(PASSING)
+        assert house.there == set()
+        assert stage.standing(house.run, "") is None
+    house.release(PASSING)
+    assert house.there == {"release"}
+
+
+def test_too_many_dropped_is_withheld(house: House) -> None:
+    assert house.release(PASSING, n_dropped=1).decision == "RELEASE"
+    decision = house.release(PASSING, n_dropped=2)
+    assert decision.decision == "WITHHELD"
+    assert decision.reasons[0].startswith("dropped samples: 2 of 6 samples")
+
+
+def plant_pseudonym(house: House) -> Estimate:
+    return estimate(0.04, note=f"nearest is {PATIENTS[3]}")
+
+
+def plant_quarantined(house: House) -> Estimate:
+    return estimate(0.04, note="as in mustermann_erika")
+
+
+@pytest.mark.parametrize("plant", [plant_pseudonym, plant_quarantined])
+def test_an_identifier_blocks_the_release(house: House, plant: Callable[[House], Estimate]) -> None:
+    decision = house.release(plant(house))
+    assert decision.decision == "WITHHELD"
+    assert decision.reasons[0].startswith("identifier scan: ")
+    assert house.there == {"withheld"}
+    assert "WITHHELD" in (house.run.path / "withheld/README.md").read_text()
+    private = json.loads((house.run.private / "report/report.json").read_text())
+    assert "report/report.json" in {f["path"] for f in private["identifier_scan"]["findings"]}
+
+
+def test_names_of_the_source_block_the_release_and_common_words_do_not(house: House) -> None:
+    note = estimate(0.04, note="like case_0815_b")
+    assert house.release(note, forbidden=("case_0815_b",)).decision == "WITHHELD"
+    assert house.release(PASSING, forbidden=("image", "train", "T1w")).decision == "RELEASE"
+
+
+def test_signing_a_review(house: House) -> None:
+    house.release(OPEN)
+    before = content(house.run.path / "withheld")
+    stage.sign(house.run, " Dr. Weiss ", "Looked at all volumes.")
+    assert house.there == {"release"}
+    after = content(house.run.path / "release")
+    assert {n for n in after if after[n] != before.get(n)} == {
+        "README.md",
+        "SHA256SUMS",
+        "report/report.html",
+        "report/report.json",
+    }
+    report = json.loads(after["report/report.json"])
+    assert report["decision"] == "REVIEW"
+    assert report["signature"]["name"] == "Dr. Weiss"
+    assert b"Dr. Weiss" in after["README.md"]
+    assert b"Dr. Weiss" in after["report/report.html"]
+    record = json.loads((house.run.private / "signed.json").read_text())
+    assert record["reason"] == "Looked at all volumes."
+    assert record["when"]
+    assert "Dr. Weiss" in (house.run.path / "log.jsonl").read_text()
+    private = json.loads((house.run.private / "report/report.json").read_text())
+    assert private["signature"] == report["signature"]
+    for line in after["SHA256SUMS"].decode().splitlines():
+        digest, name = line.split("  ")
+        assert hashlib.sha256(after[name]).hexdigest() == digest
+
+
+def test_a_signature_holds_for_the_same_report_alone(house: House) -> None:
+    house.release(OPEN)
+    stage.sign(house.run, "W", "Seen.")
+    signed = content(house.run.path / "release")
+    assert house.release(OPEN).decision == "REVIEW"
+    assert content(house.run.path / "release") == signed
+    house.release(estimate(0.07))
+    assert house.there == {"withheld"}
+
+
+def test_what_cannot_be_signed(house: House) -> None:
+    with pytest.raises(UsageError, match="no decision yet"):
+        stage.sign(house.run, "W", "Seen.")
+    house.release(FAILING)
+    with pytest.raises(UsageError, match="WITHHELD cannot be signed away"):
+        stage.sign(house.run, "W", "Seen.")
+    assert house.there == {"withheld"}
+    house.release(PASSING)
+    with pytest.raises(UsageError, match="released already"):
+        stage.sign(house.run, "W", "Seen.")
+    house.release(OPEN)
+    with pytest.raises(UsageError, match="both must say something"):
+        stage.sign(house.run, "W", "  ")
+    for reason in (f"seen {PATIENTS[0]}", "file Mustermann_Erika is gone"):
+        with pytest.raises(UsageError, match="holds an identifier"):
+            stage.sign(house.run, "W", reason)
+    (house.run.path / "withheld/participants.tsv").write_text("altered")
+    with pytest.raises(UsageError, match="changed since it was built"):
+        stage.sign(house.run, "W", "Seen.")
+    assert house.there == {"withheld"}
+
+
+def test_standing(house: House) -> None:
+    assert stage.standing(house.run, "a") is None
+    decision = house.release(OPEN, made_from="a")
+    assert stage.standing(house.run, "a") == decision
+    assert stage.standing(house.run, "b") is None
+    stage.sign(house.run, "W", "Seen.")
+    assert stage.standing(house.run, "a") == decision
+
+
+def test_rebuild_gives_the_same_pages(house: House) -> None:
+    with pytest.raises(UsageError, match="no report yet"):
+        stage.rebuild(house.run)
+    house.release(PASSING)
+    first = content(house.run.path / "release"), content(house.run.private / "report")
+    for page in house.run.path.rglob("report.html"):
+        page.write_text("")
+    assert len(stage.rebuild(house.run)) == 2
+    assert (content(house.run.path / "release"), content(house.run.private / "report")) == first
+
+
+def test_differential_privacy_is_not_passed_over_in_silence(house: House) -> None:
+    with pytest.raises(UsageError, match="differential privacy"):
+        house.release(PASSING, config=config(privacy={"epsilon": 8}))
+    assert house.there == set()
+
+
+def test_without_real_scans_the_report_has_none(house: House) -> None:
+    house.release(PASSING, real=None)
+    report = json.loads((house.run.private / "report/report.json").read_text())
+    assert {i["group"] for i in report["images"]} == {"synthetic"}
+
+
+def test_a_cohort_made_elsewhere_gets_a_report_alone(house: House) -> None:
+    house.release(OPEN, with_volumes=False)
+    files = content(house.run.path / "withheld")
+    others = {n for n in files if not n.startswith("report/images/")}
+    assert others == {"SHA256SUMS", "report/report.html", "report/report.json"}
+    assert json.loads(files["report/report.json"])["data"]["backbone"] is None
+    assert b"cvae" not in files["report/report.html"]
+    stage.sign(house.run, "W", "Seen.")
+    assert b"Seen." in content(house.run.path / "release")["report/report.html"]
+
+
+def test_croissant_is_valid(house: House) -> None:
+    croissant = pytest.importorskip("mlcroissant")
+    house.release(PASSING)
+    file = house.run.path / "release/croissant.json"
+    dataset = croissant.Dataset(jsonld=file)
+    assert not dataset.metadata.issues.errors
+    records = list(dataset.records("participants"))
+    assert len(records) == N - 1
+    assert records[0]["participants/participant_id"] == b"sub-syn0001"
