@@ -218,7 +218,7 @@ def _cohort(run: Run, config: Config, folder: Path, data: Dataset, quiet: bool) 
     with run.writing("cohort", "", {}, facts := {}) as target:
         inside = target / "ingest"
         inside.mkdir()
-        found = ingest(_at(config, folder), inside, progress=progress.update, min_patients=1)
+        found = ingest(_at(config, folder), inside, progress=progress.update, min_patients=1, allow_copies=True)
         catalogue = Catalogue.open(inside)
         samples = []
         for k, scan in enumerate(sorted(catalogue.scans, key=lambda s: s.scan)):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.exceptions
 
 from synthmed import __version__
 from synthmed.errors import NOT_RELEASED, SynthmedError, UsageError
@@ -387,19 +388,17 @@ def guarded(call: Callable[[], Any]) -> int:
     """Run `call` and translate what it raises into an exit code, printing one or two lines."""
     import errno
 
-    import click
-
     try:
         result = call()
     except SynthmedError as error:
         typer.echo(f"error: {error}", err=True)
         return error.exit_code
-    except click.exceptions.Exit as error:
+    except typer.Exit as error:
         return error.exit_code
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except typer.exceptions.TyperException as error:
+        typer.echo(f"error: {error.format_message()}\n  See `synthmed --help`.", err=True)
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
         typer.echo("interrupted; the same command goes on from what is complete", err=True)
         return 130
     except MemoryError:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from synthmed.backbones import Backbone
 from synthmed.errors import UsageError
+from synthmed.metrics import DEFAULT_METRICS, Metric
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=40)]
 CATEGORY = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
@@ -214,9 +215,10 @@ class Screen(Part):
 
 
 class Evaluate(Part):
-    """Resampling effort behind intervals and permutation p-values."""
+    """What is measured, and the resampling behind intervals and permutation p-values."""
 
     resamples: Annotated[int, Field(ge=100, le=10_000)] = 500
+    metrics: tuple[Metric, ...] = DEFAULT_METRICS
 
 
 class Rule(Part):

@@ -26,6 +26,7 @@ from synthmed.inventory import versions
 from synthmed.loader import Loader
 from synthmed.progress import Progress
 from synthmed.stages import evaluate, ingest, prepare, release, sample, screen, train
+from synthmed.stages.identifiers import source_names
 from synthmed.store import FOLDER, Artifact, Kind, Run
 from synthmed.types import Decision
 
@@ -187,6 +188,7 @@ class Line:
             facts,
             real=Dataset.open(made["dataset"].path),
             made_from=made_from,
+            forbidden=source_names(self.config),
         )
         self.run.log("release", decision=decision.decision)
         progress.done(decision.decision)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,7 +75,7 @@ def find(data: Data, listing: Listing, kinds: Mapping[str, Kind]) -> Plan:
     """The scans of a source.
 
     Args:
-        kinds: every image file to what it is.
+        kinds: every file that is not auxiliary to what it is.
 
     Raises:
         UsageError: the config names a column that is not there.
@@ -83,10 +83,14 @@ def find(data: Data, listing: Listing, kinds: Mapping[str, Kind]) -> Plan:
     """
     form = _format(data, listing, kinds)
     plan = Plan(form)
-    others = [path for path, kind in kinds.items() if kind != form]
+    others = [path for path, kind in kinds.items() if kind not in (form, "other")]
     plan.refuse(others, Refused("not_requested", f"Only {form} files are read here."))
     files = [path for path, kind in kinds.items() if kind == form]
-    (_plan_nifti if form == "nifti" else _plan_dicom)(plan, data, listing, files)
+    if form == "nifti":
+        _plan_nifti(plan, data, listing, files)
+    else:
+        strays = [path for path, kind in kinds.items() if kind == "other"]
+        _plan_dicom(plan, data, listing, files, strays)
     return plan
 
 
@@ -94,7 +98,7 @@ def _format(data: Data, listing: Listing, kinds: Mapping[str, Kind]) -> Kind:
     """`data.format`, or what there is; of both, NIfTI where a table or BIDS folders name it."""
     if data.format != "auto":
         return data.format
-    there = set(kinds.values())
+    there = set(kinds.values()) - {"other"}
     if there != {"nifti", "dicom"}:
         return "dicom" if there == {"dicom"} else "nifti"
     found, _ = tables.participants(listing, data)
@@ -153,8 +157,10 @@ def _from_nifti(data: Data, listing: Listing, wanted: bids.Wanted) -> Candidate:
     )
 
 
-def _plan_dicom(plan: Plan, data: Data, listing: Listing, files: Sequence[str]) -> None:
-    """Every classic MR series."""
+def _plan_dicom(
+    plan: Plan, data: Data, listing: Listing, files: Sequence[str], strays: Sequence[str]
+) -> None:
+    """Every classic MR series; `strays` are files of no known kind, perhaps lost slices."""
     if data.channels is not None:
         raise UsageError(
             "data.channels: a DICOM series is one channel, named by data.modality",
@@ -163,23 +169,22 @@ def _plan_dicom(plan: Plan, data: Data, listing: Listing, files: Sequence[str]) 
     found, column = _patient_tables(data, listing)
     tables.check_conditions(found, data, _HEADER_LABELS)
     slices = []
-    damaged: set[str] = set()
+    damaged = list(strays)
     for path in files:
         try:
             slices.append(dicom.header(listing.path(path), path))
         except Refused as reason:
             plan.refuse([path], reason)
             if reason.code in _DAMAGED:
-                damaged.add(posixpath.dirname(path))
+                damaged.append(path)
     groups = dicom.series(slices)
-    alone = _only_series(groups)
+    incomplete = _perhaps_incomplete(groups, damaged)
     rows = _rows_by_person(found, column)
-    for group in groups:
+    for k, group in enumerate(groups):
         paths = [s.path for s in group.slices]
-        folder = posixpath.dirname(paths[0])
         try:
             person = dicom.patient(group)
-            if folder in damaged & alone:
+            if k in incomplete:
                 raise Refused("missing_slices", "A damaged file beside it may be one of them.")
         except Refused as reason:
             plan.refuse(paths, reason)
@@ -268,10 +273,25 @@ def _rows_by_person(found: Sequence[Table], column: str) -> dict[str, list[tuple
     return rows
 
 
-def _only_series(groups: Sequence[dicom.Series]) -> set[str]:
-    """Folders that hold one series alone, so that any other file there may be a part of it."""
-    n = Counter(f for g in groups for f in {posixpath.dirname(s.path) for s in g.slices})
-    return {folder for folder, count in n.items() if count == 1}
+def _perhaps_incomplete(groups: Sequence[dicom.Series], damaged: Sequence[str]) -> set[int]:
+    """Series beside which a damaged file lies that may be one of their slices.
+
+    A slice lost at the end of a stack leaves no gap. Where a folder holds one series alone, a
+    damaged file with the ending of its slices is taken for one.
+    """
+    holds: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for k, group in enumerate(groups):
+        for s in group.slices:
+            holds[_place(s.path)].add(k)
+    suspects = [holds[place] for path in damaged if (place := _place(path)) in holds]
+    return {k for found in suspects if len(found) == 1 for k in found}
+
+
+def _place(path: str) -> tuple[str, str]:
+    """Folder and ending of a file; what follows the last dot of a UID is no ending."""
+    folder, name = posixpath.split(path)
+    ending = posixpath.splitext(name)[1].lower()
+    return folder, "" if ending.strip(".").isdigit() else ending
 
 
 def _labels(data: Data, cells: Cells, decimal_comma: bool) -> Labels | Refused:

@@ -114,9 +114,10 @@ def find_copies(
     less one). A sample is a copy when its gap is larger than every null gap and its p-value, from
     a generalised Pareto tail of the null (`stats.tail_p`), passes Benjamini-Hochberg at `fdr`.
 
-    The same is asked of its lead: best match minus that of the fifth best patient of train. An
-    average of many training patients is nearer to all of them than to strangers, and has a large
-    gap, but it is nobody's copy; this leaves it alone and costs a copy of one person nothing.
+    It must also be near one person: its lead, best match minus that of the fifth best patient of
+    train, must be larger than every null lead, and that fifth patient's own gap at most the largest
+    null gap or a fifth of the sample's. An average of many training patients is nearer to all of them than to
+    strangers, and so has a large gap, but it is nobody's copy. A copy's lead is about its gap.
 
     Without a holdout the gap is the best match minus the best match among all *other* patients
     than that one, and the null is every real patient against everybody else: a copy is near one
@@ -183,7 +184,7 @@ def judge(
     fdr: float,
     name: str,
 ) -> Copies:
-    """Verdicts from gaps and leads alone; p is the larger of the two p-values.
+    """Verdicts from gaps and leads alone; p is that of the gap.
 
     Args:
         to_train: (n_samples, n_train_scans) similarities.
@@ -196,16 +197,14 @@ def judge(
         name: of the similarity.
     """
     n_samples = len(to_train)
-    gap = sample[0]
-    p = np.zeros(n_samples)
-    beyond = np.ones(n_samples, dtype=bool)
-    for values, reference in zip(sample, null, strict=True):
-        reference = reference[np.isfinite(reference)]
-        p = np.maximum(p, tail_p(values, reference) if len(reference) else 1.0)
-        beyond &= values > reference.max(initial=-math.inf)
-    copies = beyond & benjamini_hochberg(p, fdr)
-    gaps = null[0][np.isfinite(null[0])]
-    largest = float(gaps.max(initial=-math.inf))
+    gap, lead = sample
+    gaps, leads = (values[np.isfinite(values)] for values in null)
+    p = tail_p(gap, gaps) if len(gaps) else np.ones(n_samples)
+    largest = float(gaps.max()) if len(gaps) else math.inf
+    # gap - lead is the gap that the fifth best patient of train would have
+    fifth = gap - lead
+    one_person = (lead > leads.max(initial=-math.inf)) & (fifth <= np.maximum(largest, gap / 5))
+    copies = (gap > largest) & one_person & benjamini_hochberg(p, fdr)
     power = 0.0
     if len(gaps) and n_samples:
         power = float(np.mean((exact > largest) & (tail_p(exact, gaps) <= fdr / n_samples)))

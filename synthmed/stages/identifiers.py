@@ -8,8 +8,10 @@ from importlib.resources import files
 from pathlib import PurePosixPath
 
 from synthmed.artifacts import Catalogue
-from synthmed.config import Config
+from synthmed.config import Config, source_folder
 from synthmed.deid.needles import MIN_TEXT, Needles
+from synthmed.formats.listing import walk
+from synthmed.formats.tables import participants, person_column
 from synthmed.report.words import WORDS
 from synthmed.store import Run
 from synthmed.types import Estimate
@@ -46,6 +48,23 @@ def identifiers(
     own = _own_words(config, evidence)
     kept = {n for n in names if len(n) >= MIN_TEXT and not _occurs(n, own)}
     return pseudonyms | kept
+
+
+def source_names(config: Config) -> set[str]:
+    """Names of the source's files and folders, and its tables' words for people.
+
+    Empty where the source is no longer there.
+    """
+    root = source_folder(config)
+    if not root.is_dir():
+        return set()
+    listing = walk(root)
+    names = {part for path in listing.sizes for part in _parts(path)}
+    found, _ = participants(listing, config.data)
+    for table in found:
+        column = person_column(table, config.data)
+        names |= {row[column] for row in table.rows if row.get(column)}
+    return names
 
 
 def _parts(path: str) -> set[str]:

@@ -148,15 +148,14 @@ def _listing(config: Config) -> Listing:
 
 
 def _sort_files(listing: Listing, quarantine: Quarantine) -> tuple[dict[str, Kind], int]:
-    """What each image file is, and how many files are auxiliary; the rest is quarantined."""
+    """What each file is, and how many are auxiliary; what is no image is quarantined."""
     for path, reason in listing.refused.items():
         quarantine.add(path, reason)
     kinds = {path: kind(listing, path) for path in listing.sizes if not is_auxiliary(path)}
     for path, found in kinds.items():
         if found == "other":
             quarantine.add(path, Refused("not_an_image"))
-    n_auxiliary = len(listing.sizes) - len(kinds)
-    return {path: found for path, found in kinds.items() if found != "other"}, n_auxiliary
+    return kinds, len(listing.sizes) - len(kinds)
 
 
 def _check_enough(n_files: int, n_patients: int, wanted: int, quarantine: Quarantine) -> None:
@@ -347,3 +346,12 @@ def _natural(*texts: str) -> list[Any]:
     """A sort key that counts: ses-2 before ses-10."""
     parts = (re.split(r"(\d+)", text) for text in texts)
     return [[int(p) if p.isdecimal() else p for p in text] for text in parts]
+
+
+def summary(facts: Mapping[str, Any]) -> str:
+    """One line for the terminal."""
+    text = f"{facts['n_scans']} scans of {facts['n_patients']} patients"
+    if facts["n_quarantined"]:
+        reasons = ", ".join(f"{n} {code}" for code, n in facts["reasons"].items())
+        text += f"; {facts['n_quarantined']} files refused ({reasons}): see quarantine.tsv"
+    return text

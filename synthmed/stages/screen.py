@@ -17,6 +17,7 @@ from synthmed.artifacts import Cohort, Dataset, Sample
 from synthmed.config import Config
 from synthmed.formats import synthetic
 from synthmed.keys import Key
+from synthmed.metrics.blocks import image_channels
 from synthmed.metrics.copies import Copies, find_copies
 from synthmed.metrics.sides import Cases
 from synthmed.metrics.similarity import ImageSimilarity
@@ -52,7 +53,7 @@ def screen(
         real_cases(dataset, held_out=True),
         synthetic_cases(cohort.samples, [cohort.path] * len(cohort.samples), dataset),
         config.screen.false_discovery_rate,
-        ImageSimilarity(dataset.channels),
+        ImageSimilarity(image_channels(dataset.channels)),
         Key.root(config.seed).fold("screen"),
     )
     write_bytes(target / "copies.json", copies.model_dump_json().encode())

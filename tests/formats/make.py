@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.valuerep import format_number_as_ds
 
 from synthmed.config import Config, validate
 
@@ -78,6 +79,11 @@ def cohort(folder: Path, n: int = 10, order: Sequence[int] | None = None, **colu
     return folder
 
 
+def decimals(values: np.ndarray) -> list[str]:
+    """Numbers as DICOM decimal strings of at most 16 characters."""
+    return [format_number_as_ds(float(v)) for v in values]
+
+
 def series(
     folder: Path,
     data: np.ndarray,
@@ -111,9 +117,14 @@ def series(
         ds.StudyInstanceUID, ds.StudyDate, ds.StudyTime = study, "20200102", "101112"
         ds.SeriesInstanceUID, ds.SeriesNumber, ds.InstanceNumber = uid, 3, k + 1
         ds.Manufacturer, ds.MagneticFieldStrength = "SIEMENS", "3"
-        ds.ImageOrientationPatient = [f"{v:.10g}" for v in (lps[:3, :2] / sides[:2]).T.ravel()]
-        ds.ImagePositionPatient = [f"{v:.10g}" for v in (lps @ [0, 0, k, 1])[:3]]
-        ds.PixelSpacing = [f"{sides[1]:.10g}", f"{sides[0]:.10g}"]
+        ds.ImageOrientationPatient = [
+            format_number_as_ds(float(v)) for v in (lps[:3, :2] / sides[:2]).T.ravel()
+        ]
+        ds.ImagePositionPatient = [format_number_as_ds(float(v)) for v in (lps @ [0, 0, k, 1])[:3]]
+        ds.PixelSpacing = [
+            format_number_as_ds(float(sides[1])),
+            format_number_as_ds(float(sides[0])),
+        ]
         plane = np.ascontiguousarray(data[:, :, k].T)
         ds.Rows, ds.Columns = plane.shape
         ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"

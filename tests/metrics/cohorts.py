@@ -10,7 +10,7 @@ from synthmed.keys import Key
 from synthmed.metrics.sides import Cases, Sides
 from synthmed.metrics.similarity import Similarity
 
-GRID = (16, 18, 14)
+GRID = (20, 22, 20)
 
 
 def scan(rng: np.random.Generator, individual: np.ndarray, size: float = 1.0) -> np.ndarray:

@@ -133,12 +133,12 @@ class Decoder(nn.Module):
         self.out = nn.Conv3d(widths[0], 8 * channels, 3, padding=1)
         # what all scans share, and what each condition shifts, needs no network: it is learned
         # first, as maps on the grid, so that the decoder cannot leave the condition to the latent
-        self.template = nn.Parameter(torch.zeros(1 + condition_width, channels, *grid))
+        self.template = nn.Parameter(torch.zeros(1 + condition_width + latent, channels, *grid))
 
     def forward(self, z: Tensor, c: Tensor) -> Tensor:
         h = self.head(torch.cat([z, c.to(z.dtype)], 1))
         h = h.reshape(-1, self.width, *self.geometry.coarse)
         mean = self.geometry.crop(unfold(self.out(self.blocks(h)))).float()
-        weights = torch.cat([c.new_ones(c.shape[0], 1), c], 1)
+        weights = torch.cat([c.new_ones(c.shape[0], 1), c, z], 1)
         # the gain lets Adam fill the template within the first tens of steps
         return mean + 10 * torch.einsum("bk,kcxyz->bcxyz", weights.float(), self.template)

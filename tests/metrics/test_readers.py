@@ -1,0 +1,140 @@
+"""condition_accuracy, membership, and what every metric promises."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from pydantic import TypeAdapter, ValidationError
+from sklearn.metrics import balanced_accuracy_score
+
+from synthmed.metrics import DEFAULT_METRICS, ConditionAccuracy, Membership, Metric, condition
+from synthmed.metrics.membership import patient_scores
+from synthmed.metrics.shared import Shared
+from synthmed.metrics.sides import Cases
+from tests.metrics.cohorts import cases, made, sides
+
+CATEGORIES = {"diagnosis": ("atrophy", "healthy")}
+
+
+def labelled(given: Cases, rng: np.random.Generator) -> Cases:
+    """The cases with a large bright spot in every second patient, and how bright it is."""
+    volumes = given.volumes.astype(np.float32)
+    people = {p: i for i, p in enumerate(sorted(set(given.patients)))}
+    labels: list[dict[str, str | float]] = []
+    for volume, patient in zip(volumes, given.patients, strict=True):
+        sick = people[str(patient)] % 2
+        brightness = 0.3 * sick + 0.1 * rng.random()
+        volume[0, 6:14, 6:14, 6:12] += brightness
+        labels.append({"diagnosis": "atrophy" if sick else "healthy", "load": float(brightness)})
+    return Cases(volumes.astype(np.float16), given.patients, labels)
+
+
+@pytest.fixture(scope="module")
+def cohort() -> tuple[Cases, Cases, Cases]:
+    rng = np.random.default_rng(0)
+    train, holdout = cases(rng, 40, "t", twice=6), cases(rng, 24, "h", twice=4)
+    return labelled(train, rng), labelled(holdout, rng), labelled(cases(rng, 30, "s"), rng)
+
+
+def read(train: Cases, holdout: Cases, synthetic: Cases, **given):  # type: ignore[no-untyped-def]
+    s = sides(train, holdout, synthetic, **given)
+    return {e.slice: e for e in ConditionAccuracy().estimate(s, Shared(s))}
+
+
+def test_conditions_that_came_are_recognised(cohort: tuple[Cases, Cases, Cases]) -> None:
+    found = read(*cohort, categorical=CATEGORIES, continuous={"load": (0.0, 0.5)})
+    assert set(found) == {None, "condition=diagnosis", "condition=load"}
+    category, number = found["condition=diagnosis"], found["condition=load"]
+    assert category.value >= 0.9 and category.floor >= 0.9 and category.ceiling == 0.5
+    assert number.value >= 0.8 and number.unit == "r" and number.ceiling == 0.0
+    assert found[None].value == category.value and "diagnosis" in found[None].note
+    assert category.n == 30 and category.n_holdout == 24
+
+
+def test_shuffled_conditions_are_not_recognised(cohort: tuple[Cases, Cases, Cases]) -> None:
+    train, holdout, honest = cohort
+    order = np.random.default_rng(1).permutation(30)
+    wrong = Cases(honest.volumes, honest.patients, [honest.labels[i] for i in order])
+    found = read(train, holdout, wrong, categorical=CATEGORIES, continuous={"load": (0.0, 0.5)})
+    low, high = found["condition=diagnosis"].ci
+    assert low <= 0.5 <= high and abs(found["condition=load"].value) < 0.5
+
+
+def test_categories_missing_on_a_side_are_named(cohort: tuple[Cases, Cases, Cases]) -> None:
+    train, holdout, honest = cohort
+    labels = [{"diagnosis": "tumour"} if i < 6 else {"diagnosis": "healthy"} for i in range(30)]
+    odd = Cases(honest.volumes, honest.patients, labels)
+    note = read(train, holdout, odd, categorical={"diagnosis": ("atrophy", "healthy", "tumour")})[
+        None
+    ].note
+    assert "never recognised: tumour" in note and "not asked for: atrophy" in note
+    blank = Cases(honest.volumes, honest.patients, [{}] * 30)
+    (nothing, _) = read(train, holdout, blank, categorical=CATEGORIES).values()
+    assert nothing.value is None and "no synthetic scan" in nothing.note
+    assert read(*cohort) == {}
+
+
+def test_balanced_accuracy_is_sklearns_and_its_count_is_n_when_balanced() -> None:
+    rng = np.random.default_rng(2)
+    truth, answer = rng.choice(["a", "b", "c"], (2, 50))
+    value, _ = condition.balanced(truth, answer)
+    assert value == pytest.approx(balanced_accuracy_score(truth, answer), abs=1e-12)
+    even = np.repeat(["a", "b"], 20)
+    assert condition.balanced(even, even) == (1.0, pytest.approx(40))
+
+
+def test_membership_sees_a_cohort_of_copies_and_not_an_honest_one(
+    cohort: tuple[Cases, Cases, Cases],
+) -> None:
+    train, holdout, honest = cohort
+    given = sides(train, holdout, honest)
+    fair, tail = Membership().estimate(given, Shared(given))
+    assert fair.ci[0] <= 0.5 <= fair.ci[1] and fair.floor == 0.5
+    assert tail.ci[0] <= 0.2
+    rng = np.random.default_rng(3)
+    noise = 0.03 * rng.standard_normal(train.volumes.shape)
+    given = sides(train, holdout, made(train.volumes + noise))
+    stored, tail = Membership().estimate(given, Shared(given))
+    assert stored.ci[0] > 0.7 and tail.ci[0] > 0.5 and (stored.n, stored.n_holdout) == (40, 24)
+    assert "p = 0.0099;" in stored.note
+
+
+def test_a_patient_scores_by_the_best_of_their_scans() -> None:
+    scores = np.array([[0.1, 0.5, 0.2], [0.3, 0.0, 0.4]])
+    found = patient_scores(scores, np.array(["b", "a", "b"]))
+    assert found.tolist() == [0.5, 0.4]
+
+
+@pytest.mark.parametrize("metric", DEFAULT_METRICS, ids=lambda m: m.name)
+def test_every_metric_is_deterministic_complete_and_frozen(
+    cohort: tuple[Cases, Cases, Cases], metric: Metric
+) -> None:
+    small = [
+        Cases(c.volumes[:n], c.patients[:n], c.labels[:n])
+        for c, n in zip(cohort, (24, 18, 12), strict=True)
+    ]
+    given = sides(*small, categorical=CATEGORIES, continuous={"load": (0.0, 0.5)})
+    first = metric.estimate(given, Shared(given))
+    assert first == metric.estimate(given, Shared(given))
+    for e in first:
+        assert e.method.endswith(".") and e.seed == 0 and e.n > 0
+        assert e.ci is None or e.ci[0] <= e.value <= e.ci[1]
+        assert None not in (e.value, e.ci, e.floor, e.ceiling) or e.note
+    again = TypeAdapter(Metric).validate_python({"name": metric.name})
+    assert again == metric
+    with pytest.raises(ValidationError):
+        metric.name = "other"
+    with pytest.raises(ValidationError):
+        TypeAdapter(Metric).validate_python({"name": metric.name, "nonsense": 1})
+
+
+def test_importing_the_metrics_imports_no_heavy_library() -> None:
+    code = (
+        "import sys, synthmed.metrics; "
+        "print([m for m in ('scipy', 'sklearn', 'skimage', 'torch') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"

@@ -1,0 +1,543 @@
+"""Ingest: nothing is lost, nothing leaks, nobody is mixed up, and the same in is the same out."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+import random
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from synthmed.artifacts import Catalogue, Scan
+from synthmed.errors import InputError, UsageError
+from synthmed.formats.refusal import REASONS
+from synthmed.stages.ingest import ingest, source_fingerprint
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "formats"))
+import make
+
+SEX = {"sex": {"kind": "categorical", "categories": ["F", "M"]}}
+AGE = {"age": {"kind": "continuous", "low": 18, "high": 90, "unit": "years"}}
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("SYNTHMED_HOME", str(path))
+    return path
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return make.cohort(tmp_path / "source", sex=lambda i: "FM"[i % 2], age=lambda i: 40 + 6 * i)
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    (tmp_path / "target").mkdir()
+    return tmp_path / "target"
+
+
+def quarantine(target: Path) -> dict[str, str]:
+    with open(target / "quarantine.tsv", encoding="utf-8", newline="") as handle:
+        rows = list(csv.DictReader(handle, delimiter="\t", quoting=csv.QUOTE_NONE))
+    assert all(r["explanation"].startswith(REASONS[r["reason"]]) for r in rows)
+    return {r["path"]: r["reason"] for r in rows}
+
+
+def scans(target: Path) -> list[Scan]:
+    return list(Catalogue.open(target).scans)
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
+
+
+def test_a_cohort_becomes_a_catalogue(source: Path, target: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    facts = ingest(
+        make.config(source, conditions=SEX | AGE),
+        target,
+        progress=lambda done, total: calls.append((done, total)),
+    )
+    found = scans(target)
+    assert facts == {
+        "format": "nifti",
+        "modality": "T1w",
+        "n_files": 11,
+        "n_auxiliary": 1,
+        "n_scans": 10,
+        "n_patients": 10,
+        "n_quarantined": 0,
+        "reasons": {},
+        "orientations": {"RAS": 10},
+        "n_undeclared_mask_voxels": {},
+        "patient_columns": ["participant_id"],
+        "n_tables": 1,
+    }
+    json.dumps(facts)
+    assert calls[-1] == (10, 10)
+    assert [s.scan for s in found] == sorted(s.scan for s in found)
+    assert Counter(s.labels["sex"] for s in found) == {"F": 5, "M": 5}
+    assert max(float(s.labels["age"]) for s in found) == 90  # 94 is pooled
+    catalogue = Catalogue.open(target)
+    stored = {np.asarray(nib.load(catalogue.file(s, "T1w")).dataobj).tobytes() for s in found}
+    assert stored == {make.voxels(i).tobytes() for i in range(10)}
+    assert {s.shape for s in found} == {(12, 10, 9)}
+    assert {s.spacing_mm for s in found} == {(2.0, 2.0, 2.0)}
+
+
+def test_the_order_of_the_file_system_does_not_matter(tmp_path: Path) -> None:
+    orders = [list(range(12)), random.Random(3).sample(range(12), 12)]
+    outputs = []
+    for k, order in enumerate(orders):
+        folder = make.cohort(tmp_path / f"source{k}", 12, order, sex=lambda i: "FM"[i % 2])
+        target = tmp_path / f"target{k}"
+        target.mkdir()
+        facts = ingest(make.config(folder, conditions=SEX), target)
+        outputs.append((facts, everything(target)))
+    assert outputs[0] == outputs[1]
+    again = tmp_path / "again"
+    again.mkdir()
+    ingest(make.config(tmp_path / "source0", conditions=SEX), again)
+    assert everything(again) == outputs[0][1]
+
+
+def test_every_file_is_used_auxiliary_or_in_quarantine(source: Path, target: Path) -> None:
+    (source / "notes.txt").write_text("text")
+    (source / "README").write_text("text")
+    (source / ".hidden").write_text("text")
+    (source / "sidecar.json").write_text("{}")
+    (source / "images/scan00.nii.gz").write_bytes(b"")
+    (source / "images/scan01.nii.gz").write_text("only text")
+    make.nifti(source / "images/scan02.nii.gz", make.voxels(2)[:5])
+    make.nifti(source / "images/scan03.nii.gz", make.voxels(3) * 0 + 7)
+    make.nifti(source / "images/stranger.nii.gz", make.voxels(99))
+    make.nifti(source / "images/sub-05_T2w.nii.gz", make.voxels(98))
+    make.nifti(source / "derivatives/sub-05_T1w.nii.gz", make.voxels(97))
+    make.nifti(source / "odd\tname\n.nii.gz", make.voxels(96))
+    make.series(source / "dicom", make.voxels(95), np.eye(4))
+    os.mkfifo(source / "pipe.nii.gz")
+    facts = ingest(make.config(source), target, min_patients=6)
+    refused = quarantine(target)
+    assert refused == {
+        "notes.txt": "not_an_image",
+        "images/scan00.nii.gz": "truncated",
+        "images/scan01.nii.gz": "header_unreadable",
+        "images/scan02.nii.gz": "too_small",
+        "images/scan03.nii.gz": "constant",
+        "images/stranger.nii.gz": "not_in_table",
+        "images/sub-05_T2w.nii.gz": "not_requested",
+        "derivatives/sub-05_T1w.nii.gz": "not_requested",
+        "odd\\tname\\n.nii.gz": "not_in_table",
+        "pipe.nii.gz": "not_an_image",
+        **{str(p.relative_to(source)): "not_requested" for p in (source / "dicom").iterdir()},
+    }
+    assert facts["n_files"] == facts["n_auxiliary"] + facts["n_scans"] + len(refused)
+    assert facts["reasons"] == dict(Counter(refused.values()))
+
+
+def test_links_are_followed_inside_the_source_alone(source: Path, target: Path) -> None:
+    outside = make.nifti(source.parent / "outside.nii.gz", make.voxels(50))
+    image = source / "images/scan00.nii.gz"
+    image.rename(source / "images/real.nii.gz")
+    image.symlink_to("real.nii.gz")
+    (source / "images/scan01.nii.gz").unlink()
+    (source / "images/scan01.nii.gz").symlink_to(outside)
+    (source / "images/loop").symlink_to(source)
+    (source / "images/away").symlink_to(source.parent)
+    facts = ingest(make.config(source), target, min_patients=1)
+    assert quarantine(target) == {
+        "images/real.nii.gz": "not_in_table",
+        "images/scan01.nii.gz": "outside_source",
+        "images/away": "outside_source",
+    }
+    assert facts["n_patients"] == 9
+
+
+def test_a_table_cannot_reach_out(source: Path, target: Path) -> None:
+    make.nifti(source.parent / "outside.nii.gz", make.voxels(50))
+    table = source / "participants.tsv"
+    table.write_text(
+        table.read_text()
+        .replace("images/scan00.nii.gz", "../outside.nii.gz")
+        .replace("images/scan01.nii.gz", str(source.parent / "outside.nii.gz"))
+        .replace("images/scan02.nii.gz", "images/none.nii.gz")
+        .replace("images/scan03.nii.gz", "")
+    )
+    facts = ingest(make.config(source), target, min_patients=1)
+    assert facts["n_patients"] == 6
+    assert facts["reasons"] == {"not_in_table": 4, "channel_missing": 2, "outside_source": 2}
+
+
+def test_copies(source: Path, target: Path, tmp_path: Path) -> None:
+    """Of one person the first is kept; of several people none, whoever they are."""
+    rows = [
+        {"participant_id": f"sub-{i:02d}", "patient": f"P{i // 2}", "image": f"images/s{i}.nii.gz"}
+        for i in range(12)
+    ]
+    content = [0, 0, 2, 3, 4, 5, 6, 2, 8, 9, 10, 11]  # 0 = 1 of P0; 2 of P1 = 7 of P3
+    for i, seed in enumerate(content):
+        affine = np.diag([2.0, 2, 2, 1])
+        data = make.voxels(seed)
+        if i == 7:  # stored the other way round, it is still a copy
+            data, affine[0, 0] = data[::-1], -2
+        make.nifti(source / f"images/s{i}.nii.gz", data, affine)
+    make.table(source / "participants.tsv", rows)
+    facts = ingest(make.config(source), target, min_patients=1)
+    refused = {p for p, code in quarantine(target).items() if code == "duplicate_scan"}
+    assert refused == {"images/s1.nii.gz", "images/s2.nii.gz", "images/s7.nii.gz"}
+    assert facts["n_scans"] == 9
+    assert len(list((target / "volumes").iterdir())) == 9
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    facts = ingest(make.config(source), kept, min_patients=1, allow_copies=True)
+    assert facts["n_scans"] == 12
+    assert facts["patient_columns"] == ["patient"]
+
+
+def test_labels_that_cannot_be_used(source: Path, target: Path) -> None:
+    table = source / "participants.tsv"
+    rows = [line.split("\t") for line in table.read_text().splitlines()]
+    for row, sex, age in [(1, "n/a", "40"), (2, "X", "40"), (3, "F", "7"), (4, "F", "")]:
+        rows[row][2:] = [sex, age]
+    table.write_text("\n".join("\t".join(r) for r in rows) + "\n")
+    ingest(make.config(source, conditions=SEX | AGE), target, min_patients=6)
+    assert quarantine(target) == {
+        "images/scan00.nii.gz": "label_missing",
+        "images/scan01.nii.gz": "label_unknown",
+        "images/scan02.nii.gz": "label_out_of_range",
+        "images/scan03.nii.gz": "label_missing",
+    }
+
+
+CHANNELS = {"T1w": "image", "mask": {"path": "masks/{participant_id}.nii.gz", "labels": {"a": 1}}}
+
+
+def test_masks(source: Path, target: Path) -> None:
+    affine = np.diag([2.0, 2, 2, 1])
+    moved = affine.copy()
+    moved[0, 3] = 0.5
+    rng = np.random.default_rng(0)
+    for i in range(10):
+        mask = rng.integers(0, 3, (12, 10, 9)).astype(np.uint8)
+        if i == 1:
+            make.nifti(source / "masks/sub-01.nii.gz", mask, moved)
+        elif i == 2:
+            make.nifti(source / "masks/sub-02.nii.gz", mask[:-1], affine)
+        elif i == 3:
+            make.nifti(source / "masks/sub-03.nii.gz", mask + np.float32(0.5), affine)
+        elif i == 5:  # stored the other way round: the same place
+            make.nifti(source / "masks/sub-05.nii.gz", mask[:, ::-1], affine @ flip(10))
+            turned = mask
+        elif i != 4:
+            make.nifti(source / f"masks/sub-{i:02d}.nii.gz", mask, affine)
+    make.nifti(source / "images/scan00.nii.gz", make.voxels(0) * np.float32("nan"))
+    facts = ingest(make.config(source, channels=CHANNELS), target, min_patients=5)
+    assert quarantine(target) == {
+        "images/scan00.nii.gz": "not_finite",
+        "masks/sub-00.nii.gz": "not_finite",
+        "images/scan01.nii.gz": "channels_disagree",
+        "masks/sub-01.nii.gz": "channels_disagree",
+        "images/scan02.nii.gz": "channels_disagree",
+        "masks/sub-02.nii.gz": "channels_disagree",
+        "images/scan03.nii.gz": "mask_not_integers",
+        "masks/sub-03.nii.gz": "mask_not_integers",
+        "images/scan04.nii.gz": "channel_missing",
+        "masks/sub-04.nii.gz": "channel_missing",
+    }
+    assert facts["n_undeclared_mask_voxels"]["mask"] > 0
+    catalogue = Catalogue.open(target)
+    stored = [np.asarray(nib.load(catalogue.file(s, "mask")).dataobj) for s in catalogue.scans]
+    assert all(set(np.unique(m)) == {0, 1} for m in stored)
+    assert any(np.array_equal(m, turned == 1) for m in stored)
+
+
+def flip(n: int) -> np.ndarray:
+    step = np.eye(4)
+    step[1, 1], step[1, 3] = -1, n - 1
+    return step
+
+
+def test_a_broken_image_is_called_broken_though_its_mask_is_missing(
+    source: Path, target: Path
+) -> None:
+    for i in range(1, 10):
+        make.nifti(source / f"masks/sub-{i:02d}.nii.gz", make.voxels(i) % 2)
+    (source / "images/scan00.nii.gz").write_text("only text")
+    ingest(make.config(source, channels=CHANNELS), target, min_patients=9)
+    assert quarantine(target) == {"images/scan00.nii.gz": "header_unreadable"}
+
+
+def test_people_sessions_and_splits(tmp_path: Path, target: Path) -> None:
+    source = tmp_path / "source"
+    rows = [
+        {
+            "participant_id": f"sub-{i}",
+            "session_id": session,
+            "subject_group": f"g{i // 2}",
+            "split": "holdout" if i > 1 else "train",
+            "image": f"{i}-{session}.nii.gz",
+        }
+        for i in range(4)
+        for session in ("ses-10", "ses-2")
+    ]
+    for k, row in enumerate(rows):
+        # the shape tells them apart afterwards
+        make.nifti(source / str(row["image"]), make.voxels(k, (8 + k, 9, 10)))
+    make.table(source / "participants.tsv", rows)
+    facts = ingest(make.config(source), target, min_patients=2, use_split=True)
+    assert facts["n_patients"] == 2
+    by_shape = {s.shape[0] - 8: s for s in scans(target)}
+    # rows: 0 sub-0 ses-10, 1 sub-0 ses-2, 2 sub-1 ses-10, 3 sub-1 ses-2
+    assert [by_shape[k].session for k in (1, 0, 3, 2)] == [1, 2, 3, 4]
+    assert len({by_shape[k].patient for k in range(4)}) == 1
+    assert {s.split for k, s in by_shape.items() if k < 4} == {"train"}
+    assert {s.split for k, s in by_shape.items() if k > 3} == {"holdout"}
+
+
+def test_two_tables_may_use_the_same_ids_for_different_people(tmp_path: Path, target: Path) -> None:
+    for site in ("east", "west"):
+        for i in range(5):
+            make.nifti(tmp_path / f"source/{site}/i{i}.nii.gz", make.voxels(hash_of(site, i)))
+        rows = [{"participant_id": f"sub-{i}", "image": f"i{i}.nii.gz"} for i in range(5)]
+        make.table(tmp_path / f"source/{site}/participants.tsv", rows)
+    assert ingest(make.config(tmp_path / "source"), target)["n_patients"] == 10
+
+
+def hash_of(site: str, i: int) -> int:
+    return i + 100 * (site == "west")
+
+
+def test_sources_with_nothing_usable(tmp_path: Path, target: Path) -> None:
+    def message(source: Path, **data: Any) -> str:
+        with pytest.raises(InputError) as error:
+            ingest(make.config(source, **data), target)
+        assert len(str(error.value).splitlines()) <= 2
+        return str(error.value)
+
+    assert "no such folder" in message(tmp_path / "none")
+    (tmp_path / "file").touch()
+    assert "expected a folder" in message(tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    assert "empty" in message(tmp_path / "empty")
+    (tmp_path / "texts").mkdir()
+    for i in range(3):
+        (tmp_path / f"texts/{i}.txt").write_text("text")
+    assert "not_an_image 3" in message(tmp_path / "texts")
+    assert len(quarantine(target)) == 3
+
+
+def test_too_few_patients_keep_the_quarantine(tmp_path: Path, target: Path) -> None:
+    source = make.cohort(tmp_path / "source", 11)
+    for i in range(2):
+        (source / f"images/scan{i:02d}.nii.gz").write_bytes(b"")
+    with pytest.raises(InputError, match=r"9 patients .* at least 10 .* truncated 2"):
+        ingest(make.config(source), target)
+    assert len(quarantine(target)) == 2
+
+
+def test_images_without_a_table_have_no_owner(tmp_path: Path, target: Path) -> None:
+    make.nifti(tmp_path / "source/a.nii.gz", make.voxels(0))
+    with pytest.raises(InputError, match=r"(?s)not_in_table 1.*participants.tsv"):
+        ingest(make.config(tmp_path / "source"), target)
+
+
+def test_columns_that_are_not_there(source: Path, target: Path) -> None:
+    with pytest.raises(UsageError, match=r"data\.patient: no column mrn .*participant_id, image"):
+        ingest(make.config(source, patient="mrn"), target)
+    grade = {"grade": {"kind": "continuous", "low": 0, "high": 1}}
+    with pytest.raises(UsageError, match=r"data\.conditions\.grade: .*columns: age, image"):
+        ingest(make.config(source, conditions=grade), target)
+
+
+def test_a_run_inside_the_source_is_refused(source: Path) -> None:
+    (source / "run").mkdir()
+    with pytest.raises(UsageError, match="inside"):
+        ingest(make.config(source), source / "run")
+
+
+NAMES = ("Fotheringay", "Zuleika", "MRN771199")
+
+
+def assert_nobody_is_named(target: Path, facts: dict[str, Any], printed: str) -> None:
+    blobs = everything(target)
+    listed = blobs.pop("quarantine.tsv")
+    assert any(name.encode() in listed for name in NAMES)  # the one place
+    texts = [json.dumps(facts).encode(), printed.encode()]
+    for name, content in blobs.items():
+        texts += [name.encode(), content]
+        if name.endswith(".gz"):
+            texts.append(gzip.decompress(content))
+    for text in texts:
+        assert not any(n.lower().encode() in text.lower() for n in NAMES)
+
+
+def test_no_identity_passes_from_nifti(
+    tmp_path: Path, target: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "Fotheringay"
+
+    def plant(header: Any) -> None:
+        header["descrip"], header["db_name"] = b"Zuleika Fotheringay", b"MRN771199"
+        header["aux_file"], header["intent_name"] = b"Zuleika", b"Fotheringay"
+
+    rows = [
+        {
+            "participant_id": f"sub-Fotheringay{i}",
+            "sex": "F",
+            "name": "Zuleika",
+            "image": f"MRN771199/Zuleika{i}.nii.gz",
+        }
+        for i in range(11)
+    ]
+    for i, row in enumerate(rows):
+        make.nifti(source / str(row["image"]), make.voxels(i), change=plant)
+    (source / "MRN771199/Zuleika3.nii.gz").write_bytes(b"Zuleika")
+    make.table(source / "participants.tsv", rows)
+    facts = ingest(make.config(source, conditions=SEX), target)
+    assert_nobody_is_named(target, facts, "".join(capfd.readouterr()))
+
+
+def dicom_cohort(folder: Path, n: int = 4, **elements: Any) -> Path:
+    for i in range(n):
+        make.series(folder / f"s{i}", make.voxels(i), np.diag([2.0, 2, 2, 1]), **elements)
+    return folder
+
+
+def test_no_identity_passes_from_dicom(
+    tmp_path: Path, target: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = dicom_cohort(
+        tmp_path / "Fotheringay",
+        PatientName="Fotheringay^Zuleika",
+        OtherPatientIDs="MRN771199",
+        SeriesDescription="Zuleika",
+        Manufacturer="Fotheringay Imaging",
+        StudyDate="20200102",
+        ImageComments="MRN771199",
+    )
+    (source / "s3/Fotheringay.dcm").write_text("only text")
+    facts = ingest(make.config(source), target, min_patients=3)
+    assert_nobody_is_named(target, facts, "".join(capfd.readouterr()))
+    assert b"20200102" not in b"".join(everything(target).values())
+
+
+def test_dicom_labels_from_a_table_or_the_header(tmp_path: Path, target: Path) -> None:
+    source = dicom_cohort(tmp_path / "source")
+    rows = [{"patient_id": f"ID-s{i}", "sex": "M", "note": i} for i in (0, 1, 2, 2)]
+    make.table(source / "labels.csv", rows, ",")
+    facts = ingest(make.config(source, conditions=SEX | AGE), target, min_patients=3)
+    assert [dict(s.labels) for s in scans(target)] == [{"sex": "M", "age": 67.0}] * 3
+    assert {s.scanner["manufacturer"] for s in scans(target)} == {"SIEMENS"}
+    assert facts["reasons"] == {"not_in_table": 9}
+    assert facts["patient_columns"] == ["patient_id"]
+    make.table(source / "labels.csv", [*rows, {"patient_id": "ID-s0", "sex": "F", "note": 1}], ",")
+    other = target.parent / "other"
+    other.mkdir()
+    ingest(make.config(source, conditions=SEX), other, min_patients=2)
+    assert set(quarantine(other).values()) == {"label_ambiguous", "not_in_table"}
+    site = {"site": {"kind": "categorical", "categories": ["a", "b"]}}
+    with pytest.raises(UsageError, match=r"data\.conditions\.site.*age, sex"):
+        ingest(make.config(source, conditions=site), other)
+    with pytest.raises(UsageError, match=r"data\.channels"):
+        ingest(make.config(source, channels={"T1w": "image"}), other)
+
+
+def test_dicom_sessions_follow_the_dates(tmp_path: Path, target: Path) -> None:
+    for i, day in enumerate(("20210101", "20190101", "20200101", "20200101")):
+        make.series(
+            tmp_path / f"source/s{i}",
+            make.voxels(i, (9 + i, 10, 11)),
+            np.diag([-2.0, -2, 2, 1]),
+            PatientID="one",
+            StudyDate=day,
+            SeriesNumber=i,
+        )
+    ingest(make.config(tmp_path / "source"), target, min_patients=1)
+    by_shape = {s.shape[0] - 9: s for s in scans(target)}
+    assert [by_shape[i].session for i in range(4)] == [3, 1, 2, 2]
+    assert by_shape[3].scan == by_shape[2].scan + "_r02"
+
+
+@pytest.mark.parametrize("content", [b"only text", b""])
+def test_a_damaged_file_beside_a_series_may_be_its_end(
+    tmp_path: Path, target: Path, content: bytes
+) -> None:
+    """A slice lost at the end leaves no gap, so only the damaged file tells of it."""
+    source = dicom_cohort(tmp_path / "source")
+    (source / "s1/IM0000").write_bytes(content)  # the first slice
+    (source / "s2/report.txt").write_bytes(content)  # no slice by its ending
+    ingest(make.config(source), target, min_patients=3)
+    found = quarantine(target)
+    assert found.pop("s2/report.txt") == "not_an_image"
+    assert found.pop("s1/IM0000") == "not_an_image"
+    assert set(found.values()) == {"missing_slices"}
+    assert {path[:2] for path in found} == {"s1"}
+
+
+def test_the_fingerprint_sees_names_sizes_and_tables(
+    source: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make.config(source)
+    seen = [source_fingerprint(config)]
+    assert source_fingerprint(config) == seen[0]
+
+    def differs() -> bool:
+        seen.append(source_fingerprint(config))
+        return len(set(seen)) == len(seen)
+
+    (source / "new.json").write_text("{}")
+    assert differs()
+    (source / "new.json").rename(source / "other.json")
+    assert differs()
+    table = source / "participants.tsv"
+    table.write_text(table.read_text().replace("F", "M", 1))
+    assert differs()
+    monkeypatch.setenv("SYNTHMED_HOME", str(tmp_path / "elsewhere"))
+    assert differs()
+    with pytest.raises(InputError):
+        source_fingerprint(make.config(tmp_path / "none"))
+
+
+REAL = os.environ.get("SYNTHMED_REAL_DATA")
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(REAL is None, reason="SYNTHMED_REAL_DATA is not set")
+@pytest.mark.parametrize(
+    ("name", "data", "n_scans", "n_patients"),
+    [
+        (
+            "acdc",
+            {
+                "channels": {
+                    "cine": "image",
+                    "heart": {
+                        "path": "segs/{participant_id}_ED_seg.nii.gz",
+                        "labels": {"right": 1, "muscle": 2, "left": 3},
+                    },
+                }
+            },
+            70,
+            70,
+        ),
+        ("hippocampus", {"patient": "subject_group"}, 181, 118),
+        ("brain3mm", {"conditions": SEX}, 47, 44),
+    ],
+)
+def test_real_cohorts(
+    name: str, data: dict[str, Any], n_scans: int, n_patients: int, target: Path
+) -> None:
+    facts = ingest(make.config(Path(str(REAL)) / name, **data), target)
+    assert (facts["n_scans"], facts["n_patients"]) == (n_scans, n_patients)
