@@ -405,10 +405,9 @@ def guarded(call: Callable[[], Any]) -> int:
         typer.echo("error: out of memory\n  Lower data.grid or train.batch_patients.", err=True)
         return 5
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            typer.echo(
-                "error: the disk is full\n  Free some space; the same command goes on.", err=True
-            )
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            what = "a file may not grow that large" if error.errno == errno.EFBIG else "the disk is full"
+            typer.echo(f"error: {what}\n  Free some space; the same command goes on.", err=True)
             return 5
         # no file name: it may be a patient's
         typer.echo(f"error: {error.strerror or type(error).__name__}", err=True)

@@ -314,6 +314,12 @@ class Config(Part):
                         f"sample.labels.{name}.{category}: not a category; "
                         f"known: {', '.join(condition.categories)}"
                     )
+            asked = sum(counts.values())
+            if self.sample.count is not None and asked > self.sample.count:
+                raise ValueError(
+                    f"sample.labels.{name}: asks for {asked} samples, sample.count is "
+                    f"{self.sample.count}; raise sample.count (or --count), or lower the labels'"
+                )
         return self
 
 

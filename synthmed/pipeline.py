@@ -205,8 +205,10 @@ class Line:
 
     def sampler(self, model: Artifact, dataset: Dataset) -> sample.Sampler:
         """The trained model with the labels that the config asks for."""
-        observed = [x for x, out in zip(dataset.labels, dataset.holdout, strict=True) if not out]
-        labels = sample.planned_labels(self.config, observed)
+        rows = zip(dataset.patients, dataset.labels, dataset.holdout, strict=True)
+        # one set of labels a person: somebody scanned five times is not a cell of five
+        observed = {patient: labels for patient, labels, held_out in rows if not held_out}
+        labels = sample.planned_labels(self.config, list(observed.values()))
         return sample.Sampler(self.config, model.path, self.device, labels)
 
     def artifact(self, stage: str) -> Artifact:
@@ -252,8 +254,10 @@ def begin(run: Run, config: Config, overwrite: bool) -> None:
     file = run.path / "config.yaml"
     text = configs.dump(config)
     if file.exists() and file.read_text(encoding="utf-8") != text:
-        stale = stale_stages(run, configs.load(file), config)
-        if stale and stale[0] != "sample" and not overwrite:
+        old = configs.load(file)
+        stale = stale_stages(run, old, config)
+        changed = [s for s in stale if DEPENDS[s](old) != DEPENDS[s](config)]
+        if changed not in ([], ["sample"]) and not overwrite:
             raise UsageError(
                 f"run {run.path}: the config has changed; stale: {', '.join(stale)}",
                 "Pass --overwrite to make them anew, or choose another folder with --run.",

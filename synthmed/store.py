@@ -197,7 +197,9 @@ class Run:
 
     def holds(self, kind: Kind) -> bool:
         """Whether the artifact of `kind` is there, whole or begun."""
-        return self.folder(kind).exists() or (self.private / f"{FOLDER[kind]}.partial").exists()
+        # a folder without a manifest is what a failed ingest left to read: its refusals
+        whole = (self.folder(kind) / "manifest.json").is_file()
+        return whole or (self.private / f"{FOLDER[kind]}.partial").exists()
 
     def discard(self, first: Kind, keep_partial: bool = False) -> None:
         """Remove the artifact `first`, all later ones and the reports and release made of them.

@@ -115,9 +115,10 @@ def find_copies(
     a generalised Pareto tail of the null (`stats.tail_p`), passes Benjamini-Hochberg at `fdr`.
 
     It must also be near one person: its lead, best match minus that of the fifth best patient of
-    train, must be larger than every null lead, and that fifth patient's own gap at most the largest
-    null gap or a fifth of the sample's. An average of many training patients is nearer to all of them than to
-    strangers, and so has a large gap, but it is nobody's copy. A copy's lead is about its gap.
+    train, must be larger than every null lead with a tail p-value of at most `fdr`, and that fifth
+    patient's own gap at most the largest null gap or a tenth of the sample's. An average of many
+    training patients is nearer to all of them than to strangers, and so has a large gap, but it
+    is nobody's copy. A copy's lead is about its gap.
 
     Without a holdout the gap is the best match minus the best match among all *other* patients
     than that one, and the null is every real patient against everybody else: a copy is near one
@@ -202,8 +203,9 @@ def judge(
     p = tail_p(gap, gaps) if len(gaps) else np.ones(n_samples)
     largest = float(gaps.max()) if len(gaps) else math.inf
     # gap - lead is the gap that the fifth best patient of train would have
-    fifth = gap - lead
-    one_person = (lead > leads.max(initial=-math.inf)) & (fifth <= np.maximum(largest, gap / 5))
+    one_person = gap - lead <= np.maximum(largest, gap / 10)
+    if len(leads):
+        one_person &= (lead > leads.max()) & (tail_p(lead, leads) <= fdr)
     copies = (gap > largest) & one_person & benjamini_hochberg(p, fdr)
     power = 0.0
     if len(gaps) and n_samples:

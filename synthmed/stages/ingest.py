@@ -351,7 +351,11 @@ def _natural(*texts: str) -> list[Any]:
 def summary(facts: Mapping[str, Any]) -> str:
     """One line for the terminal."""
     text = f"{facts['n_scans']} scans of {facts['n_patients']} patients"
-    if facts["n_quarantined"]:
-        reasons = ", ".join(f"{n} {code}" for code, n in facts["reasons"].items())
-        text += f"; {facts['n_quarantined']} files refused ({reasons}): see quarantine.tsv"
+    reasons = dict(facts["reasons"])
+    other = reasons.pop("not_requested", 0)
+    if reasons:
+        listed = ", ".join(f"{n} {code}" for code, n in reasons.items())
+        text += f"; {sum(reasons.values())} refused ({listed})"
+    if other:
+        text += f"; {other} files not asked for"
     return text

@@ -66,11 +66,13 @@ def prepare(
             f"{target}: the prepared cohort needs {need / 2**30:.1f} GiB, which the disk lacks",
             "Free some space, choose another place with --run, or lower data.grid.",
         )
-    out = np.lib.format.open_memmap(target / "volumes.npy", "w+", np.float16, shape)
-    for i, scan in enumerate(scans):
-        out[i] = conform(catalogue, scan, data, channels, affine)
-        progress.update(i + 1, len(scans))
-    out.flush()
+    # written, not mapped: a disk that fills up is then an error, where a map would be a bus error
+    with open(target / "volumes.npy", "wb") as file:
+        header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for i, scan in enumerate(scans):
+            file.write(conform(catalogue, scan, data, channels, affine).astype("<f2").tobytes())
+            progress.update(i + 1, len(scans))
     write_json(
         target / "dataset.json",
         {

@@ -21,7 +21,6 @@ from synthmed.artifacts import ChannelInfo, Sample
 from synthmed.backbones.generative import Generative
 from synthmed.conditions import Conditions
 from synthmed.config import Config
-from synthmed.errors import UsageError
 from synthmed.formats import synthetic
 from synthmed.keys import Key
 from synthmed.stages.prepare import CLIP
@@ -119,22 +118,9 @@ def sample_seed(config: Config) -> int:
 
 
 def sample_count(config: Config) -> int:
-    """How many samples are asked for: `sample.count`, else what the label counts need, else 100.
-
-    Raises:
-        UsageError: the labels ask for more than the count.
-    """
-    asked = {name: sum(counts.values()) for name, counts in config.sample.labels.items()}
-    most = max(asked.values(), default=0)
-    if config.sample.count is None:
-        return most or 100
-    if most > config.sample.count:
-        name = max(asked, key=lambda k: asked[k])
-        raise UsageError(
-            f"sample.labels.{name}: asks for {most} samples, sample.count is {config.sample.count}",
-            "Raise sample.count (or --count), or lower the label counts.",
-        )
-    return config.sample.count
+    """How many samples are asked for: `sample.count`, else what the label counts need, else 100."""
+    asked = [sum(counts.values()) for counts in config.sample.labels.values()]
+    return config.sample.count or max(asked, default=100)
 
 
 def planned_labels(
@@ -144,7 +130,8 @@ def planned_labels(
 
     Args:
         config: the run's config.
-        observed: labels of the training patients, used with `sample.prior: cohort` alone.
+        observed: labels of each training patient, one set a person, used with `sample.prior:
+            cohort` alone.
     """
     conditions = Conditions(config.data.conditions)
     key = Key.root(sample_seed(config)).fold("labels")

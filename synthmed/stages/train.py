@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from synthmed.backbones.generative import Batch, Generative
@@ -102,13 +102,7 @@ class Training:
             "steps": self.steps,
             "figures": self.figures,
         }
-        temporary = path.with_name(f".{path.name}.new")
-        save_file(
-            {k: v.contiguous().cpu() for k, v in tensors.items()},
-            temporary,
-            metadata={"state": json.dumps(state)},
-        )
-        write_bytes(path, temporary.read_bytes())
+        write_bytes(path, as_bytes(tensors, {"state": json.dumps(state)}))
 
     @classmethod
     def restore(cls, model: Generative, path: Path) -> Training:
@@ -127,7 +121,9 @@ class Training:
         log = path.with_name(LOG)
         lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
         reached = (self.round, self.step)
-        kept = [x for x in lines if (json.loads(x)["round"], json.loads(x)["step"]) < reached]
+        # and a line that a kill or a full disk cut off is one of them: it has no end
+        whole = [x for x in lines if x.endswith("\n")]
+        kept = [x for x in whole if (json.loads(x)["round"], json.loads(x)["step"]) < reached]
         write_bytes(log, "".join(kept).encode())
         for key, value in tensors.items():
             kind, _, rest = key.partition("/")
@@ -189,16 +185,12 @@ def train(
                     state.save(checkpoint)
                     saved = time.monotonic()
                 if interrupted:
-                    raise Interrupted(
-                        f"stopped at step {done} of {total}; the checkpoint is kept",
-                        "The same command goes on from there.",
-                    )
+                    raise _stopped(done, total)
             state.end_round(loader.all_train(device) if state.rounds[state.round].finish else [])
             state.save(checkpoint)
-    save_file(
-        {k: v.contiguous().cpu() for k, v in named_state(model).items()},
-        target / "weights.safetensors",
-    )
+            if interrupted:  # it came while the round was finishing
+                raise _stopped(sum(state.steps[: state.round]), total)
+    write_bytes(target / "weights.safetensors", as_bytes(named_state(model)))
     write_bytes(target / LOG, (partial / LOG).read_bytes())
     write_json(target / "model.json", {"batch": CANONICAL_BATCH, **loader.description()})
     return {
@@ -358,6 +350,18 @@ def named_state(model: Generative) -> dict[str, Tensor]:
         for name, module in model.modules.items()
         for k, v in module.state_dict().items()
     }
+
+
+def as_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """Tensors as safetensors; the library's own writer hides a full disk behind another error."""
+    return save({k: v.contiguous().cpu() for k, v in tensors.items()}, metadata)
+
+
+def _stopped(done: int, total: int) -> Interrupted:
+    return Interrupted(
+        f"stopped at step {done} of {total}; the checkpoint is kept",
+        "The same command goes on from there.",
+    )
 
 
 def load_state(model: Generative, state: Mapping[str, Tensor]) -> None:

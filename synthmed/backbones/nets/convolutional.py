@@ -131,14 +131,18 @@ class Decoder(nn.Module):
             blocks += [nn.Upsample(scale_factor=stride, mode="nearest"), _block(b, a)]
         self.blocks = nn.Sequential(*blocks)
         self.out = nn.Conv3d(widths[0], 8 * channels, 3, padding=1)
-        # what all scans share, and what each condition shifts, needs no network: it is learned
-        # first, as maps on the grid, so that the decoder cannot leave the condition to the latent
-        self.template = nn.Parameter(torch.zeros(1 + condition_width + latent, channels, *grid))
+        # what all scans share, what each condition shifts and what is linear in the latent needs
+        # no network: maps on the grid learn it first, and the decoder cannot leave the condition
+        # to the latent
+        self.template = nn.Parameter(torch.zeros(1 + condition_width, channels, *grid))
+        self.basis = nn.Parameter(torch.zeros(latent, channels, *grid))
 
     def forward(self, z: Tensor, c: Tensor) -> Tensor:
         h = self.head(torch.cat([z, c.to(z.dtype)], 1))
         h = h.reshape(-1, self.width, *self.geometry.coarse)
         mean = self.geometry.crop(unfold(self.out(self.blocks(h)))).float()
-        weights = torch.cat([c.new_ones(c.shape[0], 1), c, z], 1)
-        # the gain lets Adam fill the template within the first tens of steps
-        return mean + 10 * torch.einsum("bk,kcxyz->bcxyz", weights.float(), self.template)
+        known = torch.cat([c.new_ones(c.shape[0], 1), c], 1).float()
+        # Adam moves a parameter by the learning rate a step: with this gain the template is there
+        # within tens of steps. The basis has none, or the latent would stay far below unit scale.
+        shared = 10 * torch.einsum("bk,kcxyz->bcxyz", known, self.template)
+        return mean + shared + torch.einsum("bl,lcxyz->bcxyz", z.float(), self.basis)
