@@ -5,7 +5,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
-export SYNTHMED_HOME ?= $(CURDIR)/runs/home
 
 .PHONY: generate test prove lint clean
 .DELETE_ON_ERROR:
@@ -18,7 +17,7 @@ export SYNTHMED_HOME ?= $(CURDIR)/runs/home
 	touch $@
 
 generate: .venv/installed
-	$(BIN)/python sample_data/phantoms.py sample_data/generated/quickstart --patients 260 --grid 40 --check
+	$(BIN)/python sample_data/phantoms.py sample_data/generated/quickstart --patients 260 --grid 32 --check
 	$(BIN)/synthmed generate configs/quickstart.yaml $(ARGS)
 
 test: .venv/installed lint

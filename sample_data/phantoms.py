@@ -40,7 +40,7 @@ class Spec:
 
     layout: str = "bids"
     patients: int = 260
-    grid: int = 40
+    grid: int = 32
     seed: int = 7
     broken: int = 5
 

@@ -82,7 +82,7 @@ def generate(
 
     file = configs.find(config)
     values = {"data.source": input_, "sample.count": count, "seed": seed}
-    given = {k: v for k, v in values.items() if v is not None}
+    given: dict[str, Any] = {k: v for k, v in values.items() if v is not None}
     if label:
         given["sample.labels"] = parse_labels(label)
     resolved = configs.load(file, set_ or [], given)
@@ -90,11 +90,11 @@ def generate(
     if dry_run:
         _dry_run(place, resolved, as_json)
         return
+    on = pick_device(device)
     with opened(place, resolved, overwrite) as (folder, chosen):
         from synthmed.pipeline import Line
 
-        line = Line(folder, chosen, pick_device(device), quiet)
-        decision = line.generate()
+        decision = Line(folder, chosen, on, quiet).generate()
     report_decision(place, decision, as_json, verbose)
 
 
@@ -117,10 +117,11 @@ def _stage_command(name: str, text: str) -> None:
             raise UsageError(f"run {run}: not begun yet", "Name a config with --config.")
         file = configs.find(config) if config else run / "config.yaml"
         resolved = configs.load(file, set_ or [], given)
+        on = pick_device(device)
         with opened(run, resolved, overwrite) as (folder, chosen):
             from synthmed.pipeline import Line
 
-            artifact = Line(folder, chosen, pick_device(device), quiet).artifact(name)
+            artifact = Line(folder, chosen, on, quiet).artifact(name)
         if as_json:
             print_json({"stage": name, "folder": str(artifact.path), **artifact.manifest.facts})
 
@@ -295,10 +296,10 @@ def pick_device(name: str) -> str:
     Raises:
         UsageError: cuda is asked for and there is none, or the name is unknown.
     """
-    import torch
-
     if name not in ("auto", "cpu", "cuda"):
         raise UsageError(f"--device {name}: unknown", "Use auto, cpu or cuda.")
+    import torch
+
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError(
             "--device cuda: no CUDA device is usable here",

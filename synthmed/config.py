@@ -442,6 +442,11 @@ def _explain(fault: Any) -> str:
         return f"{path}.{fault['ctx']['discriminator'].strip(chr(39))}: unknown name " + (
             f"{fault['ctx']['tag']!r}; known: {fault['ctx']['expected_tags']}"
         )
+    if kind == "union_tag_not_found":
+        known = sorted(_tags(_union_at(loc)))
+        return f"{path}.{fault['ctx']['discriminator'].strip(chr(39))}: missing; known: " + (
+            ", ".join(map(repr, known))
+        )
     message = str(fault["msg"]).removeprefix("Value error, ")
     given = fault.get("input")
     shown = f" (given {given!r})" if isinstance(given, (str, int, float, bool)) else ""
@@ -449,10 +454,25 @@ def _explain(fault: Any) -> str:
 
 
 def _is_tag(loc: list[str], i: int) -> bool:
-    after = loc[i - 1] if i else ""
-    return (after == "backbone" and i == 1) or (
-        i >= 3 and loc[0] == "data" and loc[1] == "conditions" and i == 3
-    )
+    """Whether a part of a validation path is the name of a union's member, not a key."""
+    return loc[i] in _tags(_union_at(loc[:i]))
+
+
+def _union_at(loc: list[str]) -> Any:
+    """The discriminated union whose member stands at a path, or None."""
+    if loc == ["backbone"]:
+        return Backbone
+    # a condition has its own name, and a metric its place in the list, in between
+    many = {"data.conditions": Condition, "evaluate.metrics": Metric}
+    return many.get(".".join(loc[:2])) if len(loc) == 3 else None
+
+
+def _tags(annotation: Any) -> set[str]:
+    """The discriminators of the config parts in an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        fields = [annotation.model_fields.get(d) for d in ("name", "kind")]
+        return {f.default for f in fields if f is not None}
+    return {t for a in getattr(annotation, "__args__", ()) for t in _tags(a)}
 
 
 def _known_fields(loc: list[str]) -> list[str]:

@@ -27,6 +27,7 @@ from synthmed.loader import Loader
 from synthmed.progress import Progress
 from synthmed.stages import evaluate, ingest, prepare, release, sample, screen, train
 from synthmed.stages.identifiers import source_names
+from synthmed.stages.sample import Sampler
 from synthmed.store import FOLDER, Artifact, Kind, Run
 from synthmed.types import Decision
 
@@ -203,13 +204,13 @@ class Line:
             self.config.train.augment,
         )
 
-    def sampler(self, model: Artifact, dataset: Dataset) -> sample.Sampler:
+    def sampler(self, model: Artifact, dataset: Dataset) -> Sampler:
         """The trained model with the labels that the config asks for."""
         rows = zip(dataset.patients, dataset.labels, dataset.holdout, strict=True)
         # one set of labels a person: somebody scanned five times is not a cell of five
         observed = {patient: labels for patient, labels, held_out in rows if not held_out}
         labels = sample.planned_labels(self.config, list(observed.values()))
-        return sample.Sampler(self.config, model.path, self.device, labels)
+        return Sampler(self.config, model.path, self.device, labels)
 
     def artifact(self, stage: str) -> Artifact:
         """Run one stage by name (not `release`, whose result is a decision)."""

@@ -85,7 +85,7 @@ def cannot_pass(config: Config, n_holdout: int) -> list[str]:
     """Policy lines that are inconclusive whatever is generated, because the holdout is small."""
     if n_holdout >= MIN_HOLDOUT:
         return []
-    fidelity = {m.name for m in config.evaluate.metrics} - {"copies", "membership"}
+    fidelity = {m.name for m in config.evaluate.metrics} - {"copies", "authenticity", "membership"}
     spoken = {"mmd2_excess": "mmd2", "precision": "prdc", "recall": "prdc", "density": "prdc"}
     spoken["coverage"] = "prdc"
     return sorted(
@@ -143,11 +143,15 @@ def peak_memory(device: str) -> int:
 
 def describe(facts: Mapping[str, Any]) -> str:
     """The plan as a few lines for a person."""
-    refused = ", ".join(f"{n} {code}" for code, n in facts["reasons"].items())
+    reasons = dict(facts["reasons"])
+    other = reasons.pop("not_requested", 0)  # label maps and the like: not a fault of theirs
+    refused = ", ".join(f"{n} {code}" for code, n in reasons.items())
     lines = [
         f"patients   {facts['n_patients']} ({facts['n_scans']} scans); "
         f"{facts['n_train']} to train on, {facts['n_holdout']} held out",
-        f"refused    {facts['n_quarantined']}" + (f" ({refused})" if refused else ""),
+        f"refused    {sum(reasons.values())}"
+        + (f" ({refused})" if refused else "")
+        + (f"; {other} files not asked for" if other else ""),
         f"voxels     {_range(facts['shape'])}",
         f"size mm    {_range(facts['spacing_mm'])}",
     ]

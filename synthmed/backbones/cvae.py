@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Generator, Tensor, nn
@@ -34,6 +35,9 @@ class CVAE(BaseModel):
         free_bits: nats per latent dimension below which the KL is not pushed down further.
         noise: `spectral` learns the residual's texture, `white` one deviation a voxel.
         ema: decay of the moving average of the weights that is kept.
+        prior: where z is drawn from. `fitted` is a Gaussian, linear in the condition, matched to
+            the training patients' posteriors at the end, since on small cohorts these are far
+            from N(0, I); it reads patients. `standard` is N(0, I).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -50,6 +54,7 @@ class CVAE(BaseModel):
     free_bits: Annotated[float, Field(ge=0, le=10)] = 0.05
     noise: Literal["spectral", "white"] = "spectral"
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.995
+    prior: Literal["fitted", "standard"] = "fitted"
 
     def build(
         self, channels: int, grid: tuple[int, int, int], condition_width: int, optimizer: Optimizer
@@ -79,14 +84,20 @@ class ConditionalVAE:
         self.encoder = Encoder(*sizes)
         self.decoder = Decoder(*sizes)
         self.noise = SpectralNoise(channels, grid, spectral=config.noise == "spectral")
+        self.prior = LatentPrior(condition_width, config.latent)
 
     @property
     def modules(self) -> Mapping[str, nn.Module]:
-        """Encoder, decoder and observation noise; sampling needs the last two."""
-        return {"encoder": self.encoder, "decoder": self.decoder, "noise": self.noise}
+        """Encoder, decoder, observation noise and prior; sampling needs all but the first."""
+        return {
+            "encoder": self.encoder,
+            "decoder": self.decoder,
+            "noise": self.noise,
+            "prior": self.prior,
+        }
 
     def rounds(self) -> Sequence[Round]:
-        """One round of one phase; its end reports collapse."""
+        """One round of one phase; its end fits the prior and reports collapse."""
         phase = Phase(
             name="elbo",
             trainable=lambda name: True,
@@ -96,15 +107,17 @@ class ConditionalVAE:
             reads_patients=True,
             ema=self.config.ema,
         )
-        # the figures of `finish` go to the private log alone, and change no weight
-        return [Round([phase], finish=self._report, finish_privacy="none")]
+        # N(0, I) leaves `finish` with figures for the private log alone
+        cost: Literal["refused", "none"] = "refused" if self.config.prior == "fitted" else "none"
+        return [Round([phase], finish=self._finish, finish_privacy=cost)]
 
     def _draw(self, generator: Generator, n_scans: int) -> Draws:
         return {"eps_SL": torch.randn(n_scans, self.config.latent, generator=generator)}
 
     def _loss(self, params: Params, batch: Batch | None, draws: Draws, progress: float) -> Tensor:
         """Negative evidence lower bound in nats a voxel, mean over the patient's scans."""
-        assert batch is not None  # the phase reads patients
+        if batch is None:
+            raise TypeError("the phase elbo reads patients: batch must not be None")
         b, s = batch.mask.shape
         x, c = batch.x.flatten(0, 1), batch.c.flatten(0, 1)
         mean, log_var = functional_call(self.encoder, submodule(params, "encoder"), (x, c))
@@ -115,33 +128,79 @@ class ConditionalVAE:
         kl = 0.5 * (mean**2 + log_var.exp() - 1 - log_var)
         kl = kl.clamp(min=self.config.free_bits).sum(1)
         weight = self.config.beta * min(1.0, progress / max(self.config.warmup, 1e-9))
-        loss = ((nll + weight * kl + fit) / x[0].numel()).reshape(b, s)
+        loss: Tensor = ((nll + weight * kl + fit) / x[0].numel()).reshape(b, s)
         return (loss * batch.mask).sum(1) / batch.mask.sum(1)
 
     @torch.no_grad()
-    def _report(self, batches: Sequence[Batch]) -> Mapping[str, float]:
-        """How much of the latent is used (Burda et al. 2016: units whose mean varies)."""
-        means, kls = [], []
+    def _finish(self, batches: Sequence[Batch]) -> Mapping[str, float]:
+        """Fit the prior, and tell how much of the latent is used (Burda et al. 2016)."""
+        means, log_vars, conditions = [], [], []
         for batch in batches:
-            mean, log_var = self.encoder(batch.x.flatten(0, 1), batch.c.flatten(0, 1))
             keep = batch.mask.flatten() > 0
-            means.append(mean[keep])
-            kls.append((0.5 * (mean**2 + log_var.exp() - 1 - log_var))[keep])
-        active = int((torch.cat(means).var(0) > 0.01).sum())
+            c = batch.c.flatten(0, 1)[keep]
+            mean, log_var = self.encoder(batch.x.flatten(0, 1)[keep], c)
+            means.append(mean)
+            log_vars.append(log_var)
+            conditions.append(c)
+        mean, log_var, c = torch.cat(means), torch.cat(log_vars), torch.cat(conditions)
+        if self.config.prior == "fitted":
+            self.prior.fit(mean, log_var.exp(), c)
+        kl = 0.5 * (mean**2 + log_var.exp() - 1 - log_var)
+        active = int((mean.var(0) > 0.01).sum())
         return {
             "latent_active": active,
             "latent": self.config.latent,
-            "kl_nats": float(torch.cat(kls).sum(1).mean()),
-            "noise_sd": float(self.noise._scale().median()),
+            "kl_nats": float(kl.sum(1).mean()),
+            "noise_sd": float(self.noise.scale().median()),
             "collapsed": float(active < 2),
         }
 
     @torch.no_grad()
     def sample(self, conditions: Tensor, keys: Tensor) -> Tensor:
-        """Draw from p(x | z, c) with z from N(0, I): (B, C, X, Y, Z)."""
+        """Draw from p(x | z, c) with z from the prior: (B, C, X, Y, Z)."""
         device = conditions.device
         generators = [torch_generator(int(k)) for k in keys]
-        z = torch.stack([torch.randn(self.config.latent, generator=g) for g in generators])
+        unit = torch.stack([torch.randn(self.config.latent, generator=g) for g in generators])
         white = torch.stack([torch.randn(self.shape, generator=g) for g in generators])
-        mean = self.decoder(z.to(device), conditions)
+        mean: Tensor = self.decoder(self.prior(unit.to(device), conditions), conditions)
         return mean + self.noise.sample(white.to(device))
+
+
+class LatentPrior(nn.Module):
+    """p(z | c) = N(A c + b, L L^T), held in buffers; N(0, I) until `fit`."""
+
+    weight_DL: Tensor
+    bias_L: Tensor
+    factor_LL: Tensor
+
+    def __init__(self, condition_width: int, latent: int) -> None:
+        super().__init__()
+        self.register_buffer("weight_DL", torch.zeros(condition_width, latent))
+        self.register_buffer("bias_L", torch.zeros(latent))
+        self.register_buffer("factor_LL", torch.eye(latent))
+
+    def fit(self, mean: Tensor, variance: Tensor, c: Tensor) -> None:
+        """Match the moments of the aggregate posterior given the condition.
+
+        Args:
+            mean: (n, L) posterior means.
+            variance: (n, L) posterior variances.
+            c: (n, D) encoded conditions.
+        """
+        centre = c.mean(0)
+        x = (c - centre).double().cpu().numpy()
+        z = mean.double().cpu().numpy()
+        bias = z.mean(0)
+        # ridge: a condition that hardly varies must not steer the latent
+        weight = np.linalg.solve(x.T @ x + 0.1 * len(x) / 100 * np.eye(x.shape[1]), x.T @ (z - bias))
+        rest = z - bias - x @ weight
+        # no shrinkage: the posteriors are a hundred times narrower than the prior, so the decoder
+        # resolves directions of little variance, which shrinking would inflate
+        covariance = rest.T @ rest / len(rest) + np.diag(variance.double().cpu().numpy().mean(0))
+        self.weight_DL.copy_(torch.from_numpy(weight))
+        self.bias_L.copy_(torch.from_numpy(bias) - centre.double().cpu() @ torch.from_numpy(weight))
+        self.factor_LL.copy_(torch.from_numpy(np.linalg.cholesky(covariance)))
+
+    def forward(self, unit: Tensor, c: Tensor) -> Tensor:
+        """(B, L) latents from standard normal numbers and (B, D) conditions."""
+        return unit @ self.factor_LL.T + c @ self.weight_DL + self.bias_L

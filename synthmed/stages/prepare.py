@@ -20,7 +20,7 @@ from nibabel.processing import resample_from_to
 from scipy.ndimage import gaussian_filter
 
 from synthmed.artifacts import Catalogue, ChannelInfo, Scan
-from synthmed.config import Config, Data
+from synthmed.config import Channel, Config, Data
 from synthmed.errors import InputError, ResourceError, UsageError
 from synthmed.keys import Key
 from synthmed.progress import Progress
@@ -105,7 +105,7 @@ def prepare(
 
 def channels_of(data: Data) -> list[ChannelInfo]:
     """Images first, then one channel a mask label."""
-    declared = data.channels or {data.modality: None}
+    declared: Mapping[str, Channel | None] = data.channels or {data.modality: None}
     images = [ChannelInfo(k) for k, c in declared.items() if c is None or c.labels is None]
     masks = [
         ChannelInfo(f"{k}:{label}", mask=k, label_value=value)

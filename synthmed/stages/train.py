@@ -259,8 +259,7 @@ def plan_steps(
     limit = config.train.max_steps
     by_steps = [max(1, round(r.share * limit)) for r in rounds] if limit else None
     if config.train.max_minutes is None:
-        assert by_steps is not None  # the config asks for one of the two
-        return by_steps
+        return by_steps or []  # the config asks for one of the two at least
     by_time = [
         max(1, int(60 * config.train.max_minutes * r.share / seconds))
         for r, seconds in zip(
@@ -314,7 +313,7 @@ def precision(config: Config, device: str) -> bool:
     if config.train.precision != "auto":
         return config.train.precision == "bf16"
     if device.startswith("cuda"):
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

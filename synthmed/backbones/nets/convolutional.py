@@ -18,7 +18,9 @@ from torch.nn import functional as F
 _ACT = ("leakyrelu", {"negative_slope": 0.1, "inplace": True})
 
 
-def _block(channels_in: int, channels_out: int, stride: int = 1) -> nn.Module:
+def _block(
+    channels_in: int, channels_out: int, stride: int | tuple[int, ...] = 1
+) -> nn.Module:
     groups = math.gcd(channels_out, 8)
     return ResidualUnit(
         spatial_dims=3,
@@ -90,7 +92,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.geometry = Geometry(grid, len(widths))
-        blocks = [nn.Conv3d(8 * channels, widths[0], 3, padding=1)]
+        blocks: list[nn.Module] = [nn.Conv3d(8 * channels, widths[0], 3, padding=1)]
         for a, b, stride in zip(widths, widths[1:], self.geometry.strides, strict=False):
             blocks.append(_block(a, b, stride))
         self.blocks = nn.Sequential(*blocks, _block(widths[-1], widths[-1]))

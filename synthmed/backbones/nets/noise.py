@@ -63,7 +63,8 @@ class SpectralNoise(nn.Module):
         mean = torch.logsumexp(log_s + self.weight_R.log(), dim=(1, 2, 3), keepdim=True) - math.log(total)
         return log_s - mean
 
-    def _scale(self) -> Tensor:
+    def scale(self) -> Tensor:
+        """The map of standard deviations, (C, X, Y, Z)."""
         return (self.log_scale * _GAIN).exp() + _FLOOR
 
     def forward(self, residual: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,7 +90,7 @@ class SpectralNoise(nn.Module):
         Returns:
             (B,).
         """
-        scale = self._scale()
+        scale = self.scale()
         log_s = self._log_spectrum()
         spectrum = torch.fft.rfftn(residual.float() / scale, dim=(-3, -2, -1), norm="ortho")
         power = spectrum.real**2 + spectrum.imag**2
@@ -101,4 +102,4 @@ class SpectralNoise(nn.Module):
         """Residuals (B, C, X, Y, Z) from standard normal numbers of that shape."""
         spectrum = torch.fft.rfftn(white, dim=(-3, -2, -1), norm="ortho")
         coloured = spectrum * (0.5 * self._log_spectrum()).exp()
-        return torch.fft.irfftn(coloured, s=self.grid, norm="ortho") * self._scale()
+        return torch.fft.irfftn(coloured, s=self.grid, norm="ortho") * self.scale()

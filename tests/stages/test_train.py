@@ -1,0 +1,343 @@
+"""Batches and the loop: who is read when, and what a stopped training goes on from."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from synthmed import config as configs
+from synthmed.artifacts import ChannelInfo, Dataset
+from synthmed.backbones.generative import Phase
+from synthmed.conditions import Conditions
+from synthmed.config import Augment, Config, Optimizer
+from synthmed.errors import Interrupted, SynthmedError, UsageError
+from synthmed.keys import Key
+from synthmed.loader import Loader
+from synthmed.progress import Progress
+from synthmed.stages import train as stage
+from synthmed.stages.train import CHECKPOINT, LOG, schedule
+
+KEY = Key.root(3)
+QUIET = Progress("train", quiet=True)
+SENTINEL = 8.0
+"""Every voxel of a held-out scan; nothing of a training scan comes near it."""
+
+
+def dataset(n: int = 11, grid: tuple[int, int, int] = (8, 8, 8)) -> Dataset:
+    """n patients, every third held out, every fourth with two scans."""
+    patients = sorted([f"p{i:02d}" for i in range(n)] + [f"p{i:02d}" for i in range(0, n, 4)])
+    rng = np.random.default_rng(0)
+    held = np.array([int(p[1:]) % 3 == 0 for p in patients])
+    volumes = rng.random((len(patients), 2, *grid)).astype(np.float16)
+    volumes[held] = SENTINEL
+    return Dataset(
+        volumes=volumes,
+        patients=np.array(patients),
+        labels=[{"dx": "AB"[i % 2]} for i in range(len(patients))],
+        holdout=held,
+        channels=[ChannelInfo("T1w"), ChannelInfo("seg:a", mask="seg", label_value=1)],
+        affine=np.diag([2.0, 2, 3, 1]),
+    )
+
+
+DX = {"kind": "categorical", "categories": ["A", "B"]}
+
+
+def config(**changes: Any) -> Config:
+    tree: dict[str, Any] = {
+        "data": {"source": "x", "grid": [8, 8, 8], "conditions": {"dx": DX}},
+        "backbone": {"name": "cvae", "latent": 3, "widths": [4, 4]},
+        "privacy": None,
+        "train": {"max_steps": 6, "batch_patients": 3, "precision": "fp32"},
+    }
+    for dotted, value in changes.items():
+        configs._put(tree, dotted.replace("__", "."), value)
+    return configs.validate(tree, "test")
+
+
+def loader(data: Dataset, batch: int = 3, augment: Augment | None = None) -> Loader:
+    conditions = config().data.conditions
+    return Loader(data, Conditions(conditions), batch, augment or Augment())
+
+
+def reading(every: int = 1) -> Phase:
+    """A phase that draws one number a patient."""
+    return Phase(
+        name="p",
+        trainable=lambda n: True,
+        draw=lambda g, s: {"e": torch.randn(s, generator=g)},
+        loss=lambda params, batch, draws, progress: draws["e"],
+        optimizer=Optimizer(),
+        reads_patients=True,
+        every=every,
+    )
+
+
+# --- loader --------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_a_function_of_its_key_and_step() -> None:
+    augment = Augment(flip=True, shift_voxels=1, rotate_degrees=5, intensity=0.1)
+    one, two = (loader(dataset(), augment=augment) for _ in range(2))
+    two.draw(reading(), KEY, 4, "cpu")  # what was drawn before leaves no trace
+    torch.manual_seed(0)
+    a = one.draw(reading(), KEY, 7, "cpu")
+    torch.manual_seed(1)
+    b = two.draw(reading(), KEY, 7, "cpu")
+    assert a[0] is not None
+    assert b[0] is not None
+    for x, y in zip(a[0], b[0], strict=True):
+        assert torch.equal(x, y)
+    assert torch.equal(a[1]["e"], b[1]["e"])
+    other = one.draw(reading(), KEY, 8, "cpu")
+    assert other[0] is not None
+    assert not torch.equal(a[0].x, other[0].x)
+    assert not torch.equal(a[1]["e"], other[1]["e"])
+    elsewhere = one.draw(reading(), Key.root(4), 7, "cpu")
+    assert not torch.equal(a[1]["e"], elsewhere[1]["e"])
+
+
+def test_a_patients_scan_and_noise_do_not_depend_on_the_others() -> None:
+    """The same patient at the same step in a batch of another size: bit-identical."""
+    augment = Augment(shift_voxels=1, intensity=0.1)
+    small, large = loader(dataset(), 2, augment), loader(dataset(), 7, augment)
+    step = 0
+    both = set(small.order(KEY, step)) & set(large.order(KEY, step))
+    assert both
+    a, da = small.draw(reading(), KEY, step, "cpu")
+    b, db = large.draw(reading(), KEY, step, "cpu")
+    assert a is not None
+    assert b is not None
+    for patient in both:
+        i, j = small.order(KEY, step).index(patient), large.order(KEY, step).index(patient)
+        assert torch.equal(a.x[i], b.x[j])
+        assert torch.equal(da["e"][i], db["e"][j])
+
+
+@pytest.mark.parametrize("batch", [2, 3, 7, 50])
+def test_an_epoch_visits_nobody_twice(batch: int) -> None:
+    source = loader(dataset(), batch)
+    per_epoch = len(source.patients) // source.batch_patients
+    visits: Counter[str] = Counter()
+    for epoch in range(40):
+        names = [n for s in range(per_epoch) for n in source.order(KEY, epoch * per_epoch + s)]
+        assert len(names) == len(set(names))
+        visits.update(names)
+    assert set(visits) == set(source.patients), "whom one epoch leaves out another one visits"
+    assert max(visits.values()) - min(visits.values()) < 30
+
+
+def test_no_held_out_patient_is_ever_read() -> None:
+    data = dataset()
+    source = loader(data, 4)
+    for step in range(60):
+        batch, _ = source.draw(reading(), KEY, step, "cpu")
+        assert batch is not None
+        assert float(batch.x.max()) < 2, "a held-out scan was read"
+        assert not set(source.order(KEY, step)) & set(data.holdout_patients())
+    assert max(float(b.x.max()) for b in source.all_train("cpu")) < 2
+    assert sum(len(b.x) for b in source.all_train("cpu")) == int((~data.holdout).sum())
+    assert float(data.volumes.max()) == SENTINEL, "the sentinel was there to be found"
+
+
+def test_every_scan_of_a_patient_is_used_with_its_own_label() -> None:
+    data = dataset()
+    source = loader(data, 6)
+    seen: dict[str, set[int]] = {p: set() for p in source.patients}
+    for step in range(60):
+        batch, _ = source.draw(reading(), KEY, step, "cpu")
+        assert batch is not None
+        for name, x, c in zip(source.order(KEY, step), batch.x, batch.c, strict=True):
+            same = [
+                i for i, v in enumerate(data.volumes)
+                if np.array_equal(v.astype(np.float32), x[0].numpy())
+            ]  # fmt: skip
+            assert len(same) == 1
+            assert data.patients[same[0]] == name
+            assert "AB"[int(c[0].argmax())] == data.labels[same[0]]["dx"]
+            seen[name].add(same[0])
+    for name, rows in seen.items():
+        assert rows == set(np.flatnonzero(data.patients == name))
+
+
+def test_intensity_changes_leave_masks_alone() -> None:
+    plain, bright = (loader(dataset(), 3, a) for a in (Augment(), Augment(intensity=0.3)))
+    a, _ = plain.draw(reading(), KEY, 0, "cpu")
+    b, _ = bright.draw(reading(), KEY, 0, "cpu")
+    assert a is not None
+    assert b is not None
+    assert torch.equal(a.x[:, :, 1], b.x[:, :, 1])
+    assert not torch.equal(a.x[:, :, 0], b.x[:, :, 0])
+
+
+# --- schedule ------------------------------------------------------------------------------------
+
+
+def test_the_learning_rate_rises_once_and_ends_at_a_tenth() -> None:
+    optimizer = Optimizer(warmup=0.2)
+    factors = [schedule(optimizer, i / 1000) for i in range(1001)]
+    top = int(np.argmax(factors))
+    assert factors[top] == pytest.approx(1, abs=1e-6)
+    assert top == 200
+    assert np.all(np.diff(factors[:200]) >= 0)
+    assert np.all(np.diff(factors[200:]) <= 0)
+    assert factors[-1] == pytest.approx(0.1)
+    assert min(factors) > 0
+    assert schedule(Optimizer(warmup=0), 0) == pytest.approx(1)
+    # halfway down the cosine
+    assert factors[600] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 2)))
+
+
+# --- the loop ------------------------------------------------------------------------------------
+
+
+def run(
+    conf: Config, folder: Path, interrupt_at: int | None = None, data: Dataset | None = None
+) -> dict[str, Any]:
+    """Train in `folder`; a signal after the given step where asked for."""
+    partial, target = folder / "partial", folder / "target"
+    for place in (partial, target):
+        place.mkdir(parents=True, exist_ok=True)
+
+    class Stopper(Progress):
+        def update(self, done: int, total: int, note: str = "") -> None:
+            if done == interrupt_at:
+                import os
+                import signal
+
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    source = loader(data or dataset(), conf.train.batch_patients, conf.train.augment)
+    return stage.train(conf, source, partial, target, Stopper("train", quiet=True), "cpu")
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "target/weights.safetensors").read_bytes()
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    text = (folder / "target" / LOG).read_text()
+    return [json.loads(x) for x in text.splitlines()]
+
+
+def test_the_same_seed_gives_the_same_weights_whatever_the_global_state(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    run(config(), tmp_path / "a")
+    torch.manual_seed(2)
+    state = torch.random.get_rng_state()
+    run(config(), tmp_path / "b")
+    assert torch.equal(torch.random.get_rng_state(), state), "global state is left alone"
+    run(config(seed=1), tmp_path / "c")
+    assert weights(tmp_path / "a") == weights(tmp_path / "b") != weights(tmp_path / "c")
+
+
+@pytest.mark.parametrize("at", [1, 4, 6])
+def test_an_interrupted_training_ends_in_the_same_weights(at: int, tmp_path: Path) -> None:
+    run(config(), tmp_path / "whole")
+    with pytest.raises(Interrupted, match=f"step {at} of 6") as error:
+        run(config(), tmp_path / "parts", interrupt_at=at)
+    assert error.value.exit_code == 130
+    assert not (tmp_path / "parts/target/weights.safetensors").exists()
+    run(config(), tmp_path / "parts")
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+    assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
+    assert [x["step"] for x in logged(tmp_path / "parts")] == list(range(6))
+
+
+def test_a_log_that_ran_ahead_or_was_cut_off_is_mended(tmp_path: Path) -> None:
+    """A kill between log and checkpoint, and one within a line: no step twice, none unreadable."""
+    run(config(), tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        run(config(), tmp_path / "killed", interrupt_at=3)
+    log = tmp_path / "killed/partial" / LOG
+    ahead = "".join(json.dumps(x) + "\n" for x in logged(tmp_path / "whole")[3:5])
+    log.write_text(log.read_text() + ahead + '{"round": 0, "st')
+    run(config(), tmp_path / "killed")
+    assert logged(tmp_path / "killed") == logged(tmp_path / "whole")
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+
+
+def test_minutes_are_turned_into_steps_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resuming on a slower machine keeps the count of the first start."""
+    conf = config(train__max_steps=None, train__max_minutes=0.001)
+    asked: list[float] = []
+
+    def measured(*args: Any) -> list[float]:
+        asked.append(0.006 if not asked else 0.0006)  # ten times as fast when asked again
+        return asked[-1:]
+
+    monkeypatch.setattr(stage, "seconds_per_step", measured)
+    with pytest.raises(Interrupted):
+        run(conf, tmp_path, interrupt_at=2)
+    facts = run(conf, tmp_path)
+    assert facts["steps"] == [10]
+    assert asked == [0.006]
+    assert len(logged(tmp_path)) == 10
+
+
+def test_the_smaller_of_minutes_and_steps_holds(tmp_path: Path) -> None:
+    facts = run(config(train__max_steps=2, train__max_minutes=60), tmp_path)
+    assert facts["steps"] == [2]
+
+
+def test_measuring_the_speed_leaves_no_trace(tmp_path: Path) -> None:
+    """A budget of minutes that allows the same steps ends in the same weights."""
+    run(config(), tmp_path / "steps")
+    run(config(train__max_minutes=60), tmp_path / "both")
+    assert weights(tmp_path / "steps") == weights(tmp_path / "both")
+
+
+def test_a_loss_that_is_no_number_says_what_to_do(tmp_path: Path) -> None:
+    data = dataset()
+    broken = np.array(data.volumes)
+    broken[~data.holdout] = np.nan
+    bad = Dataset(**{**data.__dict__, "volumes": broken})
+    with pytest.raises(SynthmedError, match="training diverged at step 0: the loss elbo is nan") as e:
+        run(config(), tmp_path, data=bad)
+    assert "learning_rate" in str(e.value)
+
+
+def test_privacy_is_refused_where_there_is_none(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot train with differential privacy"):
+        run(config(privacy={"epsilon": 3}), tmp_path)
+
+
+def test_what_is_kept_of_a_model_names_no_patient(tmp_path: Path) -> None:
+    run(config(), tmp_path)
+    kept = b"".join(p.read_bytes() for p in (tmp_path / "target").iterdir())
+    assert not [p for p in set(dataset().patients) if p.encode() + b'"' in kept]
+    names = {k.split(".")[0] for k in load_file(tmp_path / "target/weights.safetensors")}
+    assert "decoder" in names
+    assert not names & {"optimizer", "average"}
+    about = json.loads((tmp_path / "target/model.json").read_text())
+    assert about["batch"] == stage.CANONICAL_BATCH
+    assert about["grid"] == [8, 8, 8]
+
+
+def test_the_checkpoint_is_written_when_due(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    original: Callable[..., None] = stage.Training.save
+
+    def counting(self: stage.Training, path: Path) -> None:
+        saved.append(self.step)
+        original(self, path)
+
+    monkeypatch.setattr(stage.Training, "save", counting)
+    run(config(train__checkpoint_minutes=1e-9), tmp_path / "often")
+    assert saved == [0, 1, 2, 3, 4, 5, 6, 0]
+    saved.clear()
+    run(config(), tmp_path / "seldom")
+    assert saved == [0, 0], "at the start, and where the round ends"
+    assert (tmp_path / "seldom/partial" / CHECKPOINT).is_file()
+    assert weights(tmp_path / "often") == weights(tmp_path / "seldom")

@@ -1,0 +1,126 @@
+"""Random changes of training scans: where a known point goes, and that nothing asked is nothing."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from synthmed.augment import apply_transforms, draw_intensity, draw_transform, is_geometric
+from synthmed.config import Augment
+from synthmed.keys import torch_generator
+
+GRID = (20, 24, 12)
+SPACING = (2.0, 1.5, 4.0)
+
+
+def spot(at_mm: np.ndarray, width_mm: float = 5.0) -> torch.Tensor:
+    """A Gaussian spot at millimetres from the grid's centre: (1, 1, X, Y, Z)."""
+    axes = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip(GRID, SPACING, strict=True)]
+    mesh = np.stack(np.meshgrid(*axes, indexing="ij"))
+    distance = ((mesh - at_mm[:, None, None, None]) ** 2).sum(0)
+    return torch.from_numpy(np.exp(-distance / (2 * width_mm**2))).float()[None, None]
+
+
+def centre_mm(x: torch.Tensor) -> np.ndarray:
+    volume = x[0, 0].numpy().astype(float)
+    volume = np.where(volume > 0.05, volume, 0)
+    axes = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip(GRID, SPACING, strict=True)]
+    mesh = np.stack(np.meshgrid(*axes, indexing="ij"))
+    return np.asarray((mesh * volume).sum((1, 2, 3)) / volume.sum())
+
+
+def drawn(augment: Augment, seed: int) -> torch.Tensor:
+    return draw_transform(augment, GRID, SPACING, torch_generator(seed))[None]
+
+
+def in_mm(transform: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The map from output to input in millimetres about the centre: (3, 3) and (3,)."""
+    half = np.array(GRID) * np.array(SPACING) / 2
+    m = transform[0].numpy().astype(float)
+    return m[:, :3] * half[:, None] / half, m[:, 3] * half
+
+
+def test_nothing_asked_is_the_identity_bit_for_bit() -> None:
+    nothing = Augment()
+    assert not is_geometric(nothing)
+    transform = drawn(nothing, 3)
+    expected = torch.cat([torch.eye(3), torch.zeros(3, 1)], 1)[None]
+    torch.testing.assert_close(transform, expected, rtol=0, atol=1e-7)
+    x = torch.rand(1, 2, *GRID)
+    torch.testing.assert_close(apply_transforms(x, expected), x, rtol=0, atol=1e-5)
+    assert draw_intensity(nothing, torch_generator(1)) == (1.0, 1.0)
+
+
+def test_a_flip_mirrors_left_and_right_alone() -> None:
+    augment = Augment(flip=True)
+    assert is_geometric(augment)
+    x = torch.rand(1, 1, *GRID)
+    seen = set()
+    for seed in range(20):
+        moved = apply_transforms(x, drawn(augment, seed))
+        flipped = not torch.allclose(moved, x, atol=1e-4)
+        if flipped:
+            torch.testing.assert_close(moved, x.flip(2), rtol=0, atol=1e-4)
+        seen.add(flipped)
+    assert seen == {True, False}, "about half of all scans"
+
+
+def test_a_shift_is_in_voxels_of_each_axis() -> None:
+    augment = Augment(shift_voxels=3)
+    start = np.array([4.0, -5.0, 6.0])
+    for seed in range(5):
+        transform = drawn(augment, seed)
+        _, offset_mm = in_mm(transform)
+        voxels = offset_mm / SPACING
+        assert np.abs(voxels).max() <= 3
+        moved = centre_mm(apply_transforms(spot(start), transform))
+        # the map goes from output to input: content moves the other way
+        np.testing.assert_allclose(moved, start - offset_mm, atol=0.7)
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=40, deadline=None)
+def test_rotations_are_rigid_on_anisotropic_voxels(seed: int) -> None:
+    linear, offset = in_mm(drawn(Augment(rotate_degrees=30), seed))
+    np.testing.assert_allclose(linear @ linear.T, np.eye(3), atol=1e-5)
+    assert np.linalg.det(linear) == pytest.approx(1, abs=1e-5)
+    np.testing.assert_allclose(offset, 0, atol=1e-6)
+    # three turns of at most 30 degrees
+    assert math.degrees(math.acos(min(1.0, (np.trace(linear) - 1) / 2))) <= 90
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_planted_point_goes_where_the_rotation_says(seed: int) -> None:
+    transform = drawn(Augment(rotate_degrees=25, scale=0.1), seed)
+    linear, _ = in_mm(transform)
+    start = np.array([8.0, -6.0, 7.0])
+    moved = centre_mm(apply_transforms(spot(start), transform))
+    np.testing.assert_allclose(moved, np.linalg.solve(linear, start), atol=0.8)
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=30, deadline=None)
+def test_scale_stays_in_its_range(seed: int) -> None:
+    linear, _ = in_mm(drawn(Augment(scale=0.2), seed))
+    factor = np.cbrt(np.linalg.det(linear))
+    np.testing.assert_allclose(linear, np.eye(3) * factor, atol=1e-5)
+    assert 0.8 <= factor <= 1.2
+    gain, power = draw_intensity(Augment(intensity=0.3), torch_generator(seed))
+    assert 0.7 <= gain <= 1.3
+    assert 0.7 <= power <= 1.3
+
+
+def test_all_channels_move_together_and_masks_stay_in_range() -> None:
+    augment = Augment(flip=True, shift_voxels=2, rotate_degrees=15, scale=0.1)
+    mask = (spot(np.array([5.0, 4, -6])) > 0.5).float()
+    both = torch.cat([mask, mask], 1)
+    moved = apply_transforms(both, drawn(augment, 4))
+    torch.testing.assert_close(moved[:, 0], moved[:, 1], rtol=0, atol=0)
+    assert moved.min() >= 0
+    assert moved.max() <= 1
+    assert moved.sum() > 0
