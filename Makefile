@@ -5,6 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+TORCH ?= torch==2.13.0
 
 .PHONY: generate test prove lint clean
 .DELETE_ON_ERROR:
@@ -12,7 +13,7 @@ ARGS ?=
 # torch first and pinned: from a range pip would take the newest build with gigabytes of CUDA
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .[codecs,cluster,test]
 	touch $@
 

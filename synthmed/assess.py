@@ -95,7 +95,9 @@ def assess(
             "n_synthetic": len(shipped.samples),
             "seed": chosen.seed,
             "versions": versions(),
-            "digests": {kind: run.require(kind).digest() for kind in store.FOLDER if kind != "model"},
+            "digests": {
+                kind: run.require(kind).digest() for kind in store.FOLDER if kind != "model"
+            },
         }
         estimates = evaluate.read_estimates(run.folder("evidence"))
         return release.release(
@@ -160,8 +162,10 @@ def shared_labels(real: Path, synthetic: Path, patient: str | None) -> dict[str,
                 "low": float(numbers.min()),
                 "high": float(numbers.max()),
             }
-        elif 2 <= len(values) <= 10 and both[0] & both[1] and all(
-            re.fullmatch(CATEGORY, v) for v in values
+        elif (
+            2 <= len(values) <= 10
+            and both[0] & both[1]
+            and all(re.fullmatch(CATEGORY, v) for v in values)
         ):
             conditions[name] = {"kind": "categorical", "categories": values}
     return conditions
@@ -218,7 +222,9 @@ def _cohort(run: Run, config: Config, folder: Path, data: Dataset, quiet: bool) 
     with run.writing("cohort", "", {}, facts := {}) as target:
         inside = target / "ingest"
         inside.mkdir()
-        found = ingest(_at(config, folder), inside, progress=progress.update, min_patients=1, allow_copies=True)
+        found = ingest(
+            _at(config, folder), inside, progress=progress.update, min_patients=1, allow_copies=True
+        )
         catalogue = Catalogue.open(inside)
         samples = []
         for k, scan in enumerate(sorted(catalogue.scans, key=lambda s: s.scan)):

@@ -102,7 +102,9 @@ def _stage_command(name: str, text: str) -> None:
     @app.command(name, help=text)
     def command(
         run: RunArg,
-        config: Annotated[str | None, typer.Option("--config", help="A config to begin with.")] = None,
+        config: Annotated[
+            str | None, typer.Option("--config", help="A config to begin with.")
+        ] = None,
         input_: InputOption = None,
         set_: SetOption = None,
         device: DeviceOption = "auto",
@@ -162,6 +164,7 @@ def release(
         decision = line.release()
         if sign and reason:
             sign_off(folder, sign, reason)
+            folder.record(__version__)
     report_decision(run, decision, as_json, verbose)
 
 
@@ -333,7 +336,8 @@ def frames(error: BaseException) -> list[str]:
     import traceback
 
     return [
-        f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in traceback.extract_tb(error.__traceback__)
+        f"{Path(f.filename).name}:{f.lineno} {f.name}"
+        for f in traceback.extract_tb(error.__traceback__)
     ]
 
 
@@ -407,7 +411,8 @@ def guarded(call: Callable[[], Any]) -> int:
         return 5
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            what = "a file may not grow that large" if error.errno == errno.EFBIG else "the disk is full"
+            too_large = error.errno == errno.EFBIG
+            what = "a file may not grow that large" if too_large else "the disk is full"
             typer.echo(f"error: {what}\n  Free some space; the same command goes on.", err=True)
             return 5
         # no file name: it may be a patient's

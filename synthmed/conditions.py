@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,7 @@ from synthmed.keys import Key
 from synthmed.types import Array, Labels
 
 if TYPE_CHECKING:
-    from synthmed.config import Categorical, Continuous
+    from synthmed.config import Categorical, Continuous, Range, Weights
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,26 @@ class Conditions:
                 at += 1
         return out
 
-    def draw(self, key: Key) -> dict[str, str | float]:
-        """One set of labels, uniform over categories and ranges (numbers to one decimal)."""
+    def draw(
+        self, key: Key, prior: Mapping[str, Weights | Range] = MappingProxyType({})
+    ) -> dict[str, str | float]:
+        """One set of labels (numbers to one decimal).
+
+        Args:
+            key: all that it depends on beside the prior.
+            prior: weights of categories, or a range of numbers; uniform for what it leaves out.
+        """
         labels: dict[str, str | float] = {}
         for name, c in self.declared.items():
             rng = key.fold("condition", name).numpy()
+            wanted = prior.get(name)
             if c.kind == "categorical":
-                labels[name] = c.categories[int(rng.integers(len(c.categories)))]
+                weights = np.array(
+                    [wanted.get(k, 0.0) if isinstance(wanted, Mapping) else 1.0 for k in c.categories]
+                )
+                at = np.searchsorted(np.cumsum(weights) / weights.sum(), rng.random(), "right")
+                labels[name] = c.categories[int(at)]
             else:
-                labels[name] = round(float(rng.uniform(c.low, c.high)), 1)
+                low, high = wanted if isinstance(wanted, tuple) else (c.low, c.high)
+                labels[name] = round(float(rng.uniform(low, high)), 1)
         return labels

@@ -193,17 +193,23 @@ class Privacy(Part):
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
 
 
+Weights = Mapping[str, Annotated[float, Field(ge=0)]]
+Range = tuple[float, float]
+
+
 class Sample(Part):
     """How many, from which seed, and which conditions.
 
-    `labels` asks for counts (`{diagnosis: {atrophy: 40}}`); `prior` gives weights or a range to
-    draw from instead of uniform; both name declared conditions.
+    `labels` asks for counts (`{diagnosis: {atrophy: 40}}`). What is left open is drawn from
+    `prior`: `uniform` over what is declared, `cohort` for the training patients' own joint
+    distribution (cells under five merged), or a declared one: weights of categories and ranges of
+    numbers (`{diagnosis: {control: 3, atrophy: 1}, age: [60, 80]}`), uniform where it is silent.
     """
 
     count: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     seed: Annotated[int, Field(ge=0)] | None = None
     labels: Mapping[str, Mapping[str, Annotated[int, Field(ge=1)]]] = {}
-    prior: Literal["uniform", "cohort"] = "uniform"
+    prior: Literal["uniform", "cohort"] | Mapping[str, Weights | Range] = "uniform"
 
 
 class Screen(Part):
@@ -320,7 +326,30 @@ class Config(Part):
                     f"sample.labels.{name}: asks for {asked} samples, sample.count is "
                     f"{self.sample.count}; raise sample.count (or --count), or lower the labels'"
                 )
+        if isinstance(self.sample.prior, Mapping):
+            for name, wanted in self.sample.prior.items():
+                self._check_prior(name, wanted)
         return self
+
+    def _check_prior(self, name: str, wanted: Weights | Range) -> None:
+        condition = self.data.conditions.get(name)
+        if condition is None:
+            raise ValueError(
+                f"sample.prior.{name}: no such condition; "
+                f"data.conditions declares {', '.join(self.data.conditions) or 'none'}"
+            )
+        if isinstance(condition, Categorical):
+            if not isinstance(wanted, Mapping) or not set(wanted) <= set(condition.categories):
+                known = ", ".join(condition.categories)
+                raise ValueError(f"sample.prior.{name}: give a weight a category; known: {known}")
+            if not sum(wanted.values()) > 0:
+                raise ValueError(f"sample.prior.{name}: the weights sum to 0")
+        elif isinstance(wanted, Mapping) or not (
+            condition.low <= wanted[0] < wanted[1] <= condition.high
+        ):
+            raise ValueError(
+                f"sample.prior.{name}: give [low, high] within [{condition.low}, {condition.high}]"
+            )
 
 
 def shipped_folder(name: Literal["configs", "pipelines"]) -> Path:

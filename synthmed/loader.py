@@ -39,9 +39,7 @@ class Loader:
         }
         self.encoded = np.stack([conditions.encode(x) for x in dataset.labels])
 
-    def draw(
-        self, phase: Phase, key: Key, step: int, device: str
-    ) -> tuple[Batch | None, Draws]:
+    def draw(self, phase: Phase, key: Key, step: int, device: str) -> tuple[Batch | None, Draws]:
         """One step's batch (None for a phase that reads no patients) and its randomness."""
         if phase.reads_patients:
             names = self.order(key, step)

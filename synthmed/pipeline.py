@@ -16,8 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from synthmed import __version__, store
 from synthmed import config as configs
-from synthmed import store
 from synthmed.artifacts import Catalogue, Cohort, Dataset, ScreenedCohort
 from synthmed.conditions import Conditions
 from synthmed.config import Config
@@ -192,6 +192,7 @@ class Line:
             forbidden=source_names(self.config),
         )
         self.run.log("release", decision=decision.decision)
+        self.run.record(__version__)
         progress.done(decision.decision)
         return decision
 
@@ -239,6 +240,7 @@ class Line:
         with self.run.writing(kind, config, inputs, facts) as target:
             facts.update(make(target, progress))
         self.run.log(stage, **{k: v for k, v in facts.items() if isinstance(v, int | float | str)})
+        self.run.record(__version__)
         progress.done(summary(facts))
         return self.run.require(kind)
 
@@ -255,7 +257,16 @@ def begin(run: Run, config: Config, overwrite: bool) -> None:
     file = run.path / "config.yaml"
     text = configs.dump(config)
     if file.exists() and file.read_text(encoding="utf-8") != text:
-        old = configs.load(file)
+        try:
+            old = configs.load(file)
+        except UsageError:
+            if not overwrite:
+                raise UsageError(
+                    f"run {run.path}: its config.yaml is not one this version can read",
+                    "Pass --overwrite to make the run anew, or choose another folder with --run.",
+                ) from None
+            run.discard("catalogue")
+            old = config
         stale = stale_stages(run, old, config)
         changed = [s for s in stale if DEPENDS[s](old) != DEPENDS[s](config)]
         if changed not in ([], ["sample"]) and not overwrite:

@@ -89,11 +89,7 @@ def cannot_pass(config: Config, n_holdout: int) -> list[str]:
     spoken = {"mmd2_excess": "mmd2", "precision": "prdc", "recall": "prdc", "density": "prdc"}
     spoken["coverage"] = "prdc"
     return sorted(
-        {
-            r.estimate
-            for r in config.policy.rules
-            if spoken.get(r.estimate, r.estimate) in fidelity
-        }
+        {r.estimate for r in config.policy.rules if spoken.get(r.estimate, r.estimate) in fidelity}
     )
 
 
@@ -166,8 +162,9 @@ def describe(facts: Mapping[str, Any]) -> str:
     ]
     if facts["cannot_pass"]:
         lines.append(
-            f"note       with {facts['n_holdout']} held-out patients (of {MIN_HOLDOUT} needed) these "
-            f"lines stay inconclusive: {', '.join(facts['cannot_pass'])}; expect REVIEW at best"
+            f"note       with {facts['n_holdout']} held-out patients (of {MIN_HOLDOUT} needed) "
+            f"these lines stay inconclusive: {', '.join(facts['cannot_pass'])}; "
+            "expect REVIEW at best"
         )
     return "\n".join(lines)
 

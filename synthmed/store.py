@@ -110,7 +110,14 @@ class Run:
         Raises:
             ResourceError: another process holds it.
         """
-        with open(self.private / ".lock", "w") as handle:
+        try:
+            handle = open(self.private / ".lock", "w")  # noqa: SIM115 (closed below)
+        except OSError as error:
+            raise ResourceError(
+                f"run folder {self.path}: cannot be written ({error.strerror})",
+                "Choose another place with --run.",
+            ) from None
+        with handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -217,7 +224,7 @@ class Run:
                 self._remove(self.private / f"{FOLDER[kind]}.partial")
 
     def discard_damaged(self) -> None:
-        """Remove everything from the first artifact on that is incomplete, altered or unreadable."""
+        """Remove everything from the first artifact on that is incomplete or was altered."""
         for kind in FOLDER:
             try:
                 whole = self.load(kind) is not None
@@ -234,6 +241,26 @@ class Run:
             shutil.rmtree(doomed, ignore_errors=True)
             path.rename(doomed)
             shutil.rmtree(doomed)
+
+    def record(self, version: str) -> None:
+        """Write RUN/manifest.json: which artifacts there are, by digest, and who made them."""
+        made = {kind: self.folder(kind) / "manifest.json" for kind in FOLDER}
+        manifests = {
+            kind: Manifest.model_validate_json(file.read_bytes()).digest()
+            for kind, file in made.items()
+            if file.is_file()
+        }
+        released = [n for n in ("release", "withheld") if (self.path / n).is_dir()]
+        write_json(
+            self.path / "manifest.json",
+            {
+                "schema_version": SCHEMA_VERSION,
+                "synthmed": version,
+                "config": file_sha256(self.path / "config.yaml"),
+                "artifacts": manifests,
+                "cohort": released[0] if released else None,
+            },
+        )
 
     def log(self, event: str, **fields: Any) -> None:
         """Append one line to RUN/log.jsonl; callers pass pseudonyms and numbers only."""

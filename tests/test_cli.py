@@ -49,11 +49,11 @@ def refused(result: Result, code: int, *said: str) -> None:
         (["generate", "quickstart", "--seed", "-1"], ["--seed"]),
         (["generate", "quickstart", "--set", "trian.max_steps=3"], ["trian: unknown", "train?"]),
         (["generate", "quickstart", "--set", "x"], ["--set x: expected a.b=value"]),
-        (["generate", "quickstart", "--label", "sex"], ["--label sex: expected KEY=VALUE:COUNT"]),
-        (["generate", "quickstart", "--label", "sex=F:0"], ["--label sex=F:0: expected"]),
-        (["generate", "quickstart", "--label", "sex=X:3"], ["not a category; known: F, M"]),
-        (["generate", "quickstart", "--label", "height=tall:3"], ["no such categorical"]),
-        (["generate", "quickstart", "--label", "sex=F:900"], ["asks for 900", "--count"]),
+        (["generate", "TINY", "--label", "sex"], ["--label sex: expected KEY=VALUE:COUNT"]),
+        (["generate", "TINY", "--label", "sex=F:0"], ["--label sex=F:0: expected"]),
+        (["generate", "TINY", "--label", "sex=X:3"], ["not a category; known: F, M"]),
+        (["generate", "TINY", "--label", "height=tall:3"], ["no such categorical"]),
+        (["generate", "TINY", "--label", "sex=F:900"], ["asks for 900", "--count"]),
         (["train", "no-such-run"], ["run no-such-run: not begun yet", "--config"]),
         (["release", "no-such-run"], ["run no-such-run: not begun yet", "--config"]),
         (["release", "x", "--sign", "me"], ["--sign and --reason go together"]),
@@ -68,7 +68,8 @@ def test_usage(
     args: list[str], said: list[str], synthmed: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    refused(synthmed(*args), 2, *said)
+    words = [make_config() if a == "TINY" else a for a in args]
+    refused(synthmed(*words), 2, *said)
     assert list(tmp_path.iterdir()) == [], "a command that was refused leaves nothing"
 
 
@@ -212,6 +213,19 @@ def test_overwrite_repairs_an_altered_artifact(
     assert bytes_of(copied.path) == bytes_of(finished.path)
 
 
+def test_a_run_of_another_version_is_named_and_replaced(
+    copied: Finished, finished: Finished, synthmed: Cli, bytes_of: Callable[..., dict[str, bytes]]
+) -> None:
+    with open(copied.path / "config.yaml", "a", encoding="utf-8") as handle:
+        handle.write("from_the_future: 1\n")
+    args = ("generate", copied.config, "--run", copied.path, "--device", "cpu", "-q")
+    refused(synthmed(*args), 2, "not one this version can read", "--overwrite")
+    assert (copied.path / "release").is_dir()
+    result = synthmed(*args, "--overwrite")
+    assert result.code == 0, result.err
+    assert bytes_of(copied.path) == bytes_of(finished.path)
+
+
 def test_a_dry_run_writes_nothing(
     finished: Finished, make_config: Callable[..., Path], synthmed: Cli, tmp_path: Path
 ) -> None:
@@ -226,7 +240,13 @@ def test_a_dry_run_writes_nothing(
 
     before = seen()
     result = synthmed(
-        "generate", finished.config, "--run", finished.path, "--dry-run", "--set", "train.max_steps=9"
+        "generate",
+        finished.config,
+        "--run",
+        finished.path,
+        "--dry-run",
+        "--set",
+        "train.max_steps=9",
     )
     assert result.code == 0
     assert seen() == before
@@ -300,9 +320,7 @@ def test_a_signature_names_no_patient(copied: Finished, synthmed: Cli, cohort: P
 
 
 def test_json_is_one_object_and_nothing_else(copied: Finished, synthmed: Cli) -> None:
-    result = synthmed(
-        "generate", copied.config, "--run", copied.path, "--json", "--device", "cpu"
-    )
+    result = synthmed("generate", copied.config, "--run", copied.path, "--json", "--device", "cpu")
     assert result.code == 0
     told = result.json()
     assert set(told) == {"decision", "reasons", "cohort", "report"}
@@ -434,9 +452,7 @@ def test_labels_on_the_command_line() -> None:
     assert parse_labels(["a=b:c:2", "a=d:1", "e=f:3"]) == {"a": {"b:c": 2, "d": 1}, "e": {"f": 3}}
 
 
-def test_what_nobody_foresaw_is_one_line_without_data(
-    copied: Finished, synthmed: Cli
-) -> None:
+def test_what_nobody_foresaw_is_one_line_without_data(copied: Finished, synthmed: Cli) -> None:
     """The message of an unforeseen error may quote a patient: neither terminal nor log has it."""
     evidence = copied.path / "private/evaluate"
     (evidence / "estimates.jsonl").write_bytes(b"secret-name" + b" " * (1 << 20))
@@ -477,23 +493,21 @@ def test_a_full_disk(
     tmp_path: Path,
     bytes_of: Callable[..., dict[str, bytes]],
 ) -> None:
-    """Each attempt has a little more room; what is whole stays, and nothing half is taken for it."""
+    """Each attempt has a little more room; what is whole stays, nothing half is taken for it."""
     with small_disk(tmp_path / "disk", 16) as resize:
         run = tmp_path / "disk/run"
         stopped_in = set()
         for kib in [16, 600, 1000, *range(1250, 8000, 250)]:
             resize(kib)
-            result = synthmed(
-                "generate", finished.config, "--run", run, "--device", "cpu", "-q"
-            )
+            result = synthmed("generate", finished.config, "--run", run, "--device", "cpu", "-q")
             if result.code == 0:
                 break
             refused(result, 5)
             for kind in FOLDER:
                 with contextlib.suppress(FileNotFoundError):
-                    assert Run(run).load(kind) is None or bytes_of(run, (FOLDER[kind],)).items() <= (
-                        bytes_of(finished.path).items()
-                    )
+                    assert Run(run).load(kind) is None or bytes_of(
+                        run, (FOLDER[kind],)
+                    ).items() <= (bytes_of(finished.path).items())
             stopped_in.add(sum((run / "private" / f).is_dir() for f in FOLDER.values()))
         assert result.code == 0
         assert len(stopped_in) >= 3, "the disk was full in several stages"
@@ -501,7 +515,10 @@ def test_a_full_disk(
 
 
 def test_a_file_that_may_not_grow(
-    copied: Finished, finished: Finished, spawn: Cli, synthmed: Cli,
+    copied: Finished,
+    finished: Finished,
+    spawn: Cli,
+    synthmed: Cli,
     bytes_of: Callable[..., dict[str, bytes]],
 ) -> None:
     """As a full disk, where none can be mounted: the checkpoint exceeds what a file may hold."""

@@ -59,9 +59,15 @@ def found(files: Files, needles: Iterable[str]) -> list[tuple[str, str]]:
 def stems(source: Path) -> set[str]:
     """File names without what follows the first dot, those that say something."""
     plain = {"participants", "dataset_description", "complete", "labels", "dseg"}
-    return {
-        p.name.split(".")[0] for p in source.rglob("*") if p.is_file() and not p.name.startswith(".")
-    } - plain - {"COMPLETE"}
+    return (
+        {
+            p.name.split(".")[0]
+            for p in source.rglob("*")
+            if p.is_file() and not p.name.startswith(".")
+        }
+        - plain
+        - {"COMPLETE"}
+    )
 
 
 def planted(phantoms: Any, folder: Path, layout: str) -> set[str]:
@@ -89,7 +95,9 @@ def test_the_search_finds_what_is_there(tmp_path: Path) -> None:
 def test_a_bids_cohort_leaves_no_trace(finished: Finished, cohort: Path, phantoms: Any) -> None:
     needles = planted(phantoms, cohort, "bids") | stems(cohort)
     assert len(needles) > 300
-    source = {str(p.relative_to(cohort)): unpacked_or_not(p) for p in cohort.rglob("*") if p.is_file()}
+    source = {
+        str(p.relative_to(cohort)): unpacked_or_not(p) for p in cohort.rglob("*") if p.is_file()
+    }
     in_source = {needle for _, needle in found(source, needles)}
     assert in_source == {n.lower() for n in needles}, "each is in the source, so that it could leak"
     assert found(everything(finished.path), needles) == []
@@ -129,7 +137,10 @@ def uids(folder: Path) -> set[str]:
 
 
 def test_a_dicom_cohort_leaves_no_trace(
-    dicom: Path, make_config: Callable[..., Path], phantoms: Any, synthmed: Callable[..., Result],
+    dicom: Path,
+    make_config: Callable[..., Path],
+    phantoms: Any,
+    synthmed: Callable[..., Result],
     tmp_path: Path,
 ) -> None:
     series = uids(dicom)
@@ -156,20 +167,22 @@ def test_a_dicom_cohort_leaves_no_trace(
 
 
 def test_refusals_and_faults_speak_in_pseudonyms(
-    cohort: Path, make_config: Callable[..., Path], phantoms: Any, synthmed: Callable[..., Result],
+    cohort: Path,
+    make_config: Callable[..., Path],
+    phantoms: Any,
+    synthmed: Callable[..., Result],
     tmp_path: Path,
 ) -> None:
     """Messages of failing commands name nobody either."""
     needles = planted(phantoms, cohort, "bids") | stems(cohort)
     said: Files = {}
     codes = []
-    for i, changes in enumerate(
-        (
-            {"data__conditions__age__high": 41},  # next to nobody is in the declared range
-            {"data__patient": "no_such_column"},
-            {"sample__count": 3},
-        )
-    ):
+    faults: tuple[dict[str, Any], ...] = (
+        {"data__conditions__age__high": 41},  # next to nobody is in the declared range
+        {"data__patient": "no_such_column"},
+        {"sample__count": 3},
+    )
+    for i, changes in enumerate(faults):
         config = make_config("faulty", **changes)
         run = tmp_path / str(i)
         result = synthmed("generate", config, "--run", run, "--device", "cpu", "-v")

@@ -277,7 +277,9 @@ def test_a_stopped_training_goes_on_to_the_same_weights(
 
 
 def test_killed_at_any_time_it_ends_in_the_same_bytes(
-    uninterrupted: Finished, tmp_path: Path, bytes_of: Callable[..., dict[str, bytes]],
+    uninterrupted: Finished,
+    tmp_path: Path,
+    bytes_of: Callable[..., dict[str, bytes]],
     synthmed: Callable[..., Result],
 ) -> None:
     """kill -9 in ingest, in training and in what follows; then the same command."""

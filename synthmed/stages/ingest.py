@@ -32,8 +32,8 @@ from synthmed.formats.refusal import Refused, quiet
 
 MIN_PATIENTS = 10
 """Fewer are no cohort."""
-MIN_SIDE = 8
-"""Voxels on a side of a usable volume."""
+MIN_SIDE = 4
+"""Voxels on a side of a usable volume; a short-axis stack of the heart has as few as six slices."""
 CORNER_TOLERANCE_MM = 0.01
 """How far the corners of two channels of a scan may be apart."""
 INTEGER_TOLERANCE = 1e-3
@@ -164,7 +164,7 @@ def _check_enough(n_files: int, n_patients: int, wanted: int, quarantine: Quaran
         return
     found = f"no usable scan in {n_files} files"
     if n_patients:
-        found = f"{n_patients} patients with a usable scan, at least {wanted} are needed"
+        found = f"{n_patients} of at least {wanted} patients have a usable scan"
     counts = quarantine.counts()
     remedy = "quarantine.tsv names each refused file and why."
     if counts and next(iter(counts)) == "not_in_table":

@@ -179,8 +179,10 @@ def _resample(
     if (ratio > 1.01).any():
         # a coarser grid would alias: blur to its resolution first (Cardoso et al. 2015)
         values = gaussian_filter(values, np.sqrt(np.maximum(ratio**2 - 1, 0)) / 2.355)
-    image = nib.nifti1.Nifti1Image(values, source)
-    moved = resample_from_to(image, (grid, target), order=order, cval=0.0)
+    image = nib.nifti1.Nifti1Image(values, source)  # type: ignore[no-untyped-call]
+    moved = resample_from_to(  # type: ignore[no-untyped-call]
+        image, (grid, target), order=order, cval=0.0
+    )
     return np.asarray(moved.dataobj, np.float32)
 
 

@@ -23,11 +23,12 @@ from synthmed.conditions import Conditions
 from synthmed.config import Config
 from synthmed.formats import synthetic
 from synthmed.keys import Key
+from synthmed.progress import Progress
 from synthmed.stages.prepare import CLIP
 from synthmed.stages.train import load_state
 from synthmed.store import write_bytes
-from synthmed.progress import Progress
 from synthmed.types import Affine
+
 
 class Sampler:
     """A trained model, ready to draw from.
@@ -73,7 +74,9 @@ class Sampler:
         bounded = torch.minimum(x.clamp(min=0), top.to(x.device)[:, None, None, None])
         return bounded.float().cpu().numpy()
 
-    def write(self, indices: Sequence[int], target: Path, done: Callable[[int], None]) -> list[Sample]:
+    def write(
+        self, indices: Sequence[int], target: Path, done: Callable[[int], None]
+    ) -> list[Sample]:
         """Draw the samples `indices` and write them below `target`; files already there are kept.
 
         Args:
@@ -92,10 +95,14 @@ class Sampler:
         return [Sample(index=k, labels=dict(self.labels_of(k)), files=names[k]) for k in indices]
 
     def _files(self, index: int) -> dict[str, str]:
-        return {name: f"syn-{index:06d}_{name}.nii.gz" for name in synthetic.volume_names(self.channels)}
+        return {
+            name: f"syn-{index:06d}_{name}.nii.gz" for name in synthetic.volume_names(self.channels)
+        }
 
 
-def sample(config: Config, sampler: Sampler, partial: Path, target: Path, progress: Progress) -> dict[str, Any]:
+def sample(
+    config: Config, sampler: Sampler, partial: Path, target: Path, progress: Progress
+) -> dict[str, Any]:
     """Fill `target` with the cohort: samples.jsonl and one .nii.gz a channel and sample.
 
     Volumes are first written into `partial`, from where a killed run goes on.
@@ -141,6 +148,8 @@ def planned_labels(
     }
     pool = _joint(observed) if config.sample.prior == "cohort" else []
 
+    declared = config.sample.prior if isinstance(config.sample.prior, Mapping) else {}
+
     def labels(k: int) -> dict[str, str | float]:
         if pool:
             drawn = dict(pool[int(key.fold("joint", k).numpy().integers(len(pool)))])
@@ -148,7 +157,7 @@ def planned_labels(
                 if c.kind == "continuous":  # rounding may have left the declared range
                     drawn[name] = min(max(float(drawn[name]), c.low), c.high)
         else:
-            drawn = conditions.draw(key.fold(k))
+            drawn = conditions.draw(key.fold(k), declared)
         for name, values in fixed.items():
             if k < len(values):
                 drawn[name] = values[k]

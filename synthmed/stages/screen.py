@@ -86,12 +86,12 @@ def read_copies(path: Path) -> Copies:
 def real_cases(dataset: Dataset, held_out: bool) -> Cases:
     """One side of the split."""
     rows = np.flatnonzero(dataset.holdout == held_out)
-    return Cases(dataset.volumes[rows], dataset.patients[rows], [dataset.labels[int(i)] for i in rows])
+    return Cases(
+        dataset.volumes[rows], dataset.patients[rows], [dataset.labels[int(i)] for i in rows]
+    )
 
 
-def synthetic_cases(
-    samples: Sequence[Sample], folders: Sequence[Path], dataset: Dataset
-) -> Cases:
+def synthetic_cases(samples: Sequence[Sample], folders: Sequence[Path], dataset: Dataset) -> Cases:
     """Synthetic scans as metrics take them, each its own patient."""
     return Cases(
         synthetic.read(samples, folders, dataset.channels),

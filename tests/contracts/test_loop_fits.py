@@ -327,3 +327,40 @@ def test_stopped_anywhere_and_resumed_ends_in_the_same_weights(
     expected, got = named_state(whole.model), named_state(second.model)
     assert all(torch.equal(expected[k], got[k]) for k in expected)
     assert second.figures == whole.figures
+
+
+@pytest.mark.filterwarnings("ignore")  # Opacus warns of its own defaults on import
+def test_opacus_takes_the_critic_s_per_patient_gradients(loader: Loader, config: Config) -> None:
+    """Its optimizer clips each patient whole, penalty included, and divides by a constant."""
+    from opacus.grad_sample import GradSampleModuleNoOp
+    from opacus.optimizers import DPOptimizer
+
+    model = seeded(TinyWGAN)
+    critic = model.rounds()[0].phases[0]
+    batch, draws = loader.draw(critic, Key.root(0), 0, "cpu")
+    assert batch is not None
+    generator = {f"generator.{k}": p.detach() for k, p in model.generator.named_parameters()}
+    before = {f"critic.{k}": p.detach().clone() for k, p in model.critic.named_parameters()}
+
+    def one(p: Params, b: Batch, d: Draws) -> Tensor:
+        alone = Batch(*(t[None] for t in b))
+        return critic.loss({**generator, **p}, alone, {k: v[None] for k, v in d.items()}, 0.0)[0]
+
+    each = vmap(grad(one), in_dims=(None, 0, 0))(before, batch, draws)
+    wrapped = GradSampleModuleNoOp(model.critic)
+    for name, p in wrapped._module.named_parameters():
+        p.grad_sample = each[f"critic.{name}"]
+    clip, divisor, rate = 0.5, 10, 0.1
+    sgd = torch.optim.SGD(wrapped.parameters(), lr=rate)
+    optimizer = DPOptimizer(
+        sgd, noise_multiplier=0.0, max_grad_norm=clip, expected_batch_size=divisor
+    )
+    optimizer.step()
+
+    norms = torch.stack([g.flatten(1).norm(dim=1) for g in each.values()]).norm(dim=0)
+    assert (norms > clip).any()  # or clipping would not be seen
+    factor = (clip / (norms + 1e-6)).clamp(max=1)
+    for name, p in model.critic.named_parameters():
+        total = torch.einsum("b,b...->...", factor, each[f"critic.{name}"])
+        expected = before[f"critic.{name}"] - rate * total / divisor
+        torch.testing.assert_close(p.detach(), expected, rtol=1e-5, atol=1e-6)

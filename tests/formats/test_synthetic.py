@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -73,7 +74,7 @@ def test_files_hold_integers_geometry_and_nothing_else(tmp_path: Path) -> None:
     synthetic.write(tmp_path, files, volume(), CHANNELS, affine)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(files.values())
     for name, file in files.items():
-        image = nib.load(tmp_path / file)
+        image: Any = nib.load(tmp_path / file)
         np.testing.assert_allclose(image.affine, affine)
         stored = np.asarray(image.dataobj)
         np.testing.assert_array_equal(stored, synthetic.encode(volume(), CHANNELS)[name])

@@ -92,16 +92,14 @@ class Case:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Private places for what synthmed and Snakemake keep beside a run."""
+        """Private places for what synthmed and Snakemake keep beside a run, and a thread count."""
         own = {"SYNTHMED_HOME": self.folder / "home", "XDG_CACHE_HOME": self.folder / "cache"}
-        return {**os.environ, **{k: str(v) for k, v in own.items()}}
+        threads = {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}
+        return {**threads, **os.environ, **{k: str(v) for k, v in own.items()}}
 
     def start(self, run: Path) -> subprocess.Popen[str]:
-        """`synthmed generate` on its way; it waits for a process that still holds the run."""
-        lock = run / "private" / ".lock"
-        if lock.exists():
-            with open(lock) as handle:
-                fcntl.flock(handle, fcntl.LOCK_EX)
+        """`synthmed generate` on its way."""
+        wait_until_free(run)
         call = [sys.executable, "-m", "synthmed.cli", "generate", str(self.config)]
         return subprocess.Popen(
             [*call, "--run", str(run), "--device", "cpu", "--quiet"],
@@ -127,6 +125,14 @@ class Case:
         if process.returncode not in (0, 4):
             raise RuntimeError(f"generate ended with {process.returncode}: {said}")
         return took
+
+
+def wait_until_free(run: Path) -> None:
+    """Wait for the process of a proof that was killed itself: it may still be at work."""
+    lock = run / "private" / ".lock"
+    if lock.exists():
+        with open(lock) as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
 
 
 def under_way(run: Path) -> str:
@@ -244,6 +250,7 @@ def whole_run(case: Case) -> dict[str, float]:
     """The uninterrupted run, made once; seconds of its stages."""
     state = case.folder / "whole.json"
     if not state.exists():
+        wait_until_free(case.folder / "whole")
         shutil.rmtree(case.folder / "whole", ignore_errors=True)
         state.write_text(json.dumps(case.finish(case.folder / "whole")))
     took: dict[str, float] = json.loads(state.read_text())
@@ -276,21 +283,25 @@ def stopped(case: Case, number: signal.Signals, aims: dict[str, int], seed: int)
     """Stop runs by a signal and compare what they made with the uninterrupted run's."""
     stops = interrupt(case, number, aims, seed)
     runs = stopped_runs(case, number)
-    wrong = {r.name: d for r in runs if (d := differing(case.folder / "whole", r))}
-    left = {r.name: x for r in runs if (x := leftovers(r))}
+    wrong = [f"{r.name}/{x}" for r in runs for x in differing(case.folder / "whole", r)]
+    left = [f"{r.name}/{x}" for r in runs for x in leftovers(r)]
     expected = 130 if number == signal.SIGTERM else -number
     exits = Counter(s.exit for s in stops)
     fell = Counter(s.fell for s in stops)
     where = ", ".join(f"{s} {fell[s]}" for s in STAGES if fell[s])
     n = len(artifacts(case.folder / "whole"))
-    several = f"{len(runs)} runs" if len(runs) > 1 else "one run"
-    parts = [f"{len(stops)} stops in {several} ({where})"]
+    folders = f"{len(runs)} runs" if len(runs) > 1 else "one run"
+    parts = [f"{len(stops)} stops in {folders} ({where})"]
     parts.append("exits " + ", ".join(f"{k}: {v}" for k, v in sorted(exits.items())))
-    same = f"all {n} files of each run equal"
-    parts.append(f"differing: {wrong}" if wrong else same)
+    parts.append(several(wrong) if wrong else f"all {n} files of each run equal")
     if left:
-        parts.append(f"left behind: {left}")
+        parts.append(f"left behind: {', '.join(left)}")
     return Result(not wrong and not left and set(exits) == {expected}, "; ".join(parts))
+
+
+def several(names: Sequence[str]) -> str:
+    """How many files differ, and the first few."""
+    return f"{len(names)} files differ: {', '.join(names[:3])}" + ", ..." * (len(names) > 3)
 
 
 def prove_kill9(folder: Path) -> Result:
@@ -306,11 +317,11 @@ def prove_sigterm(folder: Path) -> Result:
 def prove_snakemake(folder: Path) -> Result:
     case = Case.make(folder, patients=30, steps=60, count=20)
     whole_run(case)
-    threads = os.cpu_count() or 1
+    threads = int(case.environment["OMP_NUM_THREADS"])
     workflow(folder, case.config.name, "workflow", threads, case.environment)
     wrong = differing(folder / "whole", folder / "workflow")
     n = len(artifacts(folder / "whole"))
-    return Result(not wrong, f"differing: {wrong}" if wrong else f"all {n} files equal")
+    return Result(not wrong, several(wrong) if wrong else f"all {n} files equal")
 
 
 def workflow(
@@ -388,14 +399,15 @@ def code_digest() -> str:
 
 
 def commit() -> str:
-    """The short commit, with `-dirty` where the working tree differs from it."""
+    """The short commit, with `-dirty` where more than the table of proofs differs from it."""
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     try:
-        return git("rev-parse", "--short", "HEAD") + "-dirty" * bool(git("status", "--porcelain"))
+        changed = git("status", "--porcelain", "--", ".", ":!docs/proofs.md")
+        return git("rev-parse", "--short", "HEAD") + "-dirty" * bool(changed)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

@@ -120,7 +120,7 @@ def test_every_file_is_used_auxiliary_or_in_quarantine(source: Path, target: Pat
     (source / "sidecar.json").write_text("{}")
     (source / "images/scan00.nii.gz").write_bytes(b"")
     (source / "images/scan01.nii.gz").write_text("only text")
-    make.nifti(source / "images/scan02.nii.gz", make.voxels(2)[:5])
+    make.nifti(source / "images/scan02.nii.gz", make.voxels(2)[:3])
     make.nifti(source / "images/scan03.nii.gz", make.voxels(3) * 0 + 7)
     make.nifti(source / "images/stranger.nii.gz", make.voxels(99))
     make.nifti(source / "images/sub-05_T2w.nii.gz", make.voxels(98))

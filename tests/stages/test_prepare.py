@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -47,7 +46,9 @@ def config(**data: Any) -> Config:
     return configs.validate(tree, "test")
 
 
-def catalogue(folder: Path, images: dict[str, tuple[np.ndarray, np.ndarray]]) -> tuple[Catalogue, Scan]:
+def catalogue(
+    folder: Path, images: dict[str, tuple[np.ndarray, np.ndarray]]
+) -> tuple[Catalogue, Scan]:
     """A catalogue of one scan with these channels, as ingest writes them (axes closest to RAS)."""
     (folder / "volumes").mkdir(parents=True, exist_ok=True)
     for name, (data, affine) in images.items():
@@ -65,14 +66,14 @@ def blob(shape: Sequence[int], affine: np.ndarray, world: np.ndarray, mm: float)
     index = np.indices(shape).reshape(3, -1)
     places = affine[:3, :3] @ index + affine[:3, 3:]
     distance = ((places - world[:, None]) ** 2).sum(0)
-    return (1000 * np.exp(-distance / (2 * mm**2))).reshape(shape).astype(np.float32)
+    return np.asarray(1000 * np.exp(-distance / (2 * mm**2)), np.float32).reshape(shape)
 
 
 def centre_mm(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Centre of mass in millimetres."""
     index = np.indices(volume.shape).reshape(3, -1)
     mean = (index * volume.ravel()).sum(1) / volume.sum()
-    return affine[:3, :3] @ mean + affine[:3, 3]
+    return np.asarray(affine[:3, :3] @ mean + affine[:3, 3])
 
 
 AXES = {
@@ -110,7 +111,9 @@ def test_a_grid_that_coincides_is_copied(tmp_path: Path) -> None:
     affine[:3, 3] = [7, 8, 9]
     conf = config(grid=[16, 24, 26], spacing_mm=[2, 2, 2])
     found, scan = catalogue(tmp_path, {"T1w": (data, affine)})
-    out = conform(found, scan, conf.data, channels_of(conf.data), grid_affine((16, 24, 26), (2, 2, 2)))
+    out = conform(
+        found, scan, conf.data, channels_of(conf.data), grid_affine((16, 24, 26), (2, 2, 2))
+    )
     low, high = np.percentile(data, [0.5, 99.5])
     expected = np.zeros((16, 24, 26), np.float32)
     expected[:, :, 2:24] = np.clip((data - low) / (high - low), 0, CLIP)[2:18]
@@ -267,10 +270,15 @@ def twelve(tmp_path: Path) -> Catalogue:
         nifti.write(folder / "volumes" / f"{i}.nii.gz", data, np.diag([2.0, 2, 2, 1]))
         scans.append(
             Scan(
-                scan=f"{patient}_s{session:02d}", patient=patient, session=session,
-                channels={"T1w": f"{i}.nii.gz"}, shape=(10, 10, 10), spacing_mm=(2, 2, 2 + i / 10),
-                orientation="RAS", labels={"dx": "AB"[i % 2]},
-            )  # fmt: skip
+                scan=f"{patient}_s{session:02d}",
+                patient=patient,
+                session=session,
+                channels={"T1w": f"{i}.nii.gz"},
+                shape=(10, 10, 10),
+                spacing_mm=(2, 2, 2 + i / 10),
+                orientation="RAS",
+                labels={"dx": "AB"[i % 2]},
+            )
         )
     return Catalogue(folder, tuple(scans[::-1]))
 
@@ -303,10 +311,8 @@ def test_the_median_voxel_size_unless_privacy_forbids(twelve: Catalogue, tmp_pat
     conf = config(grid=[8, 8, 8], spacing_mm=None)
     facts = prepare(conf, twelve, tmp_path, QUIET)
     assert facts["spacing_mm"] == [2, 2, 2.6]
-    private = configs.validate(
-        {**conf.model_dump(mode="json"), "privacy": {"epsilon": 3}}, "test"
-    )
-    with pytest.raises(UsageError, match="data.spacing_mm: null takes the cohort's median"):
+    private = configs.validate({**conf.model_dump(mode="json"), "privacy": {"epsilon": 3}}, "test")
+    with pytest.raises(UsageError, match=r"data\.spacing_mm: null takes the cohort's median"):
         prepare(private, twelve, tmp_path, QUIET)
 
 
@@ -334,4 +340,4 @@ def test_the_grid_is_centred() -> None:
     affine = grid_affine((9, 10, 11), (1, 2, 3))
     corners = affine @ np.array([[0, 0, 0, 1], [8, 9, 10, 1]]).T
     np.testing.assert_allclose(corners.sum(1)[:3], 0)
-    assert nib.aff2axcodes(affine) == ("R", "A", "S")
+    assert (np.diag(affine) > 0).all()

@@ -266,7 +266,9 @@ def test_a_log_that_ran_ahead_or_was_cut_off_is_mended(tmp_path: Path) -> None:
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
 
 
-def test_minutes_are_turned_into_steps_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_minutes_are_turned_into_steps_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Resuming on a slower machine keeps the count of the first start."""
     conf = config(train__max_steps=None, train__max_minutes=0.001)
     asked: list[float] = []
@@ -301,7 +303,9 @@ def test_a_loss_that_is_no_number_says_what_to_do(tmp_path: Path) -> None:
     broken = np.array(data.volumes)
     broken[~data.holdout] = np.nan
     bad = Dataset(**{**data.__dict__, "volumes": broken})
-    with pytest.raises(SynthmedError, match="training diverged at step 0: the loss elbo is nan") as e:
+    with pytest.raises(
+        SynthmedError, match="training diverged at step 0: the loss elbo is nan"
+    ) as e:
         run(config(), tmp_path, data=bad)
     assert "learning_rate" in str(e.value)
 

@@ -1,0 +1,257 @@
+"""A cohort of any other tool, judged against real folders: what is decided, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Result
+
+from synthmed.assess import MARK, shared_labels
+
+Cli = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, phantoms: Any) -> Callable[..., Path]:
+    """A cohort of other phantom patients, by seed."""
+    place = tmp_path_factory.mktemp("others")
+
+    def make(seed: int, n: int = 12) -> Path:
+        out = place / f"seed{seed}"
+        if not out.exists():
+            phantoms.make_cohort(out, phantoms.Spec("bids", n, grid=32, seed=seed, broken=0))
+        return out
+
+    return make
+
+
+def report_of(out: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((out / "private/report/report.json").read_text())
+    return content
+
+
+@pytest.fixture(scope="module")
+def with_holdout(
+    tmp_path_factory: pytest.TempPathFactory,
+    cohort: Path,
+    folder: Callable[..., Path],
+    synthmed: Cli,
+) -> tuple[Path, Result]:
+    """Fresh phantoms as the synthetic side, others held out; no config."""
+    out = tmp_path_factory.mktemp("assess") / "out"
+    result = synthmed("assess", cohort, folder(11), "--out", out, "--holdout", folder(13), "--json")
+    return out, result
+
+
+def test_with_a_holdout(with_holdout: tuple[Path, Result]) -> None:
+    out, result = with_holdout
+    assert result.code == 4, result.err
+    told = result.json()
+    assert told["decision"] == "REVIEW", "twelve held out are too few to pass, and nothing failed"
+    assert told["cohort"] == str(out / "withheld")
+    report = report_of(out)
+    count = report["cohort"]
+    assert (count["n_train"], count["n_holdout"]) == (24, 12)
+    assert count["n_synthetic"] == len(
+        (out / "private/sample/samples.jsonl").read_text().splitlines()
+    )
+    by_name = {e["name"]: e for e in report["estimates"]}
+    assert by_name["copied_patients"]["value"] == 0
+    assert by_name["mmd2"]["floor"] is not None
+
+
+def test_no_volume_and_no_name_leaves(
+    with_holdout: tuple[Path, Result], cohort: Path, folder: Callable[..., Path]
+) -> None:
+    out, _ = with_holdout
+    leaving = [p for p in (out / "withheld").rglob("*") if p.is_file()]
+    assert leaving
+    assert {p.suffix for p in leaving} <= {".html", ".json", ".png", ""}
+    assert not [p for p in leaving if ".nii" in p.name]
+    persons = [
+        p.name.removeprefix("sub-")
+        for f in (cohort, folder(11), folder(13))
+        for p in f.glob("sub-*")
+    ]
+    assert len(persons) >= 48
+    for file in (p for p in out.rglob("*") if p.is_file() and not p.name.startswith("quarantine")):
+        content = file.read_bytes()
+        assert not [n for n in persons if n.encode() in content or n in file.name]
+
+
+def test_without_a_holdout_copies_are_still_decided(
+    cohort: Path, make_config: Callable[..., Path], synthmed: Cli, tmp_path: Path
+) -> None:
+    """The real scans themselves as the synthetic ones: every one is a copy."""
+    rules = [{"estimate": "copied_patients", "bound": "upper", "at_most": 0.05}]
+    config = make_config("judge", policy__rules=rules)
+    result = synthmed(
+        "assess", cohort, cohort, "--out", tmp_path / "out", "--config", config, "-q", "--json"
+    )
+    assert result.code == 4, result.err
+    assert result.json()["decision"] == "WITHHELD"
+    report = report_of(tmp_path / "out")
+    assert report["cohort"]["n_holdout"] == 0
+    by_name = {e["name"]: e for e in report["estimates"]}
+    assert by_name["copied_patients"]["value"] > 0.5
+    assert by_name["membership_auc"]["value"] is None
+    assert by_name["membership_auc"]["note"]
+
+
+def test_others_are_no_copies_without_a_holdout(
+    cohort: Path,
+    folder: Callable[..., Path],
+    make_config: Callable[..., Path],
+    synthmed: Cli,
+    tmp_path: Path,
+) -> None:
+    """The control of the test above: fresh people against the same real side; and exit 0."""
+    rules = [{"estimate": "copied_patients", "bound": "value", "at_most": 0.05}]
+    config = make_config("judge", policy__rules=rules)
+    result = synthmed(
+        "assess", cohort, folder(11), "--out", tmp_path / "out", "--config", config, "-q"
+    )
+    assert result.code == 0, result
+    assert result.out.startswith("RELEASE\n")
+    assert (tmp_path / "out/release").is_dir()
+
+
+def test_a_person_on_both_sides_is_refused(
+    cohort: Path, folder: Callable[..., Path], synthmed: Cli, tmp_path: Path
+) -> None:
+    holdout = tmp_path / "holdout"
+    shutil.copytree(folder(13), holdout)
+    person = sorted(p for p in cohort.glob("sub-*") if (p / "ses-01/anat").is_dir())[-1]
+    shutil.copytree(person, holdout / person.name)
+    table = (cohort / "participants.tsv").read_text().splitlines()
+    with open(holdout / "participants.tsv", "a", encoding="utf-8") as handle:
+        handle.writelines(r + "\n" for r in table if r.startswith(person.name + "\t"))
+    out = tmp_path / "out"
+    result = synthmed("assess", cohort, folder(11), "--out", out, "--holdout", holdout, "-q")
+    assert result.code == 3, result
+    assert "people are in REAL too" in result.err
+    assert person.name not in result.err
+    assert not (out / "private/ingest").exists()
+    # what was refused left a mark: the next attempt may use the same folder
+    again = synthmed("assess", cohort, folder(11), "--out", out, "--holdout", folder(13), "-q")
+    assert again.code == 4, again.err
+
+
+def listed(source: Path, out: Path, split: Callable[[int, int], str]) -> Path:
+    """A flat cohort: a table with a column image, a patient for each pair of scans, and a split."""
+    out.mkdir()
+    rows = ["participant_id\tpatient\timage\tsplit"]
+    for i, file in enumerate(sorted(source.glob("sub-*/ses-01/anat/*_T1w.nii.gz"))[:24]):
+        shutil.copy(file, out / f"scan{i:02d}.nii.gz")
+        rows.append(f"scan{i:02d}\tperson{i // 2:02d}\tscan{i:02d}.nii.gz\t{split(i // 2, i % 2)}")
+    (out / "participants.tsv").write_text("\n".join(rows) + "\n")
+    return out
+
+
+def test_the_tables_split_says_who_was_trained_on(
+    cohort: Path, folder: Callable[..., Path], synthmed: Cli, tmp_path: Path
+) -> None:
+    real = listed(cohort, tmp_path / "real", lambda p, _: "holdout" if p % 3 == 0 else "train")
+    out = tmp_path / "out"
+    result = synthmed("assess", real, folder(11), "--out", out, "-q")
+    assert result.code in (0, 4), result.err
+    count = report_of(out)["cohort"]
+    assert (count["n_patients"], count["n_train"], count["n_holdout"]) == (12, 8, 4)
+
+
+def test_a_person_on_both_sides_of_the_table_is_refused(
+    cohort: Path, folder: Callable[..., Path], synthmed: Cli, tmp_path: Path
+) -> None:
+    def both(person: int, scan: int) -> str:
+        return "holdout" if person == 4 and scan == 1 else "train"
+
+    real = listed(cohort, tmp_path / "real", both)
+    result = synthmed("assess", real, folder(11), "--out", tmp_path / "out", "-q")
+    assert result.code == 3, result
+    assert "column split: patient p" in result.err
+    assert "person04" not in result.err
+
+
+def test_a_folder_of_something_else_is_left_alone(
+    cohort: Path, folder: Callable[..., Path], synthmed: Cli, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    result = synthmed("assess", cohort, folder(11), "--out", tmp_path, "-q")
+    assert result.code == 2
+    assert "holds files that no assessment wrote" in result.err
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("side", ["real", "synthetic", "holdout"])
+def test_a_side_that_is_not_there(
+    side: str, cohort: Path, folder: Callable[..., Path], synthmed: Cli, tmp_path: Path
+) -> None:
+    sides = {"real": cohort, "synthetic": folder(11), "holdout": folder(13)}
+    sides[side] = tmp_path / "nowhere"
+    result = synthmed(
+        "assess", sides["real"], sides["synthetic"], "--holdout", sides["holdout"],
+        "--out", tmp_path / "out", "-q",
+    )  # fmt: skip
+    assert result.code == 3, result
+    assert "no such folder" in result.err
+    assert result.err.count("\n") <= 2
+
+
+def test_a_second_assessment_replaces_the_first(
+    cohort: Path,
+    folder: Callable[..., Path],
+    make_config: Callable[..., Path],
+    synthmed: Cli,
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out"
+    config = make_config("judge", policy__rules=[{"estimate": "copies", "at_most": 1000}])
+    args = ("assess", cohort, folder(11), "--out", out, "--config", config, "-q")
+    assert synthmed(*args).code == 0
+    assert (out / MARK).is_file()
+    first = (out / "release/report/report.json").read_bytes()
+    assert synthmed(*args, "--seed", "0").code == 0
+    assert (out / "release/report/report.json").read_bytes() == first
+
+
+# --- what two tables share -----------------------------------------------------------------------
+
+
+def tables(tmp_path: Path, real: str, synthetic: str) -> tuple[Path, Path]:
+    out = []
+    for name, text in (("real", real), ("synthetic", synthetic)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "participants.tsv").write_text(text)
+        out.append(tmp_path / name)
+    return out[0], out[1]
+
+
+def test_shared_labels_are_few_words_or_many_numbers(tmp_path: Path) -> None:
+    names = ["participant_id", "patient", "sex", "age", "site", "note", "only_here"]
+    rows = [
+        "\t".join([f"s{i}", f"p{i}", "FM"[i % 2], str(20 + i), "one", f"free text {i}", "x"])
+        for i in range(15)
+    ]
+    real = "\t".join(names) + "\n" + "\n".join(rows) + "\n"
+    synthetic = real.replace("only_here", "only_there").replace("p14", "n/a")
+    found = shared_labels(*tables(tmp_path, real, synthetic), None)
+    assert found == {
+        "sex": {"kind": "categorical", "categories": ["F", "M"]},
+        "age": {"kind": "continuous", "low": 20.0, "high": 34.0},
+    }
+
+
+def test_columns_that_name_people_or_have_nothing_in_common_are_no_labels(tmp_path: Path) -> None:
+    real = "participant_id\tperson\tarm\n" + "".join(f"s{i}\tab\tx{i % 2}\n" for i in range(4))
+    synthetic = "participant_id\tperson\tarm\n" + "".join(f"s{i}\tcd\ty{i % 2}\n" for i in range(4))
+    assert shared_labels(*tables(tmp_path, real, synthetic), None) == {}
+    both = real.replace("ab", "ab", 2).replace("ab", "ba", 1)
+    (tmp_path / "more").mkdir()
+    again = tables(tmp_path / "more", both, both)
+    assert set(shared_labels(*again, None)) == {"person", "arm"}
+    assert set(shared_labels(*again, "person")) == {"arm"}
