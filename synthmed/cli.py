@@ -196,7 +196,7 @@ def check(config: ConfigArg, set_: SetOption = None, as_json: JsonOption = False
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="backbones, metrics, exporters or configs.")] = "all",
+    what: Annotated[str, typer.Argument(help="backbones, metrics, exporters, configs or pipelines.")] = "all",
     as_json: JsonOption = False,
 ) -> None:
     """Name what a config can choose from."""
@@ -389,6 +389,9 @@ def main() -> None:
     sys.exit(guarded(lambda: app(standalone_mode=False)))
 
 
+INTERRUPTED = "interrupted; the same command goes on from what is complete"
+
+
 def guarded(call: Callable[[], Any]) -> int:
     """Run `call` and translate what it raises into an exit code, printing one or two lines."""
     import errno
@@ -404,7 +407,7 @@ def guarded(call: Callable[[], Any]) -> int:
         typer.echo(f"error: {error.format_message()}\n  See `synthmed --help`.", err=True)
         return 2
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("interrupted; the same command goes on from what is complete", err=True)
+        typer.echo(INTERRUPTED, err=True)
         return 130
     except MemoryError:
         typer.echo("error: out of memory\n  Lower data.grid or train.batch_patients.", err=True)
@@ -433,6 +436,8 @@ def guarded(call: Callable[[], Any]) -> int:
             err=True,
         )
         return 1
+    if result == 130:  # typer has turned the signal into its exit code
+        typer.echo(INTERRUPTED, err=True)
     return result if isinstance(result, int) else 0
 
 

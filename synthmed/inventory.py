@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from synthmed import __version__
 
-KINDS = ("backbones", "metrics", "exporters", "configs")
+KINDS = ("backbones", "metrics", "exporters", "configs", "pipelines")
 
 _SHOWN = ("torch", "monai", "nibabel", "pydicom", "scikit-image", "scikit-learn", "pandas")
 _OPTIONAL = {
@@ -45,6 +45,10 @@ def inventory() -> dict[str, dict[str, str]]:
         "metrics": table(Metric),
         "exporters": {"bids": "NIfTI in a BIDS derivative dataset, always written."},
         "configs": {f.stem: first_comment(f.read_text(encoding="utf-8")) for f in files},
+        "pipelines": {
+            f.stem: first_comment(f.read_text(encoding="utf-8"))
+            for f in sorted(configs.shipped_folder("pipelines").glob("*.smk"))
+        },
     }
 
 

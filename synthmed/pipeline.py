@@ -10,6 +10,7 @@ Which parts of the config a stage depends on stands once, in `DEPENDS`.
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,9 +238,11 @@ class Line:
             # `begin` has settled what a changed config means; here the input itself is another
             progress.done("its input has changed: made anew")
         facts: dict[str, Any] = {}
+        started = time.monotonic()
         with self.run.writing(kind, config, inputs, facts) as target:
             facts.update(make(target, progress))
-        self.run.log(stage, **{k: v for k, v in facts.items() if isinstance(v, int | float | str)})
+        seconds = round(time.monotonic() - started, 1)
+        self.run.log(stage, seconds=seconds, **{k: v for k, v in facts.items() if isinstance(v, int | float | str)})
         self.run.record(__version__)
         progress.done(summary(facts))
         return self.run.require(kind)

@@ -65,10 +65,15 @@ def refused(result: Result, code: int, *said: str) -> None:
     ids=lambda x: " ".join(x) if isinstance(x, list) else None,
 )
 def test_usage(
-    args: list[str], said: list[str], synthmed: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    args: list[str],
+    said: list[str],
+    make_config: Callable[..., Path],
+    synthmed: Cli,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = [make_config() if a == "TINY" else a for a in args]
+    words = [str(make_config()) if a == "TINY" else a for a in args]
     refused(synthmed(*words), 2, *said)
     assert list(tmp_path.iterdir()) == [], "a command that was refused leaves nothing"
 

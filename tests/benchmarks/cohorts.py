@@ -11,7 +11,6 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -75,19 +74,14 @@ def number(x: float | None) -> str:
 
 
 def durations(log: Path) -> dict[str, str]:
-    """Seconds of each stage, between its line in the log and the one before it.
-
-    A stage that was stopped, or is the first line, has no duration: the log does not say when the
-    work on it began.
-    """
+    """Seconds of each stage as its log line tells; a dash where it was stopped and went on."""
     out: dict[str, str] = {}
-    before: datetime | None = None
+    stopped = False
     for line in log.read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
-        now = datetime.fromisoformat(entry["time"])
-        whole = before is not None and entry["event"] != "stopped"
-        out[entry["event"]] = f"{(now - before).total_seconds():.0f}" if whole else NONE
-        before = None if entry["event"] in ("stopped", "internal_error") else now
+        if "seconds" in entry:
+            out[entry["event"]] = NONE if stopped else f"{entry['seconds']:.0f}"
+        stopped = entry["event"] == "stopped"
     return out
 
 

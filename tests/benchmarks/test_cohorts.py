@@ -45,12 +45,9 @@ def run(tmp_path: Path) -> Path:
     (folder / "private/report/report.json").write_text(json.dumps(report))
     facts = {"steps": [300, 700]}
     (folder / "private/model/manifest.json").write_text(json.dumps({"facts": facts}))
-    seconds = {"ingest": 0, "prepare": 5, "train": 125, "sample": 140}
+    seconds = {"ingest": 0.4, "prepare": 5.0, "train": 120.2, "sample": 15.0}
     (folder / "log.jsonl").write_text(
-        "".join(
-            json.dumps({"time": f"2026-01-02T03:{s // 60:02}:{s % 60:02}Z", "event": e}) + "\n"
-            for e, s in seconds.items()
-        )
+        "".join(json.dumps({"event": e, "seconds": t}) + "\n" for e, t in seconds.items())
     )
     return folder
 
@@ -74,13 +71,13 @@ def test_a_missing_interval_is_a_dash() -> None:
 
 def test_a_stopped_stage_has_no_duration(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
-    events = ["ingest", "stopped", "train", "sample"]
-    log.write_text(
-        "".join(
-            json.dumps({"time": f"2026-01-02T03:04:{10 * i:02}Z", "event": e}) + "\n"
-            for i, e in enumerate(events)
-        )
-    )
+    entries = [
+        {"event": "ingest", "seconds": 1.0},
+        {"event": "stopped"},
+        {"event": "train", "seconds": 9.0},
+        {"event": "sample", "seconds": 10.0},
+    ]
+    log.write_text("".join(json.dumps(e) + "\n" for e in entries))
     found = durations(log)
     assert (found["train"], found["sample"]) == ("–", "10")
 

@@ -34,10 +34,14 @@ def samplers(rng: np.random.Generator, train: Cases) -> dict[str, Cases]:
     }
 
 
-def run(n: int) -> dict[str, int]:
+FIRST_SEED = 1000
+"""Seeds below this one were seen while the test was made: they prove nothing."""
+
+
+def run(n: int, first: int = FIRST_SEED) -> dict[str, int]:
     """In how many of n fresh cohorts anything at all is flagged, per sampler and similarity."""
     alarms: dict[str, int] = {}
-    for i in range(n):
+    for i in range(first, first + n):
         rng = Key.root(i).fold("proof", "screen_sampler").numpy()
         train, holdout = cases(rng, N_TRAIN, "t", twice=5), cases(rng, N_HOLDOUT, "h", twice=4)
         similarities = [

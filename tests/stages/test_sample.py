@@ -55,6 +55,13 @@ def test_a_sample_does_not_depend_on_how_many_or_which_are_drawn(
     assert ran == {f"syn-{k:06d}_T1w.nii.gz": many[k] for k in range(18)}
 
 
+def test_samples_of_one_condition_differ(finished: Finished, tmp_path: Path) -> None:
+    """Otherwise the labels alone would tell two samples apart."""
+    source = sampler(finished)
+    source.labels_of = lambda k: {"diagnosis": "control", "sex": "F", "age": 60.0}
+    assert len(set(drawn(source, tmp_path / "x", range(20)).values())) == 20
+
+
 def test_another_seed_or_label_is_another_sample(finished: Finished, tmp_path: Path) -> None:
     base = drawn(sampler(finished), tmp_path / "a", range(2))
     seeded = drawn(sampler(finished, sample__seed=9), tmp_path / "b", range(2))
