@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import importlib
 import io
 import json
@@ -215,9 +214,3 @@ def contents(run: Path, folders: tuple[str, ...] = STAGES) -> dict[str, bytes]:
 def bytes_of() -> Callable[..., dict[str, bytes]]:
     """Every byte that a run made, by path."""
     return contents
-
-
-def inflated(path: Path) -> bytes:
-    """A file's bytes, and what they unpack to."""
-    raw = path.read_bytes()
-    return raw + gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
