@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -196,7 +197,9 @@ def check(config: ConfigArg, set_: SetOption = None, as_json: JsonOption = False
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="backbones, metrics, exporters, configs or pipelines.")] = "all",
+    what: Annotated[
+        str, typer.Argument(help="backbones, metrics, exporters, configs or pipelines.")
+    ] = "all",
     as_json: JsonOption = False,
 ) -> None:
     """Name what a config can choose from."""
@@ -412,6 +415,9 @@ def guarded(call: Callable[[], Any]) -> int:
     except MemoryError:
         typer.echo("error: out of memory\n  Lower data.grid or train.batch_patients.", err=True)
         return 5
+    except BrokenPipeError:  # `synthmed list | head`: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             too_large = error.errno == errno.EFBIG

@@ -73,7 +73,10 @@ class Conditions:
             wanted = prior.get(name)
             if c.kind == "categorical":
                 weights = np.array(
-                    [wanted.get(k, 0.0) if isinstance(wanted, Mapping) else 1.0 for k in c.categories]
+                    [
+                        wanted.get(k, 0.0) if isinstance(wanted, Mapping) else 1.0
+                        for k in c.categories
+                    ]
                 )
                 at = np.searchsorted(np.cumsum(weights) / weights.sum(), rng.random(), "right")
                 labels[name] = c.categories[int(at)]

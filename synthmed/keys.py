@@ -38,7 +38,8 @@ class Key:
         """The key for `parts` under this one; a part's type and length are part of it."""
         h = hashlib.sha256(self.digest)
         for part in parts:
-            text = f"{type(part).__name__}:{part}".encode()
+            # numpy's strings and integers count as Python's
+            text = f"{'text' if isinstance(part, str) else 'number'}:{part}".encode()
             h.update(len(text).to_bytes(4, "big") + text)
         return Key(h.digest())
 

@@ -242,7 +242,11 @@ class Line:
         with self.run.writing(kind, config, inputs, facts) as target:
             facts.update(make(target, progress))
         seconds = round(time.monotonic() - started, 1)
-        self.run.log(stage, seconds=seconds, **{k: v for k, v in facts.items() if isinstance(v, int | float | str)})
+        self.run.log(
+            stage,
+            seconds=seconds,
+            **{k: v for k, v in facts.items() if isinstance(v, int | float | str)},
+        )
         self.run.record(__version__)
         progress.done(summary(facts))
         return self.run.require(kind)

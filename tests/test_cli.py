@@ -128,7 +128,7 @@ class TestInput:
         folder.mkdir()
         for i in range(3):
             (folder / f"note{i}.txt").write_text("nothing to see")
-        result = given(folder, data__conditions={})
+        result = given(folder)
         refused(result, 3, "no usable scan in 3 files", "quarantine.tsv")
         listed = (tmp_path / "run/private/ingest/quarantine.tsv").read_text()
         assert all(f"note{i}.txt" in listed for i in range(3))

@@ -192,7 +192,9 @@ class LatentPrior(nn.Module):
         z = mean.double().cpu().numpy()
         bias = z.mean(0)
         # ridge: a condition that hardly varies must not steer the latent
-        weight = np.linalg.solve(x.T @ x + 0.1 * len(x) / 100 * np.eye(x.shape[1]), x.T @ (z - bias))
+        weight = np.linalg.solve(
+            x.T @ x + 0.1 * len(x) / 100 * np.eye(x.shape[1]), x.T @ (z - bias)
+        )
         rest = z - bias - x @ weight
         # no shrinkage: the posteriors are a hundred times narrower than the prior, so the decoder
         # resolves directions of little variance, which shrinking would inflate

@@ -24,7 +24,7 @@ _DAMAGED = {"header_unreadable", "truncated", "unreadable", "no_pixels"}
 Labels = Mapping[str, str | float]
 
 
-class FileRefused(Exception):  # noqa: N818 (an outcome, not an error)
+class FileRefused(Exception):
     """One file of a scan was refused, and the scan with it."""
 
     def __init__(self, path: str, reason: Refused) -> None:
@@ -86,6 +86,9 @@ def find(data: Data, listing: Listing, kinds: Mapping[str, Kind]) -> Plan:
     others = [path for path, kind in kinds.items() if kind not in (form, "other")]
     plan.refuse(others, Refused("not_requested", f"Only {form} files are read here."))
     files = [path for path, kind in kinds.items() if kind == form]
+    if not files:
+        # what the config asks of tables does not matter where there is no scan at all
+        return plan
     if form == "nifti":
         _plan_nifti(plan, data, listing, files)
     else:

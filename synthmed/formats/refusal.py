@@ -66,7 +66,7 @@ REASONS: Mapping[str, str] = {
 """Reason code to the sentence that explains it in quarantine.tsv."""
 
 
-class Refused(Exception):  # noqa: N818 (an outcome, not an error)
+class Refused(Exception):
     """A file, series or scan that is not used.
 
     Args:

@@ -128,14 +128,12 @@ def _mean(
     """The statistic averaged over draws of `count` patients of each side, one scan a patient."""
     rng = key.numpy()
     choice = any(len(g) > 1 for g in (*a_groups, *b_groups)) or len(a_groups) != len(b_groups)
-    total = None
+    total: Floats = np.zeros(())
     times = draws if choice else 1
     for _ in range(times):
         rows = []
         for groups in (a_groups, b_groups):
             chosen = np.sort(rng.permutation(len(groups))[:count])
             rows.append(pick([groups[i] for i in chosen], rng))
-        figures = statistic(a, rows[0], b, rows[1])
-        total = figures if total is None else total + figures
-    assert total is not None
+        total = total + statistic(a, rows[0], b, rows[1])
     return np.asarray(total / times, dtype=np.float64)

@@ -21,6 +21,7 @@ from synthmed.artifacts import ChannelInfo, Sample
 from synthmed.backbones.generative import Generative
 from synthmed.conditions import Conditions
 from synthmed.config import Config
+from synthmed.errors import UsageError
 from synthmed.formats import synthetic
 from synthmed.keys import Key
 from synthmed.progress import Progress
@@ -179,6 +180,11 @@ def _joint(observed: Sequence[Mapping[str, str | float]]) -> list[Mapping[str, s
     cells = [tuple(sorted((k, v) for k, v in x.items() if isinstance(v, str))) for x in coarse]
     sizes = {c: cells.count(c) for c in cells}
     common = max(sizes, key=lambda c: (sizes[c], c))
+    if sizes[common] < 5:
+        raise UsageError(
+            "sample.prior: cohort: no combination of labels is shared by five training patients",
+            "Declare a prior of your own, or use uniform.",
+        )
     return [
         x if sizes[cell] >= 5 else {**x, **dict(common)}
         for x, cell in zip(coarse, cells, strict=True)

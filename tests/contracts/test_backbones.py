@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.func import grad, vmap
+
 from synthmed.backbones import Backbone
 from synthmed.backbones.generative import Batch, Phase
 from synthmed.config import Optimizer
 from synthmed.stages.train import named_parameters
-from torch.func import grad, vmap
 
 GRID, CHANNELS, WIDTH, PATIENTS, SCANS = (9, 12, 10), 2, 3, 3, 2
 
@@ -104,7 +105,11 @@ def test_per_patient_gradients_by_vmap_equal_a_loop(model: Any) -> None:
         x, d = batch(), draws(phase)
 
         def one(
-            p: dict[str, torch.Tensor], b: Batch, r: dict[str, torch.Tensor], phase: Phase = phase
+            p: dict[str, torch.Tensor],
+            b: Batch,
+            r: dict[str, torch.Tensor],
+            phase: Phase = phase,
+            frozen: dict[str, torch.Tensor] = frozen,
         ) -> torch.Tensor:
             alone = Batch(*(t[None] for t in b))
             return phase.loss({**frozen, **p}, alone, {k: v[None] for k, v in r.items()}, 0.5)[0]

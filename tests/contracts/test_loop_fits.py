@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 import torch
 from sklearn.mixture import GaussianMixture
+from torch import Generator, Tensor, nn
+from torch.func import functional_call, grad, vmap
+
 from synthmed.artifacts import ChannelInfo, Dataset
 from synthmed.backbones.generative import Batch, Draws, Params, Phase, Round, submodule
 from synthmed.conditions import Conditions
@@ -20,8 +23,6 @@ from synthmed.config import Augment, Config, Optimizer
 from synthmed.keys import Key, torch_generator
 from synthmed.loader import Loader
 from synthmed.stages.train import Training, named_state, one_step
-from torch import Generator, Tensor, nn
-from torch.func import functional_call, grad, vmap
 
 GRID = (8, 8, 8)
 VOXELS = 512
@@ -32,7 +33,9 @@ class TinyWGAN:
     """Critic and generator; the penalty's gradient by vmap, one patient at a time."""
 
     def __init__(self) -> None:
-        self.critic = nn.Sequential(nn.Flatten(), nn.Linear(VOXELS, 16), nn.SiLU(), nn.Linear(16, 1))
+        self.critic = nn.Sequential(
+            nn.Flatten(), nn.Linear(VOXELS, 16), nn.SiLU(), nn.Linear(16, 1)
+        )
         self.generator = nn.Sequential(nn.Linear(2, 16), nn.SiLU(), nn.Linear(16, VOXELS))
 
     @property
@@ -226,7 +229,9 @@ def config() -> Config:
     )
 
 
-def run(state: Training, loader: Loader, config: Config, stop_at: int = 10**9) -> list[dict[str, Any]]:
+def run(
+    state: Training, loader: Loader, config: Config, stop_at: int = 10**9
+) -> list[dict[str, Any]]:
     """The loop of stages/train.py without its files and signals."""
     seen = []
     while state.round < len(state.rounds) and len(seen) < stop_at:
@@ -267,13 +272,15 @@ def test_only_the_critic_reads_patients_and_its_gradient_is_one_patient_s(
     batch, draws = loader.draw(critic, Key.root(0), 0, "cpu")
     assert batch is not None
     params = {
-        f"{m}.{k}": p.detach() for m, mod in model.modules.items() for k, p in mod.named_parameters()
+        f"{m}.{k}": p.detach()
+        for m, mod in model.modules.items()
+        for k, p in mod.named_parameters()
     }
 
     def one(p: Params, b: Batch, d: Draws) -> Tensor:
-        return critic.loss(p, Batch(*(t[None] for t in b)), {k: v[None] for k, v in d.items()}, 0.0)[
-            0
-        ]
+        return critic.loss(
+            p, Batch(*(t[None] for t in b)), {k: v[None] for k, v in d.items()}, 0.0
+        )[0]
 
     each = vmap(grad(one), in_dims=(None, 0, 0))(params, batch, draws)
     for i in range(8):

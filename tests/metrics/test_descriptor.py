@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from scipy.ndimage import affine_transform, gaussian_filter
 
+from synthmed.artifacts import ChannelInfo
 from synthmed.metrics import MMD, descriptor
 from synthmed.metrics.blocks import block_means, blocks, image_channels
 from synthmed.metrics.shared import Shared
 from synthmed.metrics.sides import Cases
-from synthmed.artifacts import ChannelInfo
 from tests.metrics.cohorts import cases, made, sides
 
 Change = Callable[[np.ndarray], np.ndarray]

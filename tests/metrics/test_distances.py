@@ -10,8 +10,18 @@ from scipy.fft import dctn
 from scipy.spatial.distance import cdist
 from sklearn.metrics.pairwise import rbf_kernel
 
-from synthmed.metrics import MMD, PRDC, Authenticity, IntensityW1, SpectrumDistance
-from synthmed.metrics import authenticity, intensity, mmd, prdc, stats
+from synthmed.metrics import (
+    MMD,
+    PRDC,
+    Authenticity,
+    IntensityW1,
+    SpectrumDistance,
+    authenticity,
+    intensity,
+    mmd,
+    prdc,
+    stats,
+)
 from synthmed.metrics.equal import compare
 from synthmed.metrics.shared import Shared
 from synthmed.metrics.sides import Cases

@@ -342,7 +342,7 @@ def test_too_few_patients_keep_the_quarantine(tmp_path: Path, target: Path) -> N
     source = make.cohort(tmp_path / "source", 11)
     for i in range(2):
         (source / f"images/scan{i:02d}.nii.gz").write_bytes(b"")
-    with pytest.raises(InputError, match=r"9 patients .* at least 10 .* truncated 2"):
+    with pytest.raises(InputError, match=r"9 of at least 10 patients .* truncated 2"):
         ingest(make.config(source), target)
     assert len(quarantine(target)) == 2
 

@@ -18,9 +18,7 @@ from torch.nn import functional as F
 _ACT = ("leakyrelu", {"negative_slope": 0.1, "inplace": True})
 
 
-def _block(
-    channels_in: int, channels_out: int, stride: int | tuple[int, ...] = 1
-) -> nn.Module:
+def _block(channels_in: int, channels_out: int, stride: int | tuple[int, ...] = 1) -> nn.Module:
     groups = math.gcd(channels_out, 8)
     return ResidualUnit(
         spatial_dims=3,
@@ -66,7 +64,9 @@ class Geometry:
         self.coarse = tuple(sizes)
         full = [2 * n * math.prod(s[i] for s in strides) for i, n in enumerate(sizes)]
         self.padded = tuple(full)
-        self.pad = [p for n, m in zip(reversed(grid), reversed(full), strict=True) for p in (0, m - n)]
+        self.pad = [
+            p for n, m in zip(reversed(grid), reversed(full), strict=True) for p in (0, m - n)
+        ]
         self.grid = grid
 
     def expand(self, x: Tensor) -> Tensor:
@@ -99,7 +99,9 @@ class Encoder(nn.Module):
         size = widths[-1] * math.prod(self.geometry.coarse)
         hidden = 4 * latent
         self.head = nn.Sequential(
-            nn.Linear(size + condition_width, hidden), get_act_layer(_ACT), nn.Linear(hidden, 2 * latent)
+            nn.Linear(size + condition_width, hidden),
+            get_act_layer(_ACT),
+            nn.Linear(hidden, 2 * latent),
         )
 
     def forward(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,7 +127,9 @@ class Decoder(nn.Module):
         hidden = 4 * latent
         size = widths[-1] * math.prod(self.geometry.coarse)
         self.head = nn.Sequential(
-            nn.Linear(latent + condition_width, hidden), get_act_layer(_ACT), nn.Linear(hidden, size)
+            nn.Linear(latent + condition_width, hidden),
+            get_act_layer(_ACT),
+            nn.Linear(hidden, size),
         )
         blocks: list[nn.Module] = [_block(widths[-1], widths[-1])]
         down = list(zip(widths, widths[1:], self.geometry.strides, strict=False))

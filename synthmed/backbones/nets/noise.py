@@ -60,7 +60,9 @@ class SpectralNoise(nn.Module):
         """log S on the half spectrum (C, X, Y, R), normalised so that S has mean 1."""
         log_s = torch.einsum("ck,kxyr->cxyr", self.log_spectrum * _GAIN, self.basis_KXYR)
         total = math.prod(self.grid)
-        mean = torch.logsumexp(log_s + self.weight_R.log(), dim=(1, 2, 3), keepdim=True) - math.log(total)
+        mean = torch.logsumexp(log_s + self.weight_R.log(), dim=(1, 2, 3), keepdim=True) - math.log(
+            total
+        )
         return log_s - mean
 
     def scale(self) -> Tensor:
@@ -96,10 +98,12 @@ class SpectralNoise(nn.Module):
         power = spectrum.real**2 + spectrum.imag**2
         quadratic = (power * (-log_s).exp() * self.weight_R).sum((1, 2, 3, 4))
         log_det = (log_s * self.weight_R).sum() + 2 * scale.log().sum()
-        return 0.5 * (quadratic + log_det + residual[0].numel() * math.log(2 * math.pi))
+        total: Tensor = quadratic + log_det + residual[0].numel() * math.log(2 * math.pi)
+        return 0.5 * total
 
     def sample(self, white: Tensor) -> Tensor:
         """Residuals (B, C, X, Y, Z) from standard normal numbers of that shape."""
         spectrum = torch.fft.rfftn(white, dim=(-3, -2, -1), norm="ortho")
         coloured = spectrum * (0.5 * self._log_spectrum()).exp()
-        return torch.fft.irfftn(coloured, s=self.grid, norm="ortho") * self.scale()
+        residual: Tensor = torch.fft.irfftn(coloured, s=self.grid, norm="ortho") * self.scale()
+        return residual
