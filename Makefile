@@ -21,8 +21,9 @@ generate: .venv/installed
 	$(BIN)/python sample_data/phantoms.py sample_data/generated/quickstart --patients 260 --grid 32 --check
 	$(BIN)/synthmed generate configs/quickstart.yaml $(ARGS)
 
+# one thread a worker: two that share the cores with others would wait for each other
 test: .venv/installed lint
-	$(BIN)/pytest -m "not slow and not gpu" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow and not gpu" $(ARGS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .
