@@ -65,6 +65,9 @@ def assess(
         UsageError: `out` holds something else.
         InputError: a folder holds nothing usable, or a person is on both sides.
     """
+    for given in (real, synthetic, *([holdout] if holdout else [])):
+        if not given.is_dir():
+            raise InputError(f"{given}: no such folder", "Check the path.")
     if out.is_dir() and any(out.iterdir()) and not (out / MARK).is_file():
         raise UsageError(
             f"--out {out}: holds files that no assessment wrote", "Choose a new folder."

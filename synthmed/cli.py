@@ -95,7 +95,7 @@ def generate(
     with opened(place, resolved, overwrite) as (folder, chosen):
         from synthmed.pipeline import Line
 
-        decision = Line(folder, chosen, on, quiet).generate()
+        decision = Line(folder, chosen, on, quiet, overwrite).generate()
     report_decision(place, decision, as_json, verbose)
 
 
@@ -124,7 +124,7 @@ def _stage_command(name: str, text: str) -> None:
         with opened(run, resolved, overwrite) as (folder, chosen):
             from synthmed.pipeline import Line
 
-            artifact = Line(folder, chosen, on, quiet).artifact(name)
+            artifact = Line(folder, chosen, on, quiet, overwrite).artifact(name)
         if as_json:
             print_json({"stage": name, "folder": str(artifact.path), **artifact.manifest.facts})
 
@@ -146,6 +146,7 @@ def release(
     config: Annotated[str | None, typer.Option("--config", help="A config to begin with.")] = None,
     sign: Annotated[str | None, typer.Option("--sign", metavar="NAME", help="Who signs.")] = None,
     reason: Annotated[str | None, typer.Option("--reason", help="Why it may be released.")] = None,
+    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -160,7 +161,7 @@ def release(
     if config is None and not (run / "config.yaml").is_file():
         raise UsageError(f"run {run}: not begun yet", "Name a config with --config.")
     resolved = configs.load(configs.find(config) if config else run / "config.yaml")
-    with opened(run, resolved, overwrite=False) as (folder, chosen):
+    with opened(run, resolved, overwrite) as (folder, chosen):
         line = Line(folder, chosen, "cpu", quiet)
         decision = line.release()
         if sign and reason:

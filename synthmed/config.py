@@ -268,7 +268,9 @@ DEFAULT_POLICY: tuple[Mapping[str, Any], ...] = (
 class Policy(Part):
     """The rules a release must meet; every one is printed with the decision."""
 
-    rules: tuple[Rule, ...] = tuple(Rule(**r) for r in DEFAULT_POLICY)
+    rules: Annotated[tuple[Rule, ...], Field(min_length=1)] = tuple(
+        Rule(**r) for r in DEFAULT_POLICY
+    )
 
 
 class Export(Part):

@@ -67,6 +67,7 @@ class Line:
     config: Config
     device: str = "cpu"
     quiet: bool = False
+    overwrite: bool = False
 
     def generate(self) -> Decision:
         """The product: every stage that is missing, then the decision."""
@@ -85,6 +86,13 @@ class Line:
             source = there.manifest.inputs["source"]
         else:
             source = ingest.source_fingerprint(self.config)
+        if there and there.manifest.inputs["source"] != source and not self.overwrite:
+            raise UsageError(
+                f"run {self.run.path}: data.source has changed since it was read, "
+                "or SYNTHMED_HOME is another",
+                "Pass --overwrite to read it again and remake all that follows, or choose another "
+                "folder with --run.",
+            )
         return self._make(
             "ingest",
             {"source": source},

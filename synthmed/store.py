@@ -152,7 +152,7 @@ class Run:
             )
         for name, sha in manifest.files.items():
             part = path / name
-            if not part.is_file() or (part.stat().st_size < 1 << 20 and file_sha256(part) != sha):
+            if not part.is_file() or _known_sha256(part) != sha:
                 raise InputError(
                     f"{part}: missing or altered since it was written",
                     "Run with --overwrite to make the run anew.",
@@ -283,6 +283,18 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _known_sha256(path: Path) -> str:
+    """SHA-256 of a file, worked out once a process while size and time of change stay."""
+    about = path.stat()
+    key = (str(path), about.st_size, about.st_mtime_ns)
+    if key not in _HASHED:
+        _HASHED[key] = file_sha256(path)
+    return _HASHED[key]
+
+
+_HASHED: dict[tuple[str, int, int], str] = {}
 
 
 def sync(path: Path) -> None:

@@ -91,7 +91,7 @@ def release(
     shown = images.synthetic(cohort, config.data.conditions, masks)
     material = _Material(config, evidence, cohort, told, shown, len(searched), with_volumes)
     judged = policy.decide(config.policy.rules, evidence, n_holdout=told.n_holdout).verdicts
-    before_scan = [*judged, _dropped(config, cohort, told)]
+    before_scan = [*judged, *_asked_about_copies(judged), *_flagged(config, cohort, told)]
 
     new = empty(run.private / ".release.new")
     findings: list[Finding] = []
@@ -146,6 +146,8 @@ def standing(run: Run, made_from: str) -> Decision | None:
     content = json.loads(file.read_text(encoding="utf-8"))
     if content["made_from"] != made_from:
         return None
+    if sums(there[0]) != (there[0] / SUMS).read_text(encoding="utf-8"):
+        return None  # altered since: it is built anew
     return Decision.model_validate(content["decision"])
 
 
@@ -203,13 +205,14 @@ def rebuild(run: Run) -> list[Path]:
     """Make both pages again from report.json and the images beside it; returns their paths.
 
     Raises:
-        UsageError: the run has no report yet.
+        UsageError: the run has no report yet, or a file of the release was altered.
     """
     pages = []
     for name in ("private/report", "release/report", "withheld/report"):
         folder = run.path / name
         if not (folder / "report.json").is_file():
             continue
+        _check_unaltered(folder.parent)
         write_page(folder)
         pages.append(folder / "report.html")
         if (folder.parent / SUMS).is_file():
@@ -217,6 +220,21 @@ def rebuild(run: Run) -> list[Path]:
     if not pages:
         raise UsageError(f"run {run.path}: no report yet", f"Run `synthmed release {run.path}`.")
     return pages
+
+
+def _check_unaltered(folder: Path) -> None:
+    """Refuse to seal again what is not what was sealed, the page itself left aside."""
+    if not (folder / SUMS).is_file():
+        return
+
+    def without_page(text: str) -> list[str]:
+        return [line for line in text.splitlines() if not line.endswith("report/report.html")]
+
+    if without_page(sums(folder)) != without_page((folder / SUMS).read_text(encoding="utf-8")):
+        raise UsageError(
+            f"{folder}: changed since it was built",
+            f"Run `synthmed release {folder.parent}` to build it again.",
+        )
 
 
 def _fill(
@@ -281,23 +299,54 @@ def _still_signed(run: Run, decision: Decision, shareable: Report) -> dict[str, 
     return record
 
 
-def _dropped(config: Config, cohort: ScreenedCohort, facts: CohortFacts) -> Verdict:
-    """The line on how many samples the screen dropped: past its limit the model is rejected."""
+def _asked_about_copies(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """A policy that does not ask about copies cannot pass: a person has to look."""
+    if {v.estimate for v in verdicts} & {"copies", "copied_patients", "copies_shipped"}:
+        return []
+    return [
+        Verdict(
+            estimate="copied_patients",
+            slice=None,
+            rule="every policy must ask about copies",
+            status="inconclusive",
+            reason="copied_patients: the policy has no line about copies.",
+        )
+    ]
+
+
+def _flagged(config: Config, cohort: ScreenedCohort, facts: CohortFacts) -> list[Verdict]:
+    """What the screen found: past its limit the model is rejected, and no copy may ship."""
     n = len(cohort.screened) or facts.n_synthetic
     limit = config.screen.max_dropped
-    fails = facts.n_dropped > limit * n
-    share = f"{facts.n_dropped} of {n} samples were dropped as copies"
-    return Verdict(
-        estimate="dropped samples",
-        slice=None,
-        rule=f"at most {limit:.3g} of what was sampled",
-        status="fail" if fails else "pass",
-        reason=(
-            f"dropped samples: {share}, above the limit of {limit:.3g}: the model copies too much."
-            if fails
-            else f"dropped samples: {share}, within the limit of {limit:.3g}."
-        ),
-    )
+    flagged = {s.index for s in cohort.screened if s.flagged}
+    shipped = len(flagged & {s.index for s in cohort.samples})
+    found = f"{len(flagged)} of {n} samples copy a patient"
+    fails = len(flagged) > limit * n
+    lines = [
+        Verdict(
+            estimate="flagged samples",
+            slice=None,
+            rule=f"at most {limit:.3g} of what was sampled",
+            status="fail" if fails else "pass",
+            reason=(
+                f"flagged samples: {found}, above the limit of {limit:.3g}: "
+                "the model copies too much."
+                if fails
+                else f"flagged samples: {found}, within the limit of {limit:.3g}."
+            ),
+        )
+    ]
+    if shipped:
+        lines.append(
+            Verdict(
+                estimate="flagged samples that ship",
+                slice=None,
+                rule="none",
+                status="fail",
+                reason=f"flagged samples that ship: {shipped}; the screen did not drop them.",
+            )
+        )
+    return lines
 
 
 def _scanned(findings: Sequence[Finding]) -> Verdict:
