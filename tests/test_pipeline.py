@@ -42,7 +42,7 @@ def test_nothing_is_left_of_the_work(finished: Finished) -> None:
     names = {p.name for p in (finished.path / "private").iterdir()}
     assert names == {".lock", *STAGES}
     assert {p.name for p in finished.path.iterdir()} == {
-        "config.yaml", "log.jsonl", "private", "release",
+        "config.yaml", "manifest.json", "log.jsonl", "private", "release",
     }  # fmt: skip
 
 
@@ -155,7 +155,7 @@ def test_the_source_may_be_gone_once_it_was_read(
     assert "(unchanged)" in result.err
 
 
-def test_a_changed_source_makes_everything_anew(
+def test_a_changed_source_is_read_again_only_when_told(
     make_config: Callable[..., Path],
     cohort: Path,
     tmp_path: Path,
@@ -169,7 +169,12 @@ def test_a_changed_source_makes_everything_anew(
         assert synthmed(stage, run, "--config", config, "-q").code == 0
     person = sorted(p for p in source.glob("sub-*") if p.is_dir())[0]
     shutil.rmtree(person)
+    before = (run / "private/ingest/manifest.json").read_bytes()
     result = synthmed("ingest", run)
+    assert result.code == 2
+    assert "data.source has changed" in result.err
+    assert (run / "private/ingest/manifest.json").read_bytes() == before
+    result = synthmed("ingest", run, "--overwrite")
     assert result.code == 0, result.err
     assert "made anew" in result.err
     assert not (run / "private/prepare").exists(), "made of a source that is no more"

@@ -226,11 +226,46 @@ def test_a_death_midway_leaves_no_release(
     assert house.there == {"release"}
 
 
-def test_too_many_dropped_is_withheld(house: House) -> None:
-    assert house.release(PASSING, n_dropped=1).decision == "RELEASE"
-    decision = house.release(PASSING, n_dropped=2)
+def screened(house: House, flagged: int, dropped: int) -> ScreenedCohort:
+    """The house's cohort with its first samples flagged, and the first of these dropped."""
+    outcome = [
+        s.model_copy(update={"flagged": i < flagged}) for i, s in enumerate(house.screened.screened)
+    ]
+    kept = house.cohort.samples[dropped:]
+    return ScreenedCohort(kept, [house.cohort.path] * len(kept), outcome)
+
+
+def test_too_many_flagged_is_withheld(house: House) -> None:
+    house.screened = screened(house, flagged=1, dropped=1)
+    assert house.release(PASSING).decision == "RELEASE"
+    house.screened = screened(house, flagged=2, dropped=2)
+    decision = house.release(PASSING)
     assert decision.decision == "WITHHELD"
-    assert decision.reasons[0].startswith("dropped samples: 2 of 6 samples")
+    assert decision.reasons[0].startswith("flagged samples: 2 of 6 samples")
+
+
+def test_a_copy_that_would_ship_is_withheld(house: House) -> None:
+    """As where the filter is off, or the cohort is another tool's and nothing can be dropped."""
+    house.screened = screened(house, flagged=1, dropped=0)
+    decision = house.release(PASSING)
+    assert decision.decision == "WITHHELD"
+    assert decision.reasons == ["flagged samples that ship: 1; the screen did not drop them."]
+
+
+def test_a_policy_that_does_not_ask_about_copies_is_for_a_person(house: House) -> None:
+    rules = [{"estimate": "mmd2", "at_most": 1}]
+    decision = house.release(PASSING, config=config(policy={"rules": rules}))
+    assert decision.decision == "REVIEW"
+    assert "copied_patients: the policy has no line about copies." in decision.reasons
+
+
+def test_an_altered_release_is_neither_sealed_again_nor_taken_for_done(house: House) -> None:
+    house.release(PASSING)
+    assert stage.standing(house.run, "") is not None
+    (house.run.path / "release/SMITH_JOHN.nii.gz").write_bytes(b"somebody")
+    with pytest.raises(UsageError, match="changed since it was built"):
+        stage.rebuild(house.run)
+    assert stage.standing(house.run, "") is None
 
 
 def plant_pseudonym(house: House) -> Estimate:
