@@ -111,4 +111,4 @@ def test_a_collapsed_and_a_broken_cohort_are_judged_not_refused(metric: Any) -> 
     for volumes in (np.zeros_like(given.synthetic.volumes), given.synthetic.volumes * np.nan):
         broken = Cases(volumes, given.synthetic.patients, given.synthetic.labels)
         for e in measured(metric, Sides(**{**given.__dict__, "synthetic": broken})):
-            json.dumps(e.model_dump(mode="json"), allow_nan=False)
+            assert json.dumps(e.model_dump(mode="json"), allow_nan=False)
