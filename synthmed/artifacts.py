@@ -79,7 +79,6 @@ class Dataset:
         holdout: (n_scans,) True where the scan's patient is held out.
         channels: what each of the C channels is.
         affine: (4, 4) of the grid.
-        conformed: per scan, a note where its geometry was changed.
     """
 
     volumes: npt.NDArray[np.float16]

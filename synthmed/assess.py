@@ -2,7 +2,7 @@
 
 Both folders go through the same ingest and prepare as a run of our own, and the same screen,
 metrics and policy judge them; only what a model would be needed for (replacing copies) is left
-out, and no volume is copied into the result.
+out. Volumes stay in private/: what may leave is the report alone.
 """
 
 from __future__ import annotations

@@ -146,7 +146,7 @@ class Data(Part):
 
 
 class Augment(Part):
-    """Random changes of a training scan that suit the anatomy; all off by default but small shifts.
+    """Random changes of a training scan that suit the anatomy; all off by default.
 
     `flip` mirrors left and right: only where the anatomy is symmetric and no label has a side.
     """

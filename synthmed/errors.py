@@ -38,12 +38,6 @@ class ResourceError(SynthmedError):
     exit_code = 5
 
 
-class BudgetError(SynthmedError):
-    """The privacy budget does not allow it (exit 6)."""
-
-    exit_code = 6
-
-
 class Interrupted(SynthmedError):
     """Stopped by Ctrl-C or SIGTERM after a checkpoint (exit 130)."""
 

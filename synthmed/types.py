@@ -1,4 +1,4 @@
-"""The nouns that pass between stages: volumes, conditions, estimates, verdicts.
+"""The nouns that pass between stages: labels, estimates, verdicts.
 
 Axes: B batch, S scans of a patient, C channels, X Y Z voxels (RAS+: X to the right, Y to the
 front, Z to the top), D encoded condition.
@@ -7,7 +7,6 @@ front, Z to the top), D encoded condition.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -20,42 +19,6 @@ Array = npt.NDArray[np.float32]
 Affine = npt.NDArray[np.float64]
 Labels = Mapping[str, str | float]
 """Condition name to value: a category (str) or a number (float, in the condition's unit)."""
-
-
-@dataclass(frozen=True)
-class Volume:
-    """A real scan.
-
-    Args:
-        data: (C, X, Y, Z) float32, RAS+.
-        affine: (4, 4) voxel index to millimetres, RAS+.
-    """
-
-    data: Array
-    affine: Affine
-
-    def __post_init__(self) -> None:
-        if self.data.ndim != 4:
-            raise ValueError(f"Volume.data: {self.data.ndim} axes, expected 4 (C, X, Y, Z)")
-        if self.affine.shape != (4, 4):
-            raise ValueError(f"Volume.affine: shape {self.affine.shape}, expected (4, 4)")
-
-
-@dataclass(frozen=True)
-class SyntheticVolume:
-    """A generated scan. Not a `Volume`: only these, once screened, can be exported.
-
-    Args:
-        data: (C, X, Y, Z) float32 in prepared intensity (see `prepare`), RAS+.
-        affine: (4, 4) voxel index to millimetres, RAS+.
-        index: which sample of the run's stream this is (k).
-        labels: the conditions it was asked for.
-    """
-
-    data: Array
-    affine: Affine
-    index: int
-    labels: Labels
 
 
 class Frozen(BaseModel):
