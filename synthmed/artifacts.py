@@ -61,11 +61,15 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class ChannelInfo:
-    """One channel of the prepared grid: an image, or one label of a mask (0 to 1)."""
+    """One channel of the prepared grid: an image, or one label of a mask (0 to 1).
+
+    A given channel is told to the model, not drawn by it; given channels come last.
+    """
 
     name: str
     mask: str | None = None
     label_value: int | None = None
+    given: bool = False
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from synthmed import config as configs
-from synthmed import store
+from synthmed import configfile, store
 from synthmed.artifacts import Catalogue, Cohort, Dataset, Sample, Scan, ScreenedCohort
 from synthmed.config import CATEGORY, Config
 from synthmed.errors import InputError, UsageError
@@ -80,7 +79,7 @@ def assess(
         chosen = _catalogue(run, chosen, holdout, quiet, given=config is not None)
         data = _dataset(run, chosen, quiet)
         cohort = _cohort(run, chosen, synthetic, data, quiet)
-        store.write_bytes(out / "config.yaml", configs.dump(chosen).encode())
+        store.write_bytes(out / "config.yaml", configfile.dump(chosen).encode())
         progress = Progress("screen", quiet)
         with run.writing("screening", "", {}, facts := {}) as target:
             facts.update(screen.screen(chosen, data, cohort, None, target, progress))
@@ -118,7 +117,7 @@ def _config(
     if seed is not None:
         values["seed"] = seed
     if config is not None:
-        return configs.load(configs.find(config), (), values)
+        return configfile.load(configfile.find(config), (), values)
     tree: dict[str, Any] = {
         "data": {
             "source": str(real),
@@ -131,7 +130,7 @@ def _config(
         "train": {"max_steps": 1},
         "seed": seed or 0,
     }
-    return configs.validate(tree, "of assess")
+    return configfile.validate(tree, "of assess")
 
 
 _NO_LABEL = {"participant_id", "patient", "subject_group", "image", "split", "session_id"}
@@ -252,7 +251,7 @@ def _on_grid_of(config: Config, scans: Sequence[Scan]) -> Config:
     grid = [max(8, round(float(n) / factor)) for n in shape]
     tree: Mapping[str, Any] = config.model_dump(mode="json")
     place = {"grid": grid, "spacing_mm": [round(float(s) * factor, 4) for s in spacing]}
-    return configs.validate({**tree, "data": {**tree["data"], **place}}, "of assess")
+    return configfile.validate({**tree, "data": {**tree["data"], **place}}, "of assess")
 
 
 def _at(config: Config, folder: Path) -> Config:

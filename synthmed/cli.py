@@ -79,14 +79,14 @@ def generate(
     verbose: VerboseOption = False,
 ) -> None:
     """Scans in, screened synthetic cohort and decision out; goes on from where a run stopped."""
-    from synthmed import config as configs
+    from synthmed import configfile
 
-    file = configs.find(config)
+    file = configfile.find(config)
     values = {"data.source": input_, "sample.count": count, "seed": seed}
     given: dict[str, Any] = {k: v for k, v in values.items() if v is not None}
     if label:
         given["sample.labels"] = parse_labels(label)
-    resolved = configs.load(file, set_ or [], given)
+    resolved = configfile.load(file, set_ or [], given)
     place = run or Path("runs") / file.stem
     if dry_run:
         _dry_run(place, resolved, as_json)
@@ -113,13 +113,13 @@ def _stage_command(name: str, text: str) -> None:
         as_json: JsonOption = False,
         quiet: QuietOption = False,
     ) -> None:
-        from synthmed import config as configs
+        from synthmed import configfile
 
         given = {"data.source": input_} if input_ else {}
         if config is None and not (run / "config.yaml").is_file():
             raise UsageError(f"run {run}: not begun yet", "Name a config with --config.")
-        file = configs.find(config) if config else run / "config.yaml"
-        resolved = configs.load(file, set_ or [], given)
+        file = configfile.find(config) if config else run / "config.yaml"
+        resolved = configfile.load(file, set_ or [], given)
         on = pick_device(device)
         with opened(run, resolved, overwrite) as (folder, chosen):
             from synthmed.pipeline import Line
@@ -152,7 +152,7 @@ def release(
     verbose: VerboseOption = False,
 ) -> None:
     """Decide, write the reports and the release; or sign a cohort in REVIEW."""
-    from synthmed import config as configs
+    from synthmed import configfile
     from synthmed.pipeline import Line
     from synthmed.stages.release import sign as sign_off
 
@@ -160,7 +160,7 @@ def release(
         raise UsageError("release: --sign and --reason go together", "Say who, and why.")
     if config is None and not (run / "config.yaml").is_file():
         raise UsageError(f"run {run}: not begun yet", "Name a config with --config.")
-    resolved = configs.load(configs.find(config) if config else run / "config.yaml")
+    resolved = configfile.load(configfile.find(config) if config else run / "config.yaml")
     with opened(run, resolved, overwrite) as (folder, chosen):
         line = Line(folder, chosen, "cpu", quiet)
         decision = line.release()
@@ -187,13 +187,13 @@ def report(run: RunArg) -> None:
 @app.command()
 def check(config: ConfigArg, set_: SetOption = None, as_json: JsonOption = False) -> None:
     """Validate a config and print it resolved."""
-    from synthmed import config as configs
+    from synthmed import configfile
 
-    resolved = configs.load(configs.find(config), set_ or [])
+    resolved = configfile.load(configfile.find(config), set_ or [])
     if as_json:
         print_json(resolved.model_dump(mode="json"))
     else:
-        typer.echo(configs.dump(resolved), nl=False)
+        typer.echo(configfile.dump(resolved), nl=False)
 
 
 @app.command("list")
@@ -228,11 +228,11 @@ def plan(
     quiet: QuietOption = False,
 ) -> None:
     """Before training: what the data are, and the memory and time the config will take."""
-    from synthmed import config as configs
+    from synthmed import configfile
     from synthmed.plan import describe, fingerprint
 
     values = {"data.source": input_} if input_ else {}
-    resolved = configs.load(configs.find(config), set_ or [], values)
+    resolved = configfile.load(configfile.find(config), set_ or [], values)
     facts = fingerprint(resolved, pick_device(device), quiet)
     if as_json:
         print_json(facts)

@@ -24,7 +24,7 @@ _OPTIONAL = {
 
 def inventory() -> dict[str, dict[str, str]]:
     """Kind of component to name and first sentence of its documentation."""
-    from synthmed import config as configs
+    from synthmed import configfile
     from synthmed.backbones import Backbone
     from synthmed.metrics import Metric
 
@@ -39,7 +39,7 @@ def inventory() -> dict[str, dict[str, str]]:
             if hasattr(m, "model_fields")
         }
 
-    files = sorted(configs.shipped_folder("configs").glob("*.yaml"))
+    files = sorted(configfile.shipped_folder("configs").glob("*.yaml"))
     return {
         "backbones": table(Backbone),
         "metrics": table(Metric),
@@ -47,7 +47,7 @@ def inventory() -> dict[str, dict[str, str]]:
         "configs": {f.stem: first_comment(f.read_text(encoding="utf-8")) for f in files},
         "pipelines": {
             f.stem: first_comment(f.read_text(encoding="utf-8"))
-            for f in sorted(configs.shipped_folder("pipelines").glob("*.smk"))
+            for f in sorted(configfile.shipped_folder("pipelines").glob("*.smk"))
         },
     }
 

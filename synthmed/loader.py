@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
-from synthmed.artifacts import Dataset
+from synthmed.artifacts import ChannelInfo, Dataset
 from synthmed.augment import apply_transforms, draw_intensity, draw_transform, is_geometric
-from synthmed.backbones.generative import Batch, Draws, Phase
+from synthmed.backbones.generative import Batch, Draws, Phase, VolumeSpec
 from synthmed.conditions import Conditions
 from synthmed.config import Augment
 from synthmed.keys import Key
@@ -38,6 +39,7 @@ class Loader:
             p: np.flatnonzero((dataset.patients == p) & ~dataset.holdout) for p in self.patients
         }
         self.encoded = np.stack([conditions.encode(x) for x in dataset.labels])
+        self.spec = spec_of(dataset.channels, dataset.grid, conditions)
 
     def draw(self, phase: Phase, key: Key, step: int, device: str) -> tuple[Batch | None, Draws]:
         """One step's batch (None for a phase that reads no patients) and its randomness."""
@@ -78,10 +80,7 @@ class Loader:
         return {
             "grid": list(self.dataset.grid),
             "affine": self.dataset.affine.tolist(),
-            "channels": [
-                {"name": c.name, "mask": c.mask, "label_value": c.label_value}
-                for c in self.dataset.channels
-            ],
+            "channels": [asdict(c) for c in self.dataset.channels],
             "condition_width": self.conditions.width,
         }
 
@@ -101,8 +100,18 @@ class Loader:
         return x, row
 
     def _batch(self, x: Sequence[torch.Tensor], rows: Sequence[int], device: str) -> Batch:
+        all_channels = torch.stack(list(x))[:, None].to(device, non_blocking=True)
         return Batch(
-            x=torch.stack(list(x))[:, None].to(device, non_blocking=True),
+            x=all_channels[:, :, : self.spec.channels],
             c=torch.from_numpy(self.encoded[list(rows)])[:, None].to(device),
+            given=all_channels[:, :, self.spec.channels :],
             mask=torch.ones(len(rows), 1, device=device),
         )
+
+
+def spec_of(
+    channels: Sequence[ChannelInfo], grid: tuple[int, int, int], conditions: Conditions
+) -> VolumeSpec:
+    """What a model has to draw for these channels, and what it is told."""
+    given = sum(c.given for c in channels)
+    return VolumeSpec(len(channels) - given, grid, conditions.width, given)

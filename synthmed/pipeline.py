@@ -17,8 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from synthmed import __version__, store
-from synthmed import config as configs
+from synthmed import __version__, configfile, store
 from synthmed.artifacts import Catalogue, Cohort, Dataset, ScreenedCohort
 from synthmed.conditions import Conditions
 from synthmed.config import Config
@@ -82,7 +81,7 @@ class Line:
     def ingest(self) -> Artifact:
         """Source to catalogue. Where the source is gone, what was read from it is still good."""
         there = self.run.load("catalogue")
-        if there and not configs.source_folder(self.config).is_dir():
+        if there and not configfile.source_folder(self.config).is_dir():
             source = there.manifest.inputs["source"]
         else:
             source = ingest.source_fingerprint(self.config)
@@ -270,10 +269,10 @@ def begin(run: Run, config: Config, overwrite: bool) -> None:
         UsageError: stages are stale and `overwrite` is not set.
     """
     file = run.path / "config.yaml"
-    text = configs.dump(config)
+    text = configfile.dump(config)
     if file.exists() and file.read_text(encoding="utf-8") != text:
         try:
-            old = configs.load(file)
+            old = configfile.load(file)
         except UsageError:
             if not overwrite:
                 raise UsageError(
@@ -313,7 +312,7 @@ def preview(place: Path, config: Config) -> dict[str, str]:
     if not file.is_file():
         return dict.fromkeys(STAGES, "to do")
     run = Run(place)
-    stale = stale_stages(run, configs.load(file), config)
+    stale = stale_stages(run, configfile.load(file), config)
     out = {}
     for stage, kind in KINDS.items():
         made = (run.folder(kind) / "manifest.json").is_file()

@@ -111,9 +111,10 @@ def cost(config: Config, n_train: int, n_scans: int, device: str) -> dict[str, A
         steps = int(min(longest, config.train.max_steps or longest))
     batch = train.CANONICAL_BATCH
     conditions = torch.from_numpy(loader.encoded[:1]).repeat(batch, 1).to(device)
-    model.sample(conditions, torch.arange(batch))
+    given = torch.zeros(batch, loader.spec.given, *loader.spec.grid, device=device)
+    model.sample(conditions, torch.arange(batch), given)
     started = time.monotonic()
-    model.sample(conditions, torch.arange(batch))
+    model.sample(conditions, torch.arange(batch), given)
     a_sample = (time.monotonic() - started) / batch
     count = sample_count(config)
     voxels = int(np.prod(config.data.grid)) * len(loader.dataset.channels)

@@ -20,6 +20,7 @@ class Progress:
         self.started = self.shown = time.monotonic()
         self.terminal = sys.stderr.isatty()
         self.base = 0
+        self.warned: set[str] = set()
 
     def resume_at(self, done: int) -> None:
         """Count the rate from here: what an earlier process did took none of our time."""
@@ -42,6 +43,15 @@ class Progress:
             sys.stderr.write(f"\r\x1b[K  {self.stage:<9} {bar} {text}")
         else:
             sys.stderr.write(f"  {self.stage:<9} {text}\n")
+        sys.stderr.flush()
+
+    def warn(self, text: str) -> None:
+        """A line of its own on what looks wrong, once a text."""
+        if self.quiet or text in self.warned:
+            return
+        self.warned.add(text)
+        clear = "\r\x1b[K" if self.terminal else ""
+        sys.stderr.write(f"{clear}  {self.stage:<9} warning: {text}\n")
         sys.stderr.flush()
 
     def done(self, text: str, skipped: bool = False) -> None:

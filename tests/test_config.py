@@ -11,7 +11,7 @@ import pytest
 import yaml
 from conftest import ROOT, TINY
 
-from synthmed import config as configs
+from synthmed import configfile
 from synthmed.backbones import Backbone
 from synthmed.config import DEFAULT_POLICY, Config, Policy
 from synthmed.errors import UsageError
@@ -25,13 +25,13 @@ CONTRACT = {"quickstart", "acdc", "brain3mm", "dicom", "hippocampus-cvae"}
 def changed(**changes: Any) -> dict[str, Any]:
     tree: dict[str, Any] = yaml.safe_load(yaml.safe_dump(TINY))
     for dotted, value in changes.items():
-        configs._put(tree, dotted.replace("__", "."), value)
+        configfile._put(tree, dotted.replace("__", "."), value)
     return tree
 
 
 def fault(tree: dict[str, Any]) -> str:
     with pytest.raises(UsageError) as error:
-        configs.validate(tree, "test.yaml")
+        configfile.validate(tree, "test.yaml")
     text = str(error.value)
     assert text.startswith("config test.yaml: ")
     return text
@@ -46,29 +46,29 @@ def test_no_shipped_config_is_skipped() -> None:
     assert sorted(files) == SHIPPED, "a config is a .yaml file"
     assert {p.stem for p in SHIPPED} >= CONTRACT
     assert set(inventory()["configs"]) == {p.stem for p in SHIPPED}
-    assert configs.shipped_folder("configs") == ROOT / "configs"
+    assert configfile.shipped_folder("configs") == ROOT / "configs"
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda p: p.stem)
 def test_a_shipped_config_is_valid_and_says_how_it_is_run(file: Path) -> None:
-    config = configs.load(file)
+    config = configfile.load(file)
     assert isinstance(config, Config)
     first = file.read_text(encoding="utf-8").splitlines()[0]
     said = "make generate" if file.stem == "quickstart" else f"synthmed generate {file.stem}"
     assert re.match(rf"# {re.escape(said)}( |$)", first)
     assert re.search(r"minute|hour|second", first), "opens with its cost"
-    assert configs.find(file.stem) == file
+    assert configfile.find(file.stem) == file
     assert "privacy" in yaml.safe_load(file.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda p: p.stem)
 def test_a_resolved_config_reloads_to_an_equal_one(file: Path, tmp_path: Path) -> None:
-    config = configs.load(file, ["sample.count=7"], {"seed": 3})
+    config = configfile.load(file, ["sample.count=7"], {"seed": 3})
     resolved = tmp_path / "resolved.yaml"
-    resolved.write_text(configs.dump(config), encoding="utf-8")
-    again = configs.load(resolved)
+    resolved.write_text(configfile.dump(config), encoding="utf-8")
+    again = configfile.load(resolved)
     assert again == config
-    assert configs.dump(again) == configs.dump(config)
+    assert configfile.dump(again) == configfile.dump(config)
     assert (again.sample.count, again.seed) == (7, 3)
 
 
@@ -160,7 +160,7 @@ def test_a_wrong_value_is_named(changes: dict[str, Any], said: str) -> None:
 
 
 def test_channels_have_a_shorthand() -> None:
-    config = configs.validate(
+    config = configfile.validate(
         changed(
             data__channels={
                 "T1w": "image",
@@ -195,20 +195,20 @@ def test_a_file_that_is_no_config_is_named(content: bytes, said: str, tmp_path: 
     file = tmp_path / "broken.yaml"
     file.write_bytes(content)
     with pytest.raises(UsageError) as error:
-        configs.load(file)
+        configfile.load(file)
     assert said in str(error.value)
     assert str(file) in str(error.value)
 
 
 def test_an_unknown_config_lists_the_shipped_ones() -> None:
     with pytest.raises(UsageError) as error:
-        configs.find("quickstrat")
+        configfile.find("quickstrat")
     for file in SHIPPED:
         assert file.stem in str(error.value)
 
 
 def test_overrides_are_yaml_and_reach_any_depth(make_config: Callable[..., Path]) -> None:
-    config = configs.load(
+    config = configfile.load(
         make_config(),
         [
             "train.optimizer.learning_rate=2e-3",
@@ -233,15 +233,15 @@ def test_overrides_are_yaml_and_reach_any_depth(make_config: Callable[..., Path]
 @pytest.mark.parametrize("item", ["train.max_steps", "=3", "a=[1"])
 def test_a_wrong_override_is_quoted(item: str, make_config: Callable[..., Path]) -> None:
     with pytest.raises(UsageError, match=re.escape(f"--set {item}: ")):
-        configs.load(make_config(), [item])
+        configfile.load(make_config(), [item])
 
 
 def test_a_source_with_an_unset_variable_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = configs.validate(changed(data__source="${NO_SUCH_VARIABLE}/x"), "test")
+    config = configfile.validate(changed(data__source="${NO_SUCH_VARIABLE}/x"), "test")
     with pytest.raises(UsageError, match="NO_SUCH_VARIABLE is not set"):
-        configs.source_folder(config)
+        configfile.source_folder(config)
     monkeypatch.setenv("NO_SUCH_VARIABLE", "/there")
-    assert configs.source_folder(config) == Path("/there/x")
+    assert configfile.source_folder(config) == Path("/there/x")
 
 
 def test_the_starting_policy_asks_about_copies_first() -> None:
@@ -255,6 +255,6 @@ def test_the_starting_policy_asks_about_copies_first() -> None:
 
 def test_every_backbone_is_built_from_its_defaults() -> None:
     for name in inventory()["backbones"]:
-        config = configs.validate(changed(backbone={"name": name}), "test")
+        config = configfile.validate(changed(backbone={"name": name}), "test")
         assert config.backbone.name == name
     assert inventory()["backbones"], Backbone

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from synthmed import __version__
-from synthmed.config import shipped_folder
+from synthmed.configfile import shipped_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 

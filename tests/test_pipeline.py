@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from conftest import STAGES, Finished, Result, command, environment
 
-from synthmed import config as configs
+from synthmed import configfile
 from synthmed.pipeline import DEPENDS, stale_stages
 from synthmed.store import Run
 
@@ -195,14 +195,14 @@ CHANGES: dict[str, tuple[str, Any]] = {
 def test_each_part_of_the_config_has_its_stage(stage: str, finished: Finished) -> None:
     """What changed, and everything that is made of it, is stale; what comes before is not."""
     key, value = CHANGES[stage]
-    new = configs.load(finished.config, (), {key: value})
-    stale = stale_stages(Run(finished.path), configs.load(finished.config), new)
+    new = configfile.load(finished.config, (), {key: value})
+    stale = stale_stages(Run(finished.path), configfile.load(finished.config), new)
     assert stale == list(DEPENDS)[list(DEPENDS).index(stage) :]
 
 
 def test_every_field_of_the_config_belongs_to_a_stage(finished: Finished) -> None:
     """A field that no stage depends on would be changed without anything being made anew."""
-    config = configs.load(finished.config)
+    config = configfile.load(finished.config)
     covered = set()
     for part in DEPENDS.values():
         covered |= set(part(config))

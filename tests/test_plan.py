@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from synthmed import config as configs
-from synthmed import plan
+from synthmed import configfile, plan
 from synthmed.artifacts import Scan
 from synthmed.config import Config
 from synthmed.policy import MIN_HOLDOUT
@@ -19,7 +18,9 @@ from synthmed.policy import MIN_HOLDOUT
 @pytest.fixture
 def config(make_config: Callable[..., Path]) -> Callable[..., Config]:
     def make(**values: Any) -> Config:
-        return configs.load(make_config(), (), {k.replace("__", "."): v for k, v in values.items()})
+        return configfile.load(
+            make_config(), (), {k.replace("__", "."): v for k, v in values.items()}
+        )
 
     return make
 

@@ -17,7 +17,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
-from synthmed.backbones.generative import Batch, Draws, Params, Phase, Round, submodule
+from synthmed.backbones.generative import (
+    Batch,
+    Draws,
+    Examination,
+    Params,
+    Phase,
+    Round,
+    VolumeSpec,
+    submodule,
+)
 from synthmed.keys import torch_generator
 
 if TYPE_CHECKING:
@@ -56,35 +65,26 @@ class CVAE(BaseModel):
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.995
     prior: Literal["fitted", "standard"] = "fitted"
 
-    def build(
-        self, channels: int, grid: tuple[int, int, int], condition_width: int, optimizer: Optimizer
-    ) -> ConditionalVAE:
-        """The model for (C, X, Y, Z) volumes with D condition numbers; weights from torch's RNG."""
-        return ConditionalVAE(self, channels, grid, condition_width, optimizer)
+    def build(self, spec: VolumeSpec, optimizer: Optimizer) -> ConditionalVAE:
+        """The model for volumes of this kind; weights from torch's global generator."""
+        return ConditionalVAE(self, spec, optimizer)
 
 
 class ConditionalVAE:
     """The networks, the loss and the sampler of one conditional VAE."""
 
-    def __init__(
-        self,
-        config: CVAE,
-        channels: int,
-        grid: tuple[int, int, int],
-        condition_width: int,
-        optimizer: Optimizer,
-    ) -> None:
+    def __init__(self, config: CVAE, spec: VolumeSpec, optimizer: Optimizer) -> None:
         from synthmed.backbones.nets.convolutional import Decoder, Encoder  # imports MONAI: seconds
         from synthmed.backbones.nets.noise import SpectralNoise
 
         self.config = config
-        self.shape = (channels, *grid)
+        self.shape = (spec.channels, *spec.grid)
         self.optimizer = optimizer
-        sizes = (channels, grid, config.widths, condition_width, config.latent)
+        sizes = (spec.channels, spec.grid, config.widths, spec.condition_width, config.latent)
         self.encoder = Encoder(*sizes)
         self.decoder = Decoder(*sizes)
-        self.noise = SpectralNoise(channels, grid, spectral=config.noise == "spectral")
-        self.prior = LatentPrior(condition_width, config.latent)
+        self.noise = SpectralNoise(spec.channels, spec.grid, spectral=config.noise == "spectral")
+        self.prior = LatentPrior(spec.condition_width, config.latent)
 
     @property
     def modules(self) -> Mapping[str, nn.Module]:
@@ -152,11 +152,22 @@ class ConditionalVAE:
             "latent": self.config.latent,
             "kl_nats": float(kl.sum(1).mean()),
             "noise_sd": float(self.noise.scale().median()),
-            "collapsed": float(active < 2),
         }
 
+    def remarks(
+        self, recent: Sequence[Mapping[str, float]], figures: Mapping[str, float]
+    ) -> Sequence[str]:
+        """Posterior collapse, once the round has ended."""
+        if figures.get("latent_active", 2) < 2:
+            return ["COLLAPSED: the latent is not used, samples will all look alike"]
+        return []
+
+    def examine(self, train: Batch, holdout: Batch | None) -> Examination:
+        """Nothing yet beyond what `finish` tells."""
+        return Examination()
+
     @torch.no_grad()
-    def sample(self, conditions: Tensor, keys: Tensor) -> Tensor:
+    def sample(self, conditions: Tensor, keys: Tensor, given: Tensor) -> Tensor:
         """Draw from p(x | z, c) with z from the prior: (B, C, X, Y, Z)."""
         device = conditions.device
         generators = [torch_generator(int(k)) for k in keys]

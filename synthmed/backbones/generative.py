@@ -4,16 +4,18 @@ One loop (stages/train.py) trains them all. A round's phases interleave; rounds 
 A VAE is one round with one phase; a GAN one round with two, of which only the critic reads
 patients; a latent model two rounds, the first of which may finish with a fit without gradients.
 
-Axes: B patients, S scans of a patient (padded, see `Batch.mask`), C channels, X Y Z voxels,
-D encoded condition.
+Axes: B patients, S scans of a patient (padded, see `Batch.mask`), C channels that are generated,
+K mask channels that are given, X Y Z voxels, D encoded condition.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
 from torch import Generator, Tensor, nn
 
 if TYPE_CHECKING:
@@ -26,17 +28,36 @@ Draws = Mapping[str, Tensor]
 """All randomness of one patient at one step, or of a batch of them stacked along B."""
 
 
+@dataclass(frozen=True)
+class VolumeSpec:
+    """What a model draws, and what it is told.
+
+    Args:
+        channels: C, generated channels.
+        grid: (X, Y, Z).
+        condition_width: D, length of an encoded condition; 0 for an unconditional model.
+        given: K, channels of a mask that is given at training and at sampling; 0 for none.
+    """
+
+    channels: int
+    grid: tuple[int, int, int]
+    condition_width: int
+    given: int = 0
+
+
 class Batch(NamedTuple):
     """Scans of B patients.
 
     Args:
         x: (B, S, C, X, Y, Z) float32, images about 0 to 1, masks 0 to 1.
-        c: (B, S, D) float32, encoded conditions.
+        c: (B, S, D) float32, encoded conditions; all zero says that nothing is known.
+        given: (B, S, K, X, Y, Z) float32, masks 0 to 1 that the model is told; K may be 0.
         mask: (B, S) float32, 1 for a scan and 0 for padding; at least one scan a patient.
     """
 
     x: Tensor
     c: Tensor
+    given: Tensor
     mask: Tensor
 
 
@@ -57,6 +78,8 @@ class Phase:
         reads_patients: True where the gradient must be privatised when privacy is asked for.
         ema: decay of the moving average whose weights are kept, or None.
         every: it steps at each `every`-th step of the round.
+        project: called after each of its steps; changes parameters or buffers in place by a rule
+            that reads no patient (weight clipping, a power iteration).
     """
 
     name: str
@@ -67,6 +90,7 @@ class Phase:
     reads_patients: bool
     ema: float | None = None
     every: int = 1
+    project: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,8 +98,9 @@ class Round:
     """Phases that interleave, for a share of the training budget.
 
     Args:
-        phases: in the order they step.
-        share: of the run's steps (or minutes); the shares of a model's rounds sum to 1.
+        phases: in the order they step; empty where the round is its `finish` alone.
+        share: of the run's steps (or minutes); the shares of a model's rounds sum to 1, and a
+            round without phases has share 0.
         finish: called once after the last step with batches over all training patients, in a
             fixed order; sets what is fitted without gradients (a buffer of a module) and returns
             figures for the training log.
@@ -86,6 +111,21 @@ class Round:
     share: float = 1.0
     finish: Callable[[Sequence[Batch]], Mapping[str, float]] | None = None
     finish_privacy: Literal["none", "charged", "refused"] = "none"
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What a trained model shows of itself, for the private side alone.
+
+    Args:
+        figures: name to number.
+        tables: name to rows, each column name to value, all rows with the same columns.
+        pictures: name to a grey picture (H, W), uint8, with a sentence that says what it shows.
+    """
+
+    figures: Mapping[str, float] = field(default_factory=dict)
+    tables: Mapping[str, Sequence[Mapping[str, float | str]]] = field(default_factory=dict)
+    pictures: Mapping[str, tuple[npt.NDArray[np.uint8], str]] = field(default_factory=dict)
 
 
 class Generative(Protocol):
@@ -100,12 +140,33 @@ class Generative(Protocol):
         """The training plan; the same at every call."""
         ...
 
-    def sample(self, conditions: Tensor, keys: Tensor) -> Tensor:
+    def remarks(
+        self, recent: Sequence[Mapping[str, float]], figures: Mapping[str, float]
+    ) -> Sequence[str]:
+        """What goes wrong in training, one sentence each, for a person; empty when nothing does.
+
+        Args:
+            recent: the last lines of the training log, of one round, oldest first.
+            figures: what the finished rounds have found.
+        """
+        ...
+
+    def examine(self, train: Batch, holdout: Batch | None) -> Examination:
+        """Look at the trained model, on a fixed subset of patients of either side.
+
+        Args:
+            train: patients that were trained on.
+            holdout: patients that were not; None under differential privacy.
+        """
+        ...
+
+    def sample(self, conditions: Tensor, keys: Tensor, given: Tensor) -> Tensor:
         """Synthetic volumes.
 
         Args:
             conditions: (B, D) float32 encoded conditions.
-            keys: (B,) int64; row i of the result depends on row i of both alone.
+            keys: (B,) int64; row i of the result depends on row i of all three alone.
+            given: (B, K, X, Y, Z) float32 masks to draw an image for; K may be 0.
 
         Returns:
             (B, C, X, Y, Z) float32 on the modules' device.

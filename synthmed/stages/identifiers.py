@@ -8,7 +8,8 @@ from importlib.resources import files
 from pathlib import PurePosixPath
 
 from synthmed.artifacts import Catalogue
-from synthmed.config import Config, source_folder
+from synthmed.config import Config
+from synthmed.configfile import source_folder
 from synthmed.deid.needles import MIN_TEXT, Needles
 from synthmed.formats.listing import walk
 from synthmed.formats.tables import participants, person_column

@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from synthmed.artifacts import Scan
-from synthmed.config import Channel, Config, source_folder
+from synthmed.config import Channel, Config
+from synthmed.configfile import source_folder
 from synthmed.deid.pseudonyms import Pseudonyms
 from synthmed.errors import InputError, ResourceError, UsageError
 from synthmed.formats import candidates, nifti, tables

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,7 @@ def prepare(
         target / "dataset.json",
         {
             "affine": affine.tolist(),
-            "channels": [
-                {"name": c.name, "mask": c.mask, "label_value": c.label_value} for c in channels
-            ],
+            "channels": [asdict(c) for c in channels],
             "scans": [
                 {
                     "scan": s.scan,

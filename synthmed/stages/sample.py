@@ -24,6 +24,7 @@ from synthmed.config import Config
 from synthmed.errors import UsageError
 from synthmed.formats import synthetic
 from synthmed.keys import Key
+from synthmed.loader import spec_of
 from synthmed.progress import Progress
 from synthmed.stages.prepare import CLIP
 from synthmed.stages.train import load_state
@@ -57,9 +58,8 @@ class Sampler:
         self.labels_of = labels_of
         self.key = Key.root(sample_seed(config)).fold("sample")
         x, y, z = about["grid"]
-        self.model: Generative = config.backbone.build(
-            len(self.channels), (x, y, z), about["condition_width"], config.train.optimizer
-        )
+        self.spec = spec_of(self.channels, (x, y, z), self.conditions)
+        self.model: Generative = config.backbone.build(self.spec, config.train.optimizer)
         load_state(self.model, load_file(path / "weights.safetensors"))
         for module in self.model.modules.values():
             module.to(device).eval()
@@ -69,8 +69,9 @@ class Sampler:
         indices = range(number * self.batch, (number + 1) * self.batch)
         encoded = np.stack([self.conditions.encode(self.labels_of(k)) for k in indices])
         keys = torch.tensor([self.key.fold(k).integer() for k in indices])
+        given = torch.zeros(len(indices), self.spec.given, *self.spec.grid, device=self.device)
         with torch.inference_mode():
-            x = self.model.sample(torch.from_numpy(encoded).to(self.device), keys)
+            x = self.model.sample(torch.from_numpy(encoded).to(self.device), keys, given)
         top = torch.tensor([CLIP if c.mask is None else 1.0 for c in self.channels])
         bounded = torch.minimum(x.clamp(min=0), top.to(x.device)[:, None, None, None])
         return bounded.float().cpu().numpy()

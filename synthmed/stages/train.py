@@ -184,6 +184,8 @@ def train(
                 if due or interrupted:
                     state.save(checkpoint)
                     saved = time.monotonic()
+                    for remark in model.remarks(recent(partial / LOG), state.figures):
+                        progress.warn(remark)
                 if interrupted:
                     raise _stopped(done, total)
             state.end_round(loader.all_train(device) if state.rounds[state.round].finish else [])
@@ -198,7 +200,14 @@ def train(
         "n_parameters": sum(p.numel() for p in state.params.values()),
         "precision": "bf16" if amp else "fp32",
         "figures": state.figures,
+        "remarks": list(model.remarks(recent(partial / LOG), state.figures)),
     }
+
+
+def recent(log: Path, n: int = 200) -> list[dict[str, float]]:
+    """The last lines of a training log, those of its last round alone."""
+    lines = [json.loads(x) for x in log.read_text(encoding="utf-8").splitlines()[-n:]]
+    return [x for x in lines if x["round"] == lines[-1]["round"]]
 
 
 def one_step(
@@ -232,6 +241,8 @@ def one_step(
         for group in optimizer.param_groups:
             group["lr"] = phase.optimizer.learning_rate * factor
         optimizer.step()
+        if phase.project is not None:
+            phase.project()
         if phase.ema is not None:
             # young averages forget faster, so that they do not remember the initial weights
             steps = state.step // phase.every
@@ -257,11 +268,13 @@ def plan_steps(
     """Steps of each round: given, or as many as `max_minutes` allow at the speed measured now."""
     rounds = model.rounds()
     limit = config.train.max_steps
-    by_steps = [max(1, round(r.share * limit)) for r in rounds] if limit else None
+    by_steps = (
+        [max(1, round(r.share * limit)) if r.phases else 0 for r in rounds] if limit else None
+    )
     if config.train.max_minutes is None:
         return by_steps or []  # the config asks for one of the two at least
     by_time = [
-        max(1, int(60 * config.train.max_minutes * r.share / seconds))
+        max(1, int(60 * config.train.max_minutes * r.share / seconds)) if r.phases else 0
         for r, seconds in zip(
             rounds, seconds_per_step(config, model, loader, key, device), strict=True
         )
@@ -297,12 +310,7 @@ def build(config: Config, loader: Loader, key: Key, device: str) -> Generative:
     """The model with weights drawn from `key`, on `device`; global random state is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key.integer())
-        model = config.backbone.build(
-            len(loader.dataset.channels),
-            loader.dataset.grid,
-            loader.conditions.width,
-            config.train.optimizer,
-        )
+        model = config.backbone.build(loader.spec, config.train.optimizer)
     for module in model.modules.values():
         module.to(device)
     return model
@@ -379,8 +387,6 @@ def summary(facts: Mapping[str, Any]) -> str:
     """One line for the terminal."""
     figures = facts["figures"]
     text = f"{sum(facts['steps'])} steps, {facts['n_parameters'] / 1e6:.1f} M parameters"
-    if figures.get("collapsed"):
-        text += "; COLLAPSED: the latent is not used, samples will all look alike"
-    elif "latent_active" in figures:
+    if "latent_active" in figures:
         text += f"; {figures['latent_active']:.0f} of {figures['latent']:.0f} latents in use"
-    return text
+    return "; ".join([text, *facts["remarks"]])

@@ -9,11 +9,13 @@ import torch
 from torch.func import grad, vmap
 
 from synthmed.backbones import Backbone
-from synthmed.backbones.generative import Batch, Phase
+from synthmed.backbones.generative import Batch, Phase, VolumeSpec
 from synthmed.config import Optimizer
 from synthmed.stages.train import named_parameters
 
 GRID, CHANNELS, WIDTH, PATIENTS, SCANS = (9, 12, 10), 2, 3, 3, 2
+SPEC = VolumeSpec(CHANNELS, GRID, WIDTH)
+NOTHING = torch.zeros(4, 0, *GRID)
 
 
 def members() -> list[Any]:
@@ -26,7 +28,7 @@ def model(request: pytest.FixtureRequest) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         small = {"widths": (4, 8), "latent": 4} if "widths" in request.param.model_fields else {}
-        return request.param(**small).build(CHANNELS, GRID, WIDTH, Optimizer())
+        return request.param(**small).build(SPEC, Optimizer())
 
 
 def batch(seed: int = 0, patients: int = PATIENTS) -> Batch:
@@ -36,6 +38,7 @@ def batch(seed: int = 0, patients: int = PATIENTS) -> Batch:
     return Batch(
         torch.rand(patients, SCANS, CHANNELS, *GRID, generator=g),
         torch.rand(patients, SCANS, WIDTH, generator=g),
+        torch.zeros(patients, SCANS, 0, *GRID),
         mask,
     )
 
@@ -79,7 +82,7 @@ def test_isolation_changing_one_patient_leaves_the_others_bit_identical(model: A
     for phase in (p for p in phases(model) if p.reads_patients):
         params = named_parameters(model)
         first, other = batch(0), batch(1)
-        mixed = Batch(first.x.clone(), first.c.clone(), first.mask.clone())
+        mixed = first._replace(x=first.x.clone(), c=first.c.clone())
         mixed.x[1], mixed.c[1] = other.x[1], other.c[1]
         a = phase.loss(params, first, draws(phase), 0.5)
         b = phase.loss(params, mixed, draws(phase), 0.5)
@@ -91,7 +94,7 @@ def test_padding_is_not_seen(model: Any) -> None:
     for phase in (p for p in phases(model) if p.reads_patients):
         params = named_parameters(model)
         padded = batch()
-        changed = Batch(padded.x.clone(), padded.c, padded.mask)
+        changed = padded._replace(x=padded.x.clone())
         changed.x[0, 1] = 0.123
         a, b = (phase.loss(params, x, draws(phase), 0.5) for x in (padded, changed))
         assert torch.equal(a, b)
@@ -138,12 +141,12 @@ def test_loss_is_pure_and_leaves_global_randomness_alone(model: Any) -> None:
 def test_samples_have_the_shape_and_depend_on_their_own_row_alone(model: Any) -> None:
     c = torch.rand(4, WIDTH, generator=torch.Generator().manual_seed(0))
     keys = torch.arange(4)
-    a = model.sample(c, keys)
+    a = model.sample(c, keys, NOTHING)
     assert a.shape == (4, CHANNELS, *GRID)
     assert torch.isfinite(a).all()
     changed = c.clone()
     changed[2] += 1
-    b = model.sample(changed, torch.tensor([0, 9, 2, 3]))
+    b = model.sample(changed, torch.tensor([0, 9, 2, 3]), NOTHING)
     assert torch.equal(a[[0, 3]], b[[0, 3]])
     assert not torch.equal(a[1], b[1])
     assert not torch.equal(a[2], b[2])

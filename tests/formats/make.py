@@ -13,7 +13,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import format_number_as_ds
 
-from synthmed.config import Config, validate
+from synthmed.config import Config
+from synthmed.configfile import validate
 
 MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
 

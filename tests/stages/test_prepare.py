@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from synthmed import config as configs
+from synthmed import configfile
 from synthmed.artifacts import Catalogue, ChannelInfo, Dataset, Scan
 from synthmed.config import Config
 from synthmed.errors import InputError, UsageError
@@ -43,7 +43,7 @@ def config(**data: Any) -> Config:
         "privacy": None,
         "train": {"max_steps": 1},
     }
-    return configs.validate(tree, "test")
+    return configfile.validate(tree, "test")
 
 
 def catalogue(
@@ -311,7 +311,9 @@ def test_the_median_voxel_size_unless_privacy_forbids(twelve: Catalogue, tmp_pat
     conf = config(grid=[8, 8, 8], spacing_mm=None)
     facts = prepare(conf, twelve, tmp_path, QUIET)
     assert facts["spacing_mm"] == [2, 2, 2.6]
-    private = configs.validate({**conf.model_dump(mode="json"), "privacy": {"epsilon": 3}}, "test")
+    private = configfile.validate(
+        {**conf.model_dump(mode="json"), "privacy": {"epsilon": 3}}, "test"
+    )
     with pytest.raises(UsageError, match=r"data\.spacing_mm: null takes the cohort's median"):
         prepare(private, twelve, tmp_path, QUIET)
 

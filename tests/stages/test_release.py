@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from synthmed.artifacts import ChannelInfo, Cohort, Dataset, Sample, Scan, Screened, ScreenedCohort
-from synthmed.config import Config, validate
+from synthmed.config import Config
+from synthmed.configfile import validate
 from synthmed.errors import UsageError
 from synthmed.formats import nifti
 from synthmed.formats.quarantine import Quarantine

@@ -13,7 +13,7 @@ import pytest
 from conftest import Finished
 from scipy.stats import chisquare
 
-from synthmed import config as configs
+from synthmed import configfile
 from synthmed.artifacts import Cohort
 from synthmed.config import Config
 from synthmed.formats import nifti
@@ -26,7 +26,9 @@ QUIET = Progress("sample", quiet=True)
 
 
 def sampler(finished: Finished, **values: Any) -> Sampler:
-    config = configs.load(finished.config, (), {k.replace("__", "."): v for k, v in values.items()})
+    config = configfile.load(
+        finished.config, (), {k.replace("__", "."): v for k, v in values.items()}
+    )
     model = finished.path / "private/model"
     return Sampler(config, model, "cpu", planned_labels(config, []))
 
@@ -75,7 +77,7 @@ def test_another_seed_or_label_is_another_sample(finished: Finished, tmp_path: P
 
 
 def test_a_resumed_stage_ends_in_the_same_bytes(finished: Finished, tmp_path: Path) -> None:
-    config = configs.load(finished.config)
+    config = configfile.load(finished.config)
     cohorts = []
     for name in ("whole", "resumed"):
         partial, target = tmp_path / f"{name}.partial", tmp_path / name
@@ -118,7 +120,7 @@ def test_volumes_stay_in_the_prepared_range(finished: Finished) -> None:
 @pytest.fixture
 def config(make_config: Callable[..., Path]) -> Callable[..., Config]:
     def make(**values: Any) -> Config:
-        return configs.load(make_config(), (), {f"sample.{k}": v for k, v in values.items()})
+        return configfile.load(make_config(), (), {f"sample.{k}": v for k, v in values.items()})
 
     return make
 
@@ -178,7 +180,7 @@ def test_rounding_stays_in_the_declared_range(config: Callable[..., Config]) -> 
     labels_of = planned_labels(config(prior="cohort"), [person("control", "F", 99.9)] * 6)
     assert labels_of(0)["age"] == 100
     strict = config(prior="cohort").model_copy(
-        update={"data": configs.validate({
+        update={"data": configfile.validate({
             **config().model_dump(mode="json"),
             "data": {
                 **config().data.model_dump(mode="json"),
@@ -198,7 +200,7 @@ def test_one_person_is_one_vote_however_often_scanned(
     from synthmed.pipeline import Line
     from synthmed.store import Run
 
-    config = configs.load(copied.config, (), {"sample.prior": "cohort"})
+    config = configfile.load(copied.config, (), {"sample.prior": "cohort"})
     run = Run(copied.path)
     data = Dataset.open(run.folder("dataset"))
     train = data.train_patients()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from synthmed import config as configs
+from synthmed import configfile
 from synthmed.artifacts import ChannelInfo, Cohort, Dataset, Sample, ScreenedCohort
 from synthmed.config import Config
 from synthmed.formats import synthetic
@@ -79,7 +79,7 @@ def config(**screen: Any) -> Config:
         "train": {"max_steps": 1},
         "screen": screen,
     }  # fmt: skip
-    return configs.validate(tree, "test")
+    return configfile.validate(tree, "test")
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from synthmed import config as configs
+from synthmed import configfile
 from synthmed.artifacts import ChannelInfo, Dataset
 from synthmed.backbones.generative import Phase
 from synthmed.conditions import Conditions
@@ -60,8 +60,8 @@ def config(**changes: Any) -> Config:
         "train": {"max_steps": 6, "batch_patients": 3, "precision": "fp32"},
     }
     for dotted, value in changes.items():
-        configs._put(tree, dotted.replace("__", "."), value)
-    return configs.validate(tree, "test")
+        configfile._put(tree, dotted.replace("__", "."), value)
+    return configfile.validate(tree, "test")
 
 
 def loader(data: Dataset, batch: int = 3, augment: Augment | None = None) -> Loader:
