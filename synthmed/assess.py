@@ -123,6 +123,7 @@ def _config(
             "source": str(real),
             "patient": patient,
             "conditions": shared_labels(real, synthetic, patient),
+            "missing_labels": "keep",  # a scan without a label may be a copy all the same
             "grid": [MAX_SIDE] * 3,  # until the scans have been seen
         },
         "backbone": {"name": "cvae"},

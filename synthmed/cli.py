@@ -69,6 +69,9 @@ def generate(
         list[str] | None,
         typer.Option("--label", metavar="KEY=VALUE:COUNT", help="Ask for counts of a category."),
     ] = None,
+    masks: Annotated[
+        str | None, typer.Option("--masks", help="Label maps to draw images for (sample.masks).")
+    ] = None,
     seed: SeedOption = None,
     set_: SetOption = None,
     device: DeviceOption = "auto",
@@ -82,7 +85,12 @@ def generate(
     from synthmed import configfile
 
     file = configfile.find(config)
-    values = {"data.source": input_, "sample.count": count, "seed": seed}
+    values = {
+        "data.source": input_,
+        "sample.count": count,
+        "sample.masks": masks,
+        "seed": seed,
+    }
     given: dict[str, Any] = {k: v for k, v in values.items() if v is not None}
     if label:
         given["sample.labels"] = parse_labels(label)

@@ -59,12 +59,14 @@ class Channel(Part):
     """Where one channel comes from: a table column, or a path pattern, and mask labels if any.
 
     A pattern is relative to the table (or to the source where there is none) and may name columns
-    in braces: `segs/{participant_id}_seg.nii.gz`.
+    in braces: `segs/{participant_id}_seg.nii.gz`. A mask that is `given` is told to the model,
+    which then draws images for it, instead of being drawn.
     """
 
     column: str | None = None
     path: str | None = None
     labels: Mapping[Name, Annotated[int, Field(ge=1, le=255)]] | None = None
+    given: bool = False
 
     @model_validator(mode="after")
     def _one_place(self) -> Channel:
@@ -76,6 +78,15 @@ class Channel(Part):
             raise ValueError("path must stay inside data.source (no leading / and no ..)")
         return self
 
+    @model_validator(mode="after")
+    def _distinct_labels(self) -> Channel:
+        values = list((self.labels or {}).values())
+        if len(set(values)) < len(values):
+            raise ValueError("labels: two of them have one value")
+        if self.given and not self.labels:
+            raise ValueError("given: only a mask can be given; declare its labels")
+        return self
+
 
 class Intensity(Part):
     """Per-scan robust scaling: these two percentiles of a scan become 0 and 1."""
@@ -85,7 +96,11 @@ class Intensity(Part):
 
 
 class Data(Part):
-    """What to read, who is one person, what to condition on, and the grid to learn on."""
+    """What to read, who is one person, what to condition on, and the grid to learn on.
+
+    `missing_labels` says what becomes of a scan that lacks a declared label: it is refused, or it
+    is kept and the label counts as unknown.
+    """
 
     source: str
     format: Literal["auto", "nifti", "dicom"] = "auto"
@@ -94,6 +109,7 @@ class Data(Part):
     modality: Annotated[str, Field(pattern=r"^[A-Za-z0-9]+$", max_length=20)] = "T1w"
     channels: Mapping[Name, Channel] | None = None
     conditions: Mapping[Name, Condition] = {}
+    missing_labels: Literal["quarantine", "keep"] = "quarantine"
     grid: Annotated[tuple[int, int, int], Field()]
     spacing_mm: tuple[float, float, float] | None = None
     holdout: Annotated[float, Field(gt=0, lt=0.9)] = 0.25
@@ -140,6 +156,8 @@ class Augment(Part):
     """Random changes of a training scan that suit the anatomy; all off by default.
 
     `flip` mirrors left and right: only where the anatomy is symmetric and no label has a side.
+    With `conditioned` the model is told what was done to each scan, and samples are asked for with
+    nothing done; without it, samples are as shifted, turned and mirrored as the training scans.
     """
 
     flip: bool = False
@@ -147,6 +165,7 @@ class Augment(Part):
     rotate_degrees: Annotated[float, Field(ge=0, le=30)] = 0.0
     scale: Annotated[float, Field(ge=0, le=0.2)] = 0.0
     intensity: Annotated[float, Field(ge=0, le=0.3)] = 0.0
+    conditioned: bool = True
 
 
 class Optimizer(Part):
@@ -159,7 +178,14 @@ class Optimizer(Part):
 
 
 class Train(Part):
-    """How long, how many patients a step, and how often a checkpoint is written."""
+    """How long, how many patients a step, how often a checkpoint is written, and at what cost.
+
+    `init` starts from the weights of another run (its folder, or its private/model).
+    `watch` compares, now and then, the loss on training and on held-out patients, and warns where
+    the model learns its patients by heart. `memory_gib` bounds the peak of training: a step's
+    patients are worked through in pieces that fit. `compile` is torch.compile; `auto` uses it on
+    CUDA where training is long enough to pay for it.
+    """
 
     max_minutes: Annotated[float, Field(gt=0)] | None = None
     max_steps: Annotated[int, Field(ge=1)] | None = None
@@ -169,6 +195,10 @@ class Train(Part):
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 3.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     augment: Augment = Augment()
+    init: str | None = None
+    watch: bool = True
+    memory_gib: Annotated[float, Field(gt=0)] | None = None
+    compile: Literal["auto", "on", "off"] = "auto"
 
     @model_validator(mode="after")
     def _bounded(self) -> Train:
@@ -195,12 +225,16 @@ class Sample(Part):
     `prior`: `uniform` over what is declared, `cohort` for the training patients' own joint
     distribution (cells under five merged), or a declared one: weights of categories and ranges of
     numbers (`{diagnosis: {control: 3, atrophy: 1}, age: [60, 80]}`), uniform where it is silent.
+
+    `masks` is a folder of label maps to draw images for, where a channel is `given`; with several
+    such channels it holds a folder of the same file names for each.
     """
 
     count: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     seed: Annotated[int, Field(ge=0)] | None = None
     labels: Mapping[str, Mapping[str, Annotated[int, Field(ge=1)]]] = {}
     prior: Literal["uniform", "cohort"] | Mapping[str, Weights | Range] = "uniform"
+    masks: str | None = None
 
 
 class Screen(Part):
@@ -322,6 +356,18 @@ class Config(Part):
         if isinstance(self.sample.prior, Mapping):
             for name, wanted in self.sample.prior.items():
                 self._check_prior(name, wanted)
+        return self
+
+    @model_validator(mode="after")
+    def _masks_from_elsewhere(self) -> Config:
+        given = [k for k, c in (self.data.channels or {}).items() if c.given]
+        if given and self.sample.masks is None:
+            raise ValueError(
+                f"sample.masks: data.channels.{given[0]} is given, so sampling needs a folder of "
+                "label maps that may leave the house; the training patients' own masks are theirs"
+            )
+        if self.sample.masks is not None and not given:
+            raise ValueError("sample.masks: no channel has given: true, so no mask would be used")
         return self
 
     def _check_prior(self, name: str, wanted: Weights | Range) -> None:

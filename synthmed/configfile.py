@@ -17,7 +17,6 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from synthmed.backbones import Backbone
 from synthmed.config import Condition, Config
 from synthmed.errors import UsageError
 from synthmed.metrics import Metric
@@ -46,6 +45,44 @@ def find(name: str) -> Path:
     )
 
 
+class _DuplicateKey(Exception):
+    def __init__(self, key: str, first: int, second: int) -> None:
+        where = f"line {first}" if first == second else f"lines {first} and {second}"
+        super().__init__(f"the key {key} stands twice, at {where}")
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which a key stands once: YAML 1.2 says so, PyYAML keeps the last silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping; raises where it names a key twice."""
+        seen: dict[str, int] = {}
+        for key, _ in node.value:
+            # a merge (`<<: *defaults`) is no key of its own, and is there to be overridden
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                line = key.start_mark.line + 1
+                if key.value in seen:
+                    raise _DuplicateKey(key.value, seen[key.value], line)
+                seen[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
+def parse(text: str) -> Any:
+    """YAML text as values.
+
+    Raises:
+        ValueError: not valid YAML, or a key stands twice; the message names the line.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise ValueError(f"not valid YAML{where}") from None
+    except _DuplicateKey as error:
+        raise ValueError(f"{error}; keep one of them") from None
+
+
 def load(path: Path, overrides: Iterable[str] = (), values: Mapping[str, Any] = {}) -> Config:
     """Read and validate a config.
 
@@ -58,15 +95,13 @@ def load(path: Path, overrides: Iterable[str] = (), values: Mapping[str, Any] = 
         UsageError: unreadable, not YAML, unknown or wrong field; one line a fault, with its path.
     """
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"config {path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise UsageError(f"config {path}: not a UTF-8 text file") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise UsageError(f"config {path}: not valid YAML{where}") from None
+    except ValueError as error:
+        raise UsageError(f"config {path}: {error}") from None
     if not isinstance(tree, dict):
         raise UsageError(f"config {path}: empty, or not a mapping of keys")
     for item in overrides:
@@ -74,9 +109,9 @@ def load(path: Path, overrides: Iterable[str] = (), values: Mapping[str, Any] = 
         if not equals or not key:
             raise UsageError(f"--set {item}: expected a.b=value")
         try:
-            _put(tree, key, yaml.safe_load(text))
-        except yaml.YAMLError:
-            raise UsageError(f"--set {item}: the value is not valid YAML") from None
+            _put(tree, key, parse(text))
+        except ValueError as error:
+            raise UsageError(f"--set {item}: {error}") from None
     for key, value in values.items():
         _put(tree, key, value)
     return validate(tree, str(path))
@@ -103,13 +138,32 @@ def source_folder(config: Config) -> Path:
     Raises:
         UsageError: it names a variable that is not set.
     """
-    text = os.path.expanduser(os.path.expandvars(config.data.source))
-    if missing := re.search(r"\$\{?(\w+)", text):
+    return _folder(config.data.source, "data.source", "the cohort, or pass --input FOLDER")
+
+
+def masks_folder(config: Config) -> Path | None:
+    """`sample.masks` likewise; null where there is none."""
+    if config.sample.masks is None:
+        return None
+    return _folder(config.sample.masks, "sample.masks", "the label maps, or pass --masks FOLDER")
+
+
+def init_folder(config: Config) -> Path | None:
+    """The model's folder in what `train.init` names, a run or that folder; null for neither."""
+    if config.train.init is None:
+        return None
+    path = _folder(config.train.init, "train.init", "the run to start from")
+    return path / "private" / "model" if (path / "private").is_dir() else path
+
+
+def _folder(text: str, key: str, what: str) -> Path:
+    resolved = os.path.expanduser(os.path.expandvars(text))
+    if missing := re.search(r"\$\{?(\w+)", resolved):
         raise UsageError(
-            f"data.source: environment variable {missing[1]} is not set",
-            "Set it to the folder that holds the cohort, or pass --input FOLDER.",
+            f"{key}: environment variable {missing[1]} is not set",
+            f"Set it to the folder that holds {what}.",
         )
-    return Path(text)
+    return Path(resolved)
 
 
 def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
@@ -160,8 +214,9 @@ def _is_tag(loc: list[str], i: int) -> bool:
 
 def _union_at(loc: list[str]) -> Any:
     """The discriminated union whose member stands at a path, or None."""
-    if loc == ["backbone"]:
-        return Backbone
+    if loc[:1] == ["backbone"]:
+        here = _annotation_at(loc)
+        return None if isinstance(here, type) else here
     # a condition has its own name, and a metric its place in the list, in between
     many = {"data.conditions": Condition, "evaluate.metrics": Metric}
     return many.get(".".join(loc[:2])) if len(loc) == 3 else None
@@ -177,12 +232,19 @@ def _tags(annotation: Any) -> set[str]:
 
 def _known_fields(loc: list[str]) -> list[str]:
     """Field names of the config part at a validation path."""
-    model: Any = Config
+    return sorted(getattr(_model_in(_annotation_at(loc), ""), "model_fields", {}))
+
+
+def _annotation_at(loc: list[str]) -> Any:
+    """What stands at a validation path: a config part, or a union or a container of some."""
+    here: Any = Config
     for name in loc:
-        field = getattr(model, "model_fields", {}).get(name)
-        annotation = field.annotation if field else model
-        model = _model_in(annotation, name) or model
-    return sorted(getattr(model, "model_fields", {}))
+        member = _model_in(here, name)
+        if member is not here and name in _tags(here):
+            here = member
+        elif member is not None and name in member.model_fields:
+            here = member.model_fields[name].annotation
+    return here
 
 
 def _model_in(annotation: Any, tag: str) -> Any:

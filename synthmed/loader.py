@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
 
 from synthmed.artifacts import ChannelInfo, Dataset
-from synthmed.augment import apply_transforms, draw_intensity, draw_transform, is_geometric
+from synthmed.augment import apply, augmented_width, draw_change, encode
 from synthmed.backbones.generative import Batch, Draws, Phase, VolumeSpec
 from synthmed.conditions import Conditions
 from synthmed.config import Augment
 from synthmed.keys import Key
+from synthmed.types import Array
+
+WATCHED = 32
+"""Patients of either side that the watch on memorising and the examination look at."""
+
+Side = Literal["train", "holdout"]
 
 
 class Loader:
-    """Streams training patients from the memory map; reads no held-out patient.
+    """Streams training patients from the memory map.
+
+    Held-out patients are read by `watched_batch("holdout", ...)` alone, which no training step
+    calls: its batches only feed a warning and the private examination, and select nothing.
 
     Args:
         dataset: the prepared cohort.
@@ -38,22 +49,60 @@ class Loader:
         self.scans = {
             p: np.flatnonzero((dataset.patients == p) & ~dataset.holdout) for p in self.patients
         }
-        self.encoded = np.stack([conditions.encode(x) for x in dataset.labels])
-        self.spec = spec_of(dataset.channels, dataset.grid, conditions)
+        encoded = np.stack([conditions.encode(x) for x in dataset.labels])
+        self.encoded = unaugmented(encoded, augment)
+        self.spec = spec_of(dataset.channels, dataset.grid, conditions, augment)
+        self.images = torch.tensor([c.mask is None for c in dataset.channels])
+        self._pool: ThreadPoolExecutor | None = None
+        self._next: dict[str, tuple[tuple[bytes, int, str], Future[Host]]] = {}
 
     def draw(self, phase: Phase, key: Key, step: int, device: str) -> tuple[Batch | None, Draws]:
         """One step's batch (None for a phase that reads no patients) and its randomness."""
+        wanted = (key.digest, step, device)
+        ahead = self._next.pop(phase.name, None)
+        if ahead is not None and ahead[0] == wanted:
+            batch, draws = ahead[1].result()
+        else:
+            batch, draws = self._draw(phase, key, step, device)
+        if self._pool is not None:
+            coming = step + phase.every
+            future = self._pool.submit(self._draw, phase, key, coming, device)
+            self._next[phase.name] = ((key.digest, coming, device), future)
+        if batch is not None:
+            batch = Batch(*(t.to(device, non_blocking=True) for t in batch))
+        return batch, {k: v.to(device, non_blocking=True) for k, v in draws.items()}
+
+    @contextmanager
+    def ahead(self) -> Iterator[None]:
+        """Draw each phase's next batch in a thread while the last one is trained on.
+
+        What is drawn depends on key and step alone, so the batches are the same bit for bit.
+        """
+        with ThreadPoolExecutor(1, thread_name_prefix="loader") as pool:
+            self._pool = pool
+            try:
+                yield
+            finally:
+                self._pool = None
+                for _, future in self._next.values():
+                    future.cancel()
+                self._next.clear()
+
+    def _draw(self, phase: Phase, key: Key, step: int, device: str) -> Host:
+        """`draw` in the machine's own memory, pinned where the device is another one."""
         if phase.reads_patients:
             names = self.order(key, step)
-            rows = [self._scan(key.fold(step, name), name) for name in names]
-            batch = self._batch([r[0] for r in rows], [r[1] for r in rows], device)
+            scans = [self._scan(key.fold(step, name), name) for name in names]
+            batch = self._batch([x for x, _ in scans], np.stack([c for _, c in scans]))
         else:
             names = [str(i) for i in range(self.batch_patients)]
             batch = None
-        draws = [phase.draw(key.fold(step, name, "draw").torch(), 1) for name in names]
-        return batch, {
-            k: torch.stack([d[k] for d in draws]).to(device, non_blocking=True) for k in draws[0]
-        }
+        each = [phase.draw(key.fold(step, name, "draw").torch(), 1) for name in names]
+        draws = {k: torch.stack([d[k] for d in each]) for k in each[0]}
+        if device.startswith("cuda"):
+            batch = None if batch is None else Batch(*(t.pin_memory() for t in batch))
+            draws = {k: v.pin_memory() for k, v in draws.items()}
+        return batch, draws
 
     def order(self, key: Key, step: int) -> list[str]:
         """The patients of a step: each epoch is a keyed shuffle, cut into whole batches."""
@@ -63,17 +112,28 @@ class Loader:
         chosen = shuffled[at * self.batch_patients : (at + 1) * self.batch_patients]
         return [self.patients[i] for i in chosen]
 
-    def all_train(self, device: str) -> list[Batch]:
-        """Every training scan once, unchanged, in a fixed order, one scan a row."""
+    def all_train(self, device: str) -> Sequence[Batch]:
+        """Every training scan once, unchanged, in a fixed order, one scan a row.
+
+        A batch is read when it is asked for, so that a cohort need not fit into memory.
+        """
         rows = np.flatnonzero(~self.dataset.holdout)
-        return [
-            self._batch(
-                [torch.from_numpy(self.dataset.volumes[i].astype(np.float32)) for i in part],
-                list(part),
-                device,
-            )
-            for part in np.array_split(rows, max(1, len(rows) // 16))
-        ]
+        return _Batches(self, np.array_split(rows, max(1, len(rows) // 16)), device)
+
+    def watched(self, side: Side) -> list[int]:
+        """Rows of the first scans of up to `WATCHED` patients of a side, in a fixed order.
+
+        Which patients they are depends on the cohort alone, so that looks at any step compare.
+        """
+        data = self.dataset
+        patients = self.patients if side == "train" else data.holdout_patients()
+        spread = np.linspace(0, len(patients) - 1, min(WATCHED, len(patients))).round().astype(int)
+        return [int(np.flatnonzero(data.patients == patients[i])[0]) for i in spread]
+
+    def watched_batch(self, side: Side, device: str, part: slice = slice(None)) -> Batch | None:
+        """The scans of `watched`, or a part of them, unchanged; None where the side has none."""
+        rows = self.watched(side)[part]
+        return self._read(rows, device) if rows else None
 
     def description(self) -> dict[str, Any]:
         """What sampling has to know of the data beside the config: nothing of a patient."""
@@ -81,37 +141,88 @@ class Loader:
             "grid": list(self.dataset.grid),
             "affine": self.dataset.affine.tolist(),
             "channels": [asdict(c) for c in self.dataset.channels],
-            "condition_width": self.conditions.width,
+            "condition_width": self.spec.condition_width,
         }
 
-    def _scan(self, key: Key, patient: str) -> tuple[torch.Tensor, int]:
-        """One scan of a patient, augmented: (C, X, Y, Z), and its row."""
+    def _scan(self, key: Key, patient: str) -> tuple[torch.Tensor, Array]:
+        """One scan of a patient, augmented: (C, X, Y, Z), and its encoded condition."""
         rows = self.scans[patient]
         row = int(rows[key.fold("scan").integer() % len(rows)])
-        x = torch.from_numpy(self.dataset.volumes[row].astype(np.float32))
-        g = key.fold("augment").torch()
-        if is_geometric(self.augment):
-            change = draw_transform(self.augment, self.dataset.grid, self.dataset.spacing_mm, g)
-            x = apply_transforms(x[None], change[None])[0]
-        if self.augment.intensity:
-            gain, power = draw_intensity(self.augment, g)
-            image = torch.tensor([c.mask is None for c in self.dataset.channels])
-            x[image] = x[image].clamp(min=0) ** power * gain
-        return x, row
+        change = draw_change(self.augment, key.fold("augment").torch())
+        x = apply(change, self._voxels(row), self.dataset.spacing_mm, self.images)
+        # a mask that is given is 0 or 1 when sampling, so interpolation must not soften it here
+        x[self.spec.channels :] = (x[self.spec.channels :] > 0.5).float()
+        told = encode(self.augment, change).numpy()
+        c = self.encoded[row].copy()
+        c[len(c) - len(told) :] = told
+        return x, c
 
-    def _batch(self, x: Sequence[torch.Tensor], rows: Sequence[int], device: str) -> Batch:
-        all_channels = torch.stack(list(x))[:, None].to(device, non_blocking=True)
+    def _voxels(self, row: int) -> torch.Tensor:
+        return torch.from_numpy(self.dataset.volumes[row].astype(np.float32))
+
+    def _read(self, rows: Sequence[int], device: str) -> Batch:
+        """These scans, unchanged, one a row."""
+        batch = self._batch([self._voxels(i) for i in rows], self.encoded[list(rows)])
+        return Batch(*(t.to(device) for t in batch))
+
+    def _batch(self, x: Sequence[torch.Tensor], c: Array) -> Batch:
+        all_channels = torch.stack(list(x))[:, None]
         return Batch(
             x=all_channels[:, :, : self.spec.channels],
-            c=torch.from_numpy(self.encoded[list(rows)])[:, None].to(device),
+            c=torch.from_numpy(c)[:, None],
             given=all_channels[:, :, self.spec.channels :],
-            mask=torch.ones(len(rows), 1, device=device),
+            mask=torch.ones(len(x), 1),
         )
 
 
+Host = tuple[Batch | None, Draws]
+
+
+class _Batches(Sequence[Batch]):
+    """Batches of scans that are read anew each time they are asked for."""
+
+    def __init__(self, loader: Loader, parts: Sequence[np.ndarray], device: str) -> None:
+        self.loader, self.parts, self.device = loader, parts, device
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    @overload
+    def __getitem__(self, at: int) -> Batch: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Batch]: ...
+    def __getitem__(self, at: int | slice) -> Batch | Sequence[Batch]:
+        if isinstance(at, slice):
+            return _Batches(self.loader, self.parts[at], self.device)
+        return self.loader._read(self.parts[at].tolist(), self.device)
+
+
+def unaugmented(encoded: Array, augment: Augment) -> Array:
+    """Encoded conditions (n, D) of scans that nothing was done to, as the model takes them."""
+    return np.pad(encoded, ((0, 0), (0, augmented_width(augment))))
+
+
 def spec_of(
-    channels: Sequence[ChannelInfo], grid: tuple[int, int, int], conditions: Conditions
+    channels: Sequence[ChannelInfo],
+    grid: tuple[int, int, int],
+    conditions: Conditions,
+    augment: Augment,
 ) -> VolumeSpec:
     """What a model has to draw for these channels, and what it is told."""
     given = sum(c.given for c in channels)
-    return VolumeSpec(len(channels) - given, grid, conditions.width, given)
+    masks = sum(c.mask is not None and not c.given for c in channels)
+
+    def draw_condition(generator: torch.Generator) -> torch.Tensor:
+        told = encode(augment, draw_change(augment, generator))
+        return torch.cat([conditions.draw_encoded(generator), told])
+
+    told = augmented_width(augment)
+    return VolumeSpec(
+        channels=len(channels) - given,
+        grid=grid,
+        condition_width=conditions.width + told,
+        given=given,
+        draw_condition=draw_condition,
+        masks=masks,
+        told_width=told,
+    )

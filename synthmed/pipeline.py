@@ -17,11 +17,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from synthmed import __version__, configfile, store
+from synthmed import __version__, configfile, origin, store
 from synthmed.artifacts import Catalogue, Cohort, Dataset, ScreenedCohort
 from synthmed.conditions import Conditions
 from synthmed.config import Config
 from synthmed.errors import UsageError
+from synthmed.given import given_masks
 from synthmed.inventory import versions
 from synthmed.loader import Loader
 from synthmed.progress import Progress
@@ -42,7 +43,10 @@ STAGES: Mapping[str, ModuleType] = {
 }
 KINDS: Mapping[str, Kind] = dict(zip(STAGES, FOLDER, strict=False))
 
-_READ = {"source", "format", "table", "patient", "modality", "channels", "conditions"}
+_READ = {
+    *("source", "format", "table", "patient", "modality"),
+    *("channels", "conditions", "missing_labels"),
+}
 DEPENDS: Mapping[str, Callable[[Config], Any]] = {
     "ingest": lambda c: c.data.model_dump(mode="json", include=_READ),
     "prepare": lambda c: {
@@ -112,25 +116,47 @@ class Line:
     def train(self) -> Artifact:
         """Dataset to model."""
         dataset = self.run.require("dataset")
+        inputs = {"dataset": dataset.digest()}
+        there, folder = self.run.load("model"), configfile.init_folder(self.config)
+        if there and folder and not folder.is_dir() and "init" in there.manifest.inputs:
+            # as with the source: where that run is gone, what started from it is still good
+            inputs["init"] = there.manifest.inputs["init"]
+        elif source := origin.find(self.config):
+            inputs["init"] = source.digest
 
         def make(target: Path, progress: Progress) -> dict[str, Any]:
-            partial = self.run.work("model")
+            # masks that cannot be used are found before an hour of training, not after it
+            self._masks_digest(Dataset.open(dataset.path))
             return train.train(
-                self.config, self.loader(dataset), partial, target, progress, self.device
+                self.config,
+                self.loader(dataset),
+                self.run.work("model"),
+                target,
+                progress,
+                self.device,
+                origin.find(self.config),
             )
 
-        return self._make("train", {"dataset": dataset.digest()}, make)
+        return self._make("train", inputs, make)
 
     def sample(self) -> Artifact:
         """Model to cohort."""
         model, dataset = self.run.require("model"), self.run.require("dataset")
+        there, folder = self.run.load("cohort"), configfile.masks_folder(self.config)
+        inputs = {"model": model.digest()}
+        if there and folder and not folder.is_dir():
+            # as with the source: where the masks are gone, what was drawn for them is still good
+            inputs["masks"] = there.manifest.inputs["masks"]
+        elif digest := self._masks_digest(Dataset.open(dataset.path)):
+            inputs["masks"] = digest
 
         def make(target: Path, progress: Progress) -> dict[str, Any]:
-            partial = self.run.work("cohort")
+            # what a killed run drew for other masks is of no use
+            partial = sample.fresh_unless(self.run.work("cohort"), inputs)
             sampler = self.sampler(model, Dataset.open(dataset.path))
             return sample.sample(self.config, sampler, partial, target, progress)
 
-        return self._make("sample", {"model": model.digest()}, make)
+        return self._make("sample", inputs, make)
 
     def screen(self) -> Artifact:
         """Cohort to screening: what is kept, what is dropped, and replacements."""
@@ -184,6 +210,7 @@ class Line:
             "n_synthetic": len(shipped.samples),
             "seed": self.config.seed,
             "versions": versions(),
+            "init": origin.released(made["model"].manifest.facts["init"]),
             "digests": {
                 "config": store.digest(self.config.model_dump(mode="json")),
                 **{kind: artifact.digest() for kind, artifact in made.items()},
@@ -219,7 +246,13 @@ class Line:
         # one set of labels a person: somebody scanned five times is not a cell of five
         observed = {patient: labels for patient, labels, held_out in rows if not held_out}
         labels = sample.planned_labels(self.config, list(observed.values()))
-        return Sampler(self.config, model.path, self.device, labels)
+        masks = given_masks(self.config, dataset.channels, dataset.grid, dataset.affine)
+        return Sampler(self.config, model.path, self.device, labels, masks)
+
+    def _masks_digest(self, dataset: Dataset) -> str | None:
+        """Digest of the masks to draw images for, all of them checked; null where none is given."""
+        masks = given_masks(self.config, dataset.channels, dataset.grid, dataset.affine)
+        return masks.check(dataset) if masks else None
 
     def artifact(self, stage: str) -> Artifact:
         """Run one stage by name (not `release`, whose result is a decision)."""

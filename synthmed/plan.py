@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import resource
-import sys
+import math
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,17 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from synthmed.artifacts import Catalogue, Dataset, Scan
-from synthmed.conditions import Conditions
+from synthmed import memory
+from synthmed.artifacts import Catalogue, Scan
 from synthmed.config import Config
-from synthmed.keys import Key
-from synthmed.loader import Loader
+from synthmed.loader import WATCHED
+from synthmed.measure import Request, measure
 from synthmed.policy import MIN_HOLDOUT
 from synthmed.progress import Progress, clock
-from synthmed.stages import train
 from synthmed.stages.ingest import ingest
-from synthmed.stages.prepare import channels_of, grid_affine
 from synthmed.stages.sample import sample_count
+from synthmed.stages.train import CANONICAL_BATCH
+from synthmed.trial import noise_loader
+from synthmed.watch import FORWARD, look_steps
 
 
 def fingerprint(config: Config, device: str, quiet: bool) -> dict[str, Any]:
@@ -54,7 +53,7 @@ def fingerprint(config: Config, device: str, quiet: bool) -> dict[str, Any]:
         "n_holdout": n_holdout,
         "cannot_pass": cannot_pass(config, n_holdout),
     }
-    return out | cost(config, out["n_train"], len(scans), device)
+    return out | cost(config, out["n_train"], n_holdout, len(scans), device)
 
 
 def spread(rows: Sequence[Sequence[float]]) -> dict[str, list[float]]:
@@ -67,17 +66,19 @@ def spread(rows: Sequence[Sequence[float]]) -> dict[str, list[float]]:
 
 
 def label_counts(config: Config, scans: Sequence[Scan]) -> dict[str, Any]:
-    """Patients a category, and the range of every number, among first scans."""
+    """Patients a category, the range of every number, and what is missing, among first scans."""
     first = {s.patient: s for s in reversed(scans)}.values()
     out: dict[str, Any] = {}
     for name, condition in config.data.conditions.items():
-        values = [s.labels[name] for s in first]
+        values = [s.labels[name] for s in first if name in s.labels]
         if condition.kind == "categorical":
             counts = Counter(str(v) for v in values)
             out[name] = {c: counts.get(c, 0) for c in condition.categories}
         else:
             numbers = [float(v) for v in values]
-            out[name] = {"min": min(numbers), "max": max(numbers)}
+            out[name] = {"min": min(numbers), "max": max(numbers)} if numbers else {}
+        if missing := len(first) - len(values):
+            out[name]["missing"] = missing
     return out
 
 
@@ -93,49 +94,37 @@ def cannot_pass(config: Config, n_holdout: int) -> list[str]:
     )
 
 
-def cost(config: Config, n_train: int, n_scans: int, device: str) -> dict[str, Any]:
-    """Time and peak memory of training and sampling, from a few steps on noise."""
-    loader = Loader(
-        _noise(config, min(n_train, 2 * config.train.batch_patients)),
-        Conditions(config.data.conditions),
-        config.train.batch_patients,
-        config.train.augment,
-    )
-    key = Key.root(config.seed).fold("plan")
-    model = train.build(config, loader, key, device)
-    seconds = train.seconds_per_step(config, model, loader, key, device)
-    if config.train.max_minutes is None:
-        steps = config.train.max_steps or 0
-    else:
-        longest = 60 * config.train.max_minutes / max(seconds)
-        steps = int(min(longest, config.train.max_steps or longest))
-    batch = train.CANONICAL_BATCH
-    conditions = torch.from_numpy(loader.encoded[:1]).repeat(batch, 1).to(device)
-    given = torch.zeros(batch, loader.spec.given, *loader.spec.grid, device=device)
-    model.sample(conditions, torch.arange(batch), given)
-    started = time.monotonic()
-    model.sample(conditions, torch.arange(batch), given)
-    a_sample = (time.monotonic() - started) / batch
+def cost(config: Config, n_train: int, n_holdout: int, n_scans: int, device: str) -> dict[str, Any]:
+    """Time and peak memory of training and sampling, from a trial on noise."""
+    batch = min(config.train.batch_patients, n_train)
+    n_trial = min(n_train, max(2 * batch, WATCHED))
+    loader = noise_loader(config, n_trial, batch)
+    pieces = memory.pieces(config, loader, device)
+    threads = torch.get_num_threads()
+    held_out = min(n_holdout, WATCHED)
+    measured = measure(config, Request(n_trial, held_out, batch, pieces, 6, True, device, threads))
+    seconds, steps = measured.seconds_per_step, measured.steps
+    n_watched = 2 * min(WATCHED, n_train, n_holdout) if config.train.watch else 0
+    looks = [len(look_steps(n, batch, n_watched)) if n_watched else 0 for n in steps]
+    a_look = FORWARD * n_watched / batch  # in steps
+    training = sum((n + k * a_look) * s for n, k, s in zip(steps, looks, seconds, strict=True))
+    training += measured.build_seconds + measured.examine_seconds
+    training += measured.finish_seconds * n_scans * n_train / (n_train + n_holdout)
     count = sample_count(config)
+    further = math.ceil(count / CANONICAL_BATCH) - 1
     voxels = int(np.prod(config.data.grid)) * len(loader.dataset.channels)
     return {
         "device": device,
-        "n_parameters": sum(p.numel() for m in model.modules.values() for p in m.parameters()),
-        "steps": steps,
+        "n_parameters": measured.n_parameters,
+        "steps": sum(steps),
+        "steps_by_round": list(steps),
+        "pieces": pieces,
         "seconds_per_step": [round(s, 4) for s in seconds],
-        "train_seconds": round(steps * float(np.mean(seconds)), 1),
-        "sample_seconds": round(count * a_sample, 1),
-        "memory_gib": round(peak_memory(device) / 2**30, 2),
+        "train_seconds": round(training, 1),
+        "sample_seconds": round(measured.first_batch_seconds + further * measured.batch_seconds, 1),
+        "memory_gib": round(measured.peak_bytes / 2**30, 2),
         "disk_gib": round(voxels * 2 * (n_scans * 2 + count * 2) / 2**30, 3),
     }
-
-
-def peak_memory(device: str) -> int:
-    """Bytes at the highest, of the device for CUDA and of the process otherwise."""
-    if device.startswith("cuda"):
-        return int(torch.cuda.max_memory_allocated())
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def describe(facts: Mapping[str, Any]) -> str:
@@ -158,7 +147,7 @@ def describe(facts: Mapping[str, Any]) -> str:
         f"model      {facts['n_parameters'] / 1e6:.1f} M parameters on {facts['device']}",
         f"training   {facts['steps']} steps, about {clock(facts['train_seconds'])}",
         f"sampling   about {clock(facts['sample_seconds'])}",
-        f"memory     {facts['memory_gib']:.1f} GiB at the highest",
+        f"memory     {facts['memory_gib']:.1f} GiB at the highest, in training and sampling",
         f"disk       {facts['disk_gib']:.2f} GiB",
     ]
     if facts["cannot_pass"]:
@@ -177,19 +166,3 @@ def _range(values: Mapping[str, Sequence[float]]) -> str:
     if values["min"] == values["max"]:
         return show(values["min"])
     return f"{show(values['min'])} to {show(values['max'])}, median {show(values['median'])}"
-
-
-def _noise(config: Config, n: int) -> Dataset:
-    """Patients of pure noise on the config's grid: a step costs the same on them."""
-    conditions = Conditions(config.data.conditions)
-    channels = channels_of(config.data)
-    key = Key.root(config.seed).fold("noise")
-    shape = (n, len(channels), *config.data.grid)
-    return Dataset(
-        volumes=key.numpy().random(shape, np.float32).astype(np.float16),
-        patients=np.array([f"noise{i:06d}" for i in range(n)]),
-        labels=[conditions.draw(key.fold(i)) for i in range(n)],
-        holdout=np.zeros(n, bool),
-        channels=channels,
-        affine=grid_affine(config.data.grid, config.data.spacing_mm or (1.0, 1.0, 1.0)),
-    )

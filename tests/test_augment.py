@@ -10,7 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synthmed.augment import apply_transforms, draw_intensity, draw_transform, is_geometric
+from synthmed.augment import (
+    Change,
+    apply,
+    apply_transforms,
+    augmented_width,
+    draw_change,
+    encode,
+    transform,
+)
 from synthmed.config import Augment
 from synthmed.keys import torch_generator
 
@@ -35,30 +43,30 @@ def centre_mm(x: torch.Tensor) -> np.ndarray:
 
 
 def drawn(augment: Augment, seed: int) -> torch.Tensor:
-    return draw_transform(augment, GRID, SPACING, torch_generator(seed))[None]
+    return transform(draw_change(augment, torch_generator(seed)), GRID, SPACING)[None]
 
 
-def in_mm(transform: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+def in_mm(moves: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """The map from output to input in millimetres about the centre: (3, 3) and (3,)."""
     half = np.array(GRID) * np.array(SPACING) / 2
-    m = transform[0].numpy().astype(float)
+    m = moves[0].numpy().astype(float)
     return m[:, :3] * half[:, None] / half, m[:, 3] * half
 
 
 def test_nothing_asked_is_the_identity() -> None:
     nothing = Augment()
-    assert not is_geometric(nothing)
-    transform = drawn(nothing, 3)
     expected = torch.cat([torch.eye(3), torch.zeros(3, 1)], 1)[None]
-    torch.testing.assert_close(transform, expected, rtol=0, atol=1e-7)
-    x = torch.rand(1, 2, *GRID)
-    torch.testing.assert_close(apply_transforms(x, expected), x, rtol=0, atol=1e-5)
-    assert draw_intensity(nothing, torch_generator(1)) == (1.0, 1.0)
+    torch.testing.assert_close(drawn(nothing, 3), expected, rtol=0, atol=1e-7)
+    x = torch.rand(2, *GRID)
+    torch.testing.assert_close(apply_transforms(x[None], expected)[0], x, rtol=0, atol=1e-5)
+    change = draw_change(nothing, torch_generator(1))
+    assert apply(change, x, SPACING, torch.tensor([True, False])) is x
+    assert augmented_width(nothing) == 0
+    assert encode(nothing, change).shape == (0,)
 
 
 def test_a_flip_mirrors_left_and_right_alone() -> None:
     augment = Augment(flip=True)
-    assert is_geometric(augment)
     x = torch.rand(1, 1, *GRID)
     seen = set()
     for seed in range(20):
@@ -74,11 +82,11 @@ def test_a_shift_is_in_voxels_of_each_axis() -> None:
     augment = Augment(shift_voxels=3)
     start = np.array([4.0, -5.0, 6.0])
     for seed in range(5):
-        transform = drawn(augment, seed)
-        _, offset_mm = in_mm(transform)
+        moves = drawn(augment, seed)
+        _, offset_mm = in_mm(moves)
         voxels = offset_mm / SPACING
         assert np.abs(voxels).max() <= 3
-        moved = centre_mm(apply_transforms(spot(start), transform))
+        moved = centre_mm(apply_transforms(spot(start), moves))
         # the map goes from output to input: content moves the other way
         np.testing.assert_allclose(moved, start - offset_mm, atol=0.7)
 
@@ -96,10 +104,10 @@ def test_rotations_are_rigid_on_anisotropic_voxels(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_planted_point_goes_where_the_rotation_says(seed: int) -> None:
-    transform = drawn(Augment(rotate_degrees=25, scale=0.1), seed)
-    linear, _ = in_mm(transform)
+    moves = drawn(Augment(rotate_degrees=25, scale=0.1), seed)
+    linear, _ = in_mm(moves)
     start = np.array([8.0, -6.0, 7.0])
-    moved = centre_mm(apply_transforms(spot(start), transform))
+    moved = centre_mm(apply_transforms(spot(start), moves))
     np.testing.assert_allclose(moved, np.linalg.solve(linear, start), atol=0.8)
 
 
@@ -110,9 +118,9 @@ def test_scale_stays_in_its_range(seed: int) -> None:
     factor = np.cbrt(np.linalg.det(linear))
     np.testing.assert_allclose(linear, np.eye(3) * factor, atol=1e-5)
     assert 0.8 <= factor <= 1.2
-    gain, power = draw_intensity(Augment(intensity=0.3), torch_generator(seed))
-    assert 0.7 <= gain <= 1.3
-    assert 0.7 <= power <= 1.3
+    change = draw_change(Augment(intensity=0.3), torch_generator(seed))
+    assert 0.7 <= change.gain <= 1.3
+    assert 0.7 <= change.power <= 1.3
 
 
 def test_all_channels_move_together_and_masks_stay_in_range() -> None:
@@ -124,3 +132,52 @@ def test_all_channels_move_together_and_masks_stay_in_range() -> None:
     assert moved.min() >= 0
     assert moved.max() <= 1 + 1e-6
     assert moved.sum() > 0
+
+
+ALL = Augment(flip=True, shift_voxels=2, rotate_degrees=15, scale=0.1, intensity=0.2)
+
+
+def test_apply_resamples_against_the_library_s_own_grid() -> None:
+    """The coordinates are those of torch's affine_grid, which counts axes from the last."""
+    x = torch.rand(3, *GRID, generator=torch_generator(0))
+    change = draw_change(ALL, torch_generator(5))
+    m = transform(change, GRID, SPACING)
+    theta = torch.cat([m[[2, 1, 0]][:, [2, 1, 0]], m[[2, 1, 0], 3:]], 1)[None]
+    where = torch.nn.functional.affine_grid(theta, [1, 3, *GRID], align_corners=False)
+    expected = torch.nn.functional.grid_sample(
+        x[None], where, padding_mode="border", align_corners=False
+    )
+    images = torch.tensor([True, False, True])
+    expected[0, images] = expected[0, images] ** change.power * change.gain
+    got = apply(change, x, SPACING, images)
+    torch.testing.assert_close(got, expected[0], rtol=1e-4, atol=1e-4)
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=40, deadline=None)
+def test_what_was_done_is_told_within_one_and_tells_the_change(seed: int) -> None:
+    change = draw_change(ALL, torch_generator(seed))
+    told = encode(ALL, change)
+    assert len(told) == augmented_width(ALL) == 10
+    assert told[0] in (0, 1)
+    assert told.abs().max() <= 1.12  # log(0.9) / log(1.1)
+    again = Change(
+        flip=bool(told[0]),
+        angles=told[4:7].double() * math.radians(15),
+        scale=1.1 ** float(told[7]),
+        shift_voxels=told[1:4].double() * 2,
+        gain=1 + 0.2 * float(told[8]),
+        power=1 + 0.2 * float(told[9]),
+    )
+    torch.testing.assert_close(
+        transform(again, GRID, SPACING), transform(change, GRID, SPACING), rtol=0, atol=1e-5
+    )
+    assert (again.gain, again.power) == pytest.approx((change.gain, change.power), abs=1e-6)
+
+
+def test_nothing_done_is_told_as_zero_and_only_what_is_on_is_told() -> None:
+    still = Change(False, torch.zeros(3), 1.0, torch.zeros(3), 1.0, 1.0)
+    assert torch.equal(encode(ALL, still), torch.zeros(10))
+    assert augmented_width(Augment(flip=True)) == 1
+    assert augmented_width(Augment(scale=0.1, intensity=0.1)) == 3
+    assert augmented_width(ALL.model_copy(update={"conditioned": False})) == 0

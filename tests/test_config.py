@@ -93,7 +93,7 @@ def test_a_misspelt_key_names_its_path_and_what_was_meant(key: str, suggestion: 
 
 def test_a_key_like_no_other_lists_what_there_is() -> None:
     text = fault(changed(sample__zzzz=1))
-    assert "sample.zzzz: unknown key; known: count, labels, prior, seed" in text
+    assert "sample.zzzz: unknown key; known: count, labels, masks, prior, seed" in text
 
 
 def test_faults_inside_a_list_name_the_place() -> None:
@@ -103,6 +103,24 @@ def test_faults_inside_a_list_name_the_place() -> None:
     assert "policy.rules.1.estimat: unknown key; did you mean estimate?" in fault(
         changed(policy__rules=[{"estimate": "copies", "at_most": 0}, {"estimat": "x"}])
     )
+
+
+@pytest.mark.parametrize(
+    ("backbone", "said"),
+    [
+        ({"widthz": [4, 8]}, "backbone.widthz: unknown key; did you mean widths?"),
+        (
+            {"penalty": {"kind": "l1", "wieght": 1}},
+            "backbone.penalty.wieght: unknown key; did you mean weight?",
+        ),
+        ({"code": {"length": 3}}, "backbone.code.kind: missing; known: 'map', 'vector'"),
+        ({"code": {"kind": "map", "channels": 0}}, "backbone.code.channels: "),
+    ],
+)
+def test_faults_inside_a_chosen_backbone_name_its_own_keys(
+    backbone: dict[str, Any], said: str
+) -> None:
+    assert said in fault(changed(backbone={"name": "autoencoder", **backbone}))
 
 
 def test_an_unknown_name_lists_the_valid_ones() -> None:
@@ -152,11 +170,30 @@ def test_at_most_three_faults_are_told() -> None:
         ({"train__max_steps": 0}, "train.max_steps: "),
         ({"policy__rules": [{"estimate": "x"}]}, "policy.rules.0: give either at_most or at_least"),
         ({"policy__rules": [{"estimate": "x", "at_most": 2, "review": 1}]}, "the looser limit"),
+        (
+            {"data__channels": {"T1w": {"column": "image", "given": True}}},
+            "only a mask can be given",
+        ),
+        (
+            {"data__channels": {"T1w": "image", "m": {"column": "m", "labels": {"a": 1, "b": 1}}}},
+            "data.channels.m: labels: two of them have one value",
+        ),
+        ({"data__missing_labels": "drop"}, "data.missing_labels: "),
+        ({"sample__masks": "masks"}, "sample.masks: no channel has given: true"),
         ({"data__intensity__low_percentile": float("nan")}, "data.intensity.low_percentile: "),
     ],
 )
 def test_a_wrong_value_is_named(changes: dict[str, Any], said: str) -> None:
     assert said in fault(changed(**changes))
+
+
+def test_a_given_mask_has_to_come_from_elsewhere() -> None:
+    channels = {"T1w": "image", "roi": {"column": "m", "labels": {"a": 1}, "given": True}}
+    text = fault(changed(data__channels=channels))
+    assert "sample.masks: data.channels.roi is given" in text
+    assert "training patients' own masks are theirs" in text
+    there = configfile.validate(changed(data__channels=channels, sample__masks="m"), "test")
+    assert configfile.masks_folder(there) == Path("m")
 
 
 def test_channels_have_a_shorthand() -> None:
@@ -200,6 +237,36 @@ def test_a_file_that_is_no_config_is_named(content: bytes, said: str, tmp_path: 
     assert str(file) in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("seed: 1\ndata: {}\nseed: 2\n", "the key seed stands twice, at lines 1 and 3"),
+        (
+            "data:\n  grid: 1\n  source: x\n  grid: 2\n",
+            "the key grid stands twice, at lines 2 and 4",
+        ),
+        ("train: {max_steps: 1, max_steps: 1}\n", "the key max_steps stands twice, at line 1"),
+        ("a: [{b: 1, 'b': 2}]\n", "the key b stands twice, at line 1"),
+    ],
+)
+def test_a_key_that_stands_twice_is_named(content: str, said: str, tmp_path: Path) -> None:
+    """Also where both values are equal: one of them is not what the writer thinks it is."""
+    file = tmp_path / "twice.yaml"
+    file.write_text(content)
+    with pytest.raises(UsageError, match=re.escape(f"config {file}: {said}; keep one of them")):
+        configfile.load(file)
+
+
+def test_a_key_may_stand_in_two_mappings_and_override_a_merged_one() -> None:
+    text = "base: &b {x: 1, y: 2}\nother: {<<: *b, x: 3}\nthird: {x: 1}\n"
+    assert configfile.parse(text)["other"] == {"x": 3, "y": 2}
+
+
+def test_an_override_with_a_key_twice_is_quoted(make_config: Callable[..., Path]) -> None:
+    with pytest.raises(UsageError, match=r"--set sample=.*the key count stands twice"):
+        configfile.load(make_config(), ["sample={count: 1, count: 2}"])
+
+
 def test_an_unknown_config_lists_the_shipped_ones() -> None:
     with pytest.raises(UsageError) as error:
         configfile.find("quickstrat")
@@ -240,6 +307,11 @@ def test_a_source_with_an_unset_variable_names_it(monkeypatch: pytest.MonkeyPatc
     config = configfile.validate(changed(data__source="${NO_SUCH_VARIABLE}/x"), "test")
     with pytest.raises(UsageError, match="NO_SUCH_VARIABLE is not set"):
         configfile.source_folder(config)
+    asked = config.model_copy(
+        update={"sample": config.sample.model_copy(update={"masks": "$Z_/m"})}
+    )
+    with pytest.raises(UsageError, match=r"sample.masks: environment variable Z_ is not set"):
+        configfile.masks_folder(asked)
     monkeypatch.setenv("NO_SUCH_VARIABLE", "/there")
     assert configfile.source_folder(config) == Path("/there/x")
 

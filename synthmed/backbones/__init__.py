@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from synthmed.backbones.cvae import CVAE
+from typing import Annotated
 
-Backbone = CVAE
-"""Every backbone a config can name (a discriminated union once there are two)."""
+from pydantic import Field
+
+from synthmed.backbones.autoencoder import Autoencoder
+from synthmed.backbones.cgan import CGAN
+from synthmed.backbones.cvae import CVAE
+from synthmed.backbones.ddpm import DDPM
+
+Backbone = Annotated[Autoencoder | CVAE | CGAN | DDPM, Field(discriminator="name")]
+"""Every backbone a config can name."""

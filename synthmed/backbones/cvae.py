@@ -3,7 +3,8 @@
 Kingma and Welling 2014 (arXiv:1312.6114), Sohn et al. 2015 for the condition; free bits from
 Kingma et al. 2016 (arXiv:1606.04934, eq. 15); the learned variance from Rybkin et al. 2021
 (arXiv:2006.13202), extended to a learned residual spectrum (nets/noise.py). Sampling draws from
-p(x | z, c), not from its mean alone: means of a VAE are smoother than any scan.
+p(x | z, c), not from its mean alone: means of a VAE are smoother than any scan. A further weight
+on the total correlation (Chen et al. 2018, arXiv:1802.04942) asks for latents that vary apart.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
+from synthmed.backbones.examining import in_chunks, likeness, scans, sheet, traversal, units
 from synthmed.backbones.generative import (
     Batch,
     Draws,
@@ -25,12 +26,18 @@ from synthmed.backbones.generative import (
     Phase,
     Round,
     VolumeSpec,
+    refuse_given,
     submodule,
 )
+from synthmed.backbones.nets.aggregate import AggregatePosterior, gaussian_total_correlation
+from synthmed.backbones.nets.mixture import regress
 from synthmed.keys import torch_generator
 
 if TYPE_CHECKING:
     from synthmed.config import Optimizer
+
+N_SHOWN = 6
+"""Scans of either side, and latents, that are drawn when a model is examined."""
 
 
 class CVAE(BaseModel):
@@ -40,7 +47,12 @@ class CVAE(BaseModel):
         latent: number of latent dimensions L.
         widths: channels from the finest level (half the grid) to the coarsest.
         beta: weight of the KL term once warmed up; 1 is the evidence lower bound.
-        warmup: share of training over which the weight rises from 0 to beta.
+        total_correlation: weight of the latents' total correlation on top of its share in the KL
+            term (the beta of beta-TCVAE is beta + total_correlation); 0 leaves it out. What
+            stands for it are the aggregate posterior's squared correlations, its leading term
+            (nets/aggregate.py). It takes a thousand steps or more to tell, and reconstruction
+            pays for it.
+        warmup: share of training over which both weights rise from 0.
         free_bits: nats per latent dimension below which the KL is not pushed down further.
         noise: `spectral` learns the residual's texture, `white` one deviation a voxel.
         ema: decay of the moving average of the weights that is kept.
@@ -59,6 +71,7 @@ class CVAE(BaseModel):
         64,
     )
     beta: Annotated[float, Field(gt=0, le=100)] = 1.0
+    total_correlation: Annotated[float, Field(ge=0, le=1000)] = 0.0
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.3
     free_bits: Annotated[float, Field(ge=0, le=10)] = 0.05
     noise: Literal["spectral", "white"] = "spectral"
@@ -66,7 +79,12 @@ class CVAE(BaseModel):
     prior: Literal["fitted", "standard"] = "fitted"
 
     def build(self, spec: VolumeSpec, optimizer: Optimizer) -> ConditionalVAE:
-        """The model for volumes of this kind; weights from torch's global generator."""
+        """The model for volumes of this kind; weights from torch's global generator.
+
+        Raises:
+            UsageError: masks are given, which this family cannot be told.
+        """
+        refuse_given(self.name, spec)
         return ConditionalVAE(self, spec, optimizer)
 
 
@@ -83,18 +101,25 @@ class ConditionalVAE:
         sizes = (spec.channels, spec.grid, config.widths, spec.condition_width, config.latent)
         self.encoder = Encoder(*sizes)
         self.decoder = Decoder(*sizes)
-        self.noise = SpectralNoise(spec.channels, spec.grid, spectral=config.noise == "spectral")
+        self.noise = SpectralNoise(
+            spec.channels, spec.grid, spectral=config.noise == "spectral", masks=spec.masks
+        )
         self.prior = LatentPrior(spec.condition_width, config.latent)
+        self.aggregate = AggregatePosterior(spec.condition_width, config.latent)
 
     @property
     def modules(self) -> Mapping[str, nn.Module]:
-        """Encoder, decoder, observation noise and prior; sampling needs all but the first."""
-        return {
+        """Encoder, decoder, observation noise and prior; sampling needs all but the first.
+
+        With a weight on the total correlation also the aggregate posterior it is measured by.
+        """
+        modules: dict[str, nn.Module] = {
             "encoder": self.encoder,
             "decoder": self.decoder,
             "noise": self.noise,
             "prior": self.prior,
         }
+        return modules | ({"aggregate": self.aggregate} if self.config.total_correlation else {})
 
     def rounds(self) -> Sequence[Round]:
         """One round of one phase; its end fits the prior and reports collapse."""
@@ -127,30 +152,37 @@ class ConditionalVAE:
         # KL(q(z|x,c) || N(0, I)) a dimension, in nats
         kl = 0.5 * (mean**2 + log_var.exp() - 1 - log_var)
         kl = kl.clamp(min=self.config.free_bits).sum(1)
-        weight = self.config.beta * min(1.0, progress / max(self.config.warmup, 1e-9))
-        loss: Tensor = ((nll + weight * kl + fit) / x[0].numel()).reshape(b, s)
+        warm = min(1.0, progress / max(self.config.warmup, 1e-9))
+        loss: Tensor = nll + warm * self.config.beta * kl + fit
+        if self.config.total_correlation:
+            dependence, learned = functional_call(
+                self.aggregate, submodule(params, "aggregate"), (mean, log_var.exp(), c)
+            )
+            loss = loss + warm * self.config.total_correlation * dependence + learned
+        loss = (loss / x[0].numel()).reshape(b, s)
         return (loss * batch.mask).sum(1) / batch.mask.sum(1)
 
     @torch.no_grad()
     def _finish(self, batches: Sequence[Batch]) -> Mapping[str, float]:
         """Fit the prior, and tell how much of the latent is used (Burda et al. 2016)."""
-        means, log_vars, conditions = [], [], []
+        posteriors, conditions = [], []
         for batch in batches:
-            keep = batch.mask.flatten() > 0
-            c = batch.c.flatten(0, 1)[keep]
-            mean, log_var = self.encoder(batch.x.flatten(0, 1)[keep], c)
-            means.append(mean)
-            log_vars.append(log_var)
-            conditions.append(c)
-        mean, log_var, c = torch.cat(means), torch.cat(log_vars), torch.cat(conditions)
+            x, known = scans(batch)
+            posteriors.append(self._posterior(x, known))
+            conditions.append(known)
+        mean, log_var = torch.cat(posteriors).chunk(2, 1)
+        c = torch.cat(conditions)
         if self.config.prior == "fitted":
             self.prior.fit(mean, log_var.exp(), c)
         kl = 0.5 * (mean**2 + log_var.exp() - 1 - log_var)
+        *_, rest = regress(mean, c)
+        covariance = rest.T @ rest / len(rest) + log_var.exp().mean(0).double().cpu().diag()
         active = int((mean.var(0) > 0.01).sum())
         return {
             "latent_active": active,
             "latent": self.config.latent,
             "kl_nats": float(kl.sum(1).mean()),
+            "total_correlation": gaussian_total_correlation(covariance),
             "noise_sd": float(self.noise.scale().median()),
         }
 
@@ -162,9 +194,46 @@ class ConditionalVAE:
             return ["COLLAPSED: the latent is not used, samples will all look alike"]
         return []
 
+    @torch.no_grad()
     def examine(self, train: Batch, holdout: Batch | None) -> Examination:
-        """Nothing yet beyond what `finish` tells."""
-        return Examination()
+        """Reconstructions of either side, and what each latent does."""
+        figures: dict[str, float] = {}
+        pictures = {}
+        for side, batch in (("train", train), ("holdout", holdout)):
+            if batch is None:
+                continue
+            x, c = scans(batch)
+            mean = self._posterior(x, c).chunk(2, 1)[0]
+            copy = in_chunks(self.decoder, mean, c)
+            figures |= likeness(x, copy, side)
+            who = {"train": "Training patients", "holdout": "Held-out patients"}[side]
+            rows = [[x[i, 0], copy[i, 0]] for i in range(min(len(x), N_SHOWN))]
+            pictures[f"reconstructions_{side}"] = (
+                sheet(rows),
+                f"{who}: each scan beside the decoder's mean for it.",
+            )
+        x, c = scans(train)
+        mean, log_var = self._posterior(x, c).chunk(2, 1)
+        kl = 0.5 * (mean**2 + log_var.exp() - 1 - log_var).mean(0)
+        sd = (mean.var(0, correction=0) + log_var.exp().mean(0)).sqrt()
+        typical = c.mean(0)
+
+        def decode(z: Tensor) -> Tensor:
+            volume: Tensor = self.decoder(z, typical.expand(len(z), -1))
+            return volume
+
+        table = units(decode, mean, sd, x, c, {"kl_nats": kl})
+        strongest = [int(row["unit"]) - 1 for row in table[:N_SHOWN]]
+        pictures["latents"] = (
+            traversal(decode, mean, sd, strongest),
+            f"Latents {', '.join(str(u + 1) for u in strongest)} from -2 to 2 standard deviations "
+            "of the aggregate posterior, the others at their mean.",
+        )
+        return Examination(figures=figures, tables={"latents": table}, pictures=pictures)
+
+    def _posterior(self, x: Tensor, c: Tensor) -> Tensor:
+        """Mean and log variance of q(z | x, c) beside each other, (n, 2 L)."""
+        return in_chunks(lambda a, k: torch.cat(self.encoder(a, k), 1), x, c)
 
     @torch.no_grad()
     def sample(self, conditions: Tensor, keys: Tensor, given: Tensor) -> Tensor:
@@ -198,21 +267,13 @@ class LatentPrior(nn.Module):
             variance: (n, L) posterior variances.
             c: (n, D) encoded conditions.
         """
-        centre = c.mean(0)
-        x = (c - centre).double().cpu().numpy()
-        z = mean.double().cpu().numpy()
-        bias = z.mean(0)
-        # ridge: a condition that hardly varies must not steer the latent
-        weight = np.linalg.solve(
-            x.T @ x + 0.1 * len(x) / 100 * np.eye(x.shape[1]), x.T @ (z - bias)
-        )
-        rest = z - bias - x @ weight
+        weight, bias, rest = regress(mean, c)
         # no shrinkage: the posteriors are a hundred times narrower than the prior, so the decoder
         # resolves directions of little variance, which shrinking would inflate
-        covariance = rest.T @ rest / len(rest) + np.diag(variance.double().cpu().numpy().mean(0))
-        self.weight_DL.copy_(torch.from_numpy(weight))
-        self.bias_L.copy_(torch.from_numpy(bias) - centre.double().cpu() @ torch.from_numpy(weight))
-        self.factor_LL.copy_(torch.from_numpy(np.linalg.cholesky(covariance)))
+        covariance = rest.T @ rest / len(rest) + variance.double().cpu().mean(0).diag()
+        self.weight_DL.copy_(weight)
+        self.bias_L.copy_(bias)
+        self.factor_LL.copy_(torch.linalg.cholesky(covariance))
 
     def forward(self, unit: Tensor, c: Tensor) -> Tensor:
         """(B, L) latents from standard normal numbers and (B, D) conditions."""

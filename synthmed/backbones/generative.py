@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Generator, Tensor, nn
 
+from synthmed.errors import UsageError
+
 if TYPE_CHECKING:
     from synthmed.config import Optimizer
 
@@ -37,12 +39,20 @@ class VolumeSpec:
         grid: (X, Y, Z).
         condition_width: D, length of an encoded condition; 0 for an unconditional model.
         given: K, channels of a mask that is given at training and at sampling; 0 for none.
+        draw_condition: an encoded condition (D,) from public constants alone, for a phase that
+            reads no patients; None stands for all zero.
+        masks: how many of the C channels are masks; they come last.
+        told_width: how many of the D numbers, the last ones, tell what augmentation did to a scan;
+            all zero is a scan as it was, never something unknown.
     """
 
     channels: int
     grid: tuple[int, int, int]
     condition_width: int
     given: int = 0
+    draw_condition: Callable[[Generator], Tensor] | None = None
+    masks: int = 0
+    told_width: int = 0
 
 
 class Batch(NamedTuple):
@@ -178,3 +188,12 @@ def submodule(params: Params, module: str) -> dict[str, Tensor]:
     """The parameters of one module, under their names inside it (for `functional_call`)."""
     prefix = module + "."
     return {k[len(prefix) :]: v for k, v in params.items() if k.startswith(prefix)}
+
+
+def refuse_given(name: str, spec: VolumeSpec) -> None:
+    """Raise where a family that cannot draw an image for a mask is asked to."""
+    if spec.given:
+        raise UsageError(
+            f"backbone {name}: cannot draw an image for a mask that is given",
+            "Use ddpm or cgan, or let the mask be drawn together with the image.",
+        )

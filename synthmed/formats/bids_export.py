@@ -15,7 +15,7 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,11 +54,13 @@ class Naming:
         modality: `data.modality`: the suffix of the image when there is only one.
         masks: mask name to its labels (name to value); every other file of a sample is an image.
         skull_stripped: whether non-brain voxels are zero; BIDS requires the statement.
+        given: masks that the model was given: they ship with the image, and are not its work.
     """
 
     modality: str
     masks: Mapping[str, Mapping[str, int]]
     skull_stripped: bool = False
+    given: Collection[str] = ()
 
 
 def subject(position: int) -> str:
@@ -173,6 +175,10 @@ def _place(name: str, sample: Sample, naming: Naming) -> tuple[str, str]:
 
 def _sidecar(sample: Sample, name: str, naming: Naming) -> dict[str, Any]:
     """The metadata of one file: fixed sentences and the sample's place in the run's stream."""
+    if name in naming.given:
+        # whether it is synthetic is not known here: it came from outside
+        about = "Segmentation that the synthetic image was drawn for; given, not generated"
+        return {"Description": about, "SampleIndex": sample.index}
     is_mask = name in naming.masks
     what = "segmentation" if is_mask else "image"
     return {

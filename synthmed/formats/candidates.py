@@ -299,7 +299,8 @@ def _place(path: str) -> tuple[str, str]:
 
 def _labels(data: Data, cells: Cells, decimal_comma: bool) -> Labels | Refused:
     try:
-        return tables.labels(cells, data.conditions, decimal_comma)
+        keep = data.missing_labels == "keep"
+        return tables.labels(cells, data.conditions, decimal_comma, keep)
     except Refused as reason:
         return reason
 

@@ -184,12 +184,18 @@ def person_column(table: Table, data: Data) -> str:
 
 
 def labels(
-    cells: Cells, conditions: Mapping[str, Condition], decimal_comma: bool = False
+    cells: Cells,
+    conditions: Mapping[str, Condition],
+    decimal_comma: bool = False,
+    keep_missing: bool = False,
 ) -> dict[str, str | float]:
     """The declared conditions of one scan, from the cells of its row.
 
     Text is stripped; empty, "n/a" and "nan" mean missing; 1 and 1.0 are the same category. Ages
     (a condition `age`, or a unit of years) of 90 and over become 90.
+
+    Args:
+        keep_missing: leave out what is missing, where it would be refused otherwise.
 
     Raises:
         Refused: `label_missing`, `label_unknown` or `label_out_of_range`, naming the condition
@@ -198,6 +204,8 @@ def labels(
     found: dict[str, str | float] = {}
     for name, condition in conditions.items():
         text = cells.get(name, "")
+        if keep_missing and _is_missing(text, condition):
+            continue
         if isinstance(condition, Categorical):
             found[name] = _category(name, text, condition)
         else:
@@ -214,11 +222,17 @@ def _row(header: Sequence[str], cells: list[str], line: int) -> dict[str, str]:
     return dict(zip(header, texts, strict=True))
 
 
+def _is_missing(text: str, condition: Condition) -> bool:
+    """Whether a cell says nothing; a declared category of that spelling says something."""
+    declared = isinstance(condition, Categorical) and text in condition.categories
+    return text.lower() in _MISSING and not declared
+
+
 def _category(name: str, text: str, condition: Categorical) -> str:
     """The declared category that `text` stands for."""
     if text in condition.categories:
         return text
-    if text.lower() in _MISSING:
+    if _is_missing(text, condition):
         raise Refused("label_missing", f"Condition: {name}.")
     for category in condition.categories:
         if _plain(category) == _plain(text):
@@ -235,7 +249,7 @@ def _plain(text: str) -> str | float:
 
 def _number(name: str, text: str, condition: Continuous, decimal_comma: bool) -> float:
     """The value of a continuous condition, checked against its range."""
-    if text.lower() in _MISSING:
+    if _is_missing(text, condition):
         raise Refused("label_missing", f"Condition: {name}.")
     is_age = name.lower() == "age" or condition.unit.lower() in _YEARS
     if is_age:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -22,7 +23,7 @@ class ConditionAccuracy(Frozen):
 
     Scans are averaged to at most `side` voxels a side, standardised, reduced by PCA and read by
     logistic regression (a category) or ridge regression (a number); every patient of train weighs
-    one.
+    one. Scans whose label is not known are left out, on every side, and the note counts them.
 
     - A category: mean over the categories asked for of the share recognised (balanced accuracy).
       Interval: Clopper-Pearson at the effective count C^2 / sum 1/n_c, which is n for equal
@@ -96,6 +97,7 @@ class ConditionAccuracy(Frozen):
             notes.append(f"not in train, so never recognised: {', '.join(missing)}")
         if never:
             notes.append(f"not asked for: {', '.join(never)}")
+        notes += _left_out(asked)
         return self._one(
             condition,
             value,
@@ -133,6 +135,7 @@ class ConditionAccuracy(Frozen):
             real = np.array([float(asked["holdout"][i] or 0) for i in one_each])
             floor = correlation(real, reader.predict(small["holdout"][one_each]))
         n = len(rows["synthetic"])
+        notes = [] if floor is not None else ["fewer than three held-out patients: no floor"]
         return self._one(
             condition,
             value,
@@ -142,7 +145,7 @@ class ConditionAccuracy(Frozen):
             floor,
             0.0,
             sides,
-            "" if floor is not None else "fewer than three held-out patients: no floor",
+            "; ".join(notes + _left_out(asked)),
             len(one_each) or None,
         )
 
@@ -228,6 +231,14 @@ def _values(shared: Shared, side: Side, condition: str) -> list[str | float | No
     """The condition of every scan kept by `shared`, null where it is not known."""
     labels = shared.cases(side).labels
     return [labels[i].get(condition) for i in shared.scans(side)]
+
+
+def _left_out(asked: Mapping[Side, Sequence[str | float | None]]) -> list[str]:
+    """Which real scans could not be used, for the note; empty where all labels are known."""
+    words: tuple[tuple[Side, str], ...] = (("train", "training"), ("holdout", "held-out"))
+    counts = {word: (asked[side].count(None), len(asked[side])) for side, word in words}
+    parts = [f"{n} of {total} {word} scans" for word, (n, total) in counts.items() if n]
+    return [f"label not known, so left out: {', '.join(parts)}"] if parts else []
 
 
 def _weights(shared: Shared, rows: list[int]) -> Floats:

@@ -14,6 +14,7 @@ from synthmed.config import Config, Rule
 from synthmed.deid.scan import Finding
 from synthmed.policy import describe, limits
 from synthmed.report.facts import CohortFacts
+from synthmed.report.images import legend, masks_of
 from synthmed.types import SCHEMA_VERSION, Decision, Estimate
 
 Report = dict[str, Any]
@@ -31,6 +32,7 @@ def build(
     n_searched: int,
     images: Sequence[Mapping[str, str]],
     names_model: bool = True,
+    examination: Mapping[str, Any] | None = None,
 ) -> Report:
     """The content of report.json.
 
@@ -47,6 +49,7 @@ def build(
         n_searched: strings the scan looked for.
         images: file (below report/), group and caption of each image that lies beside the report.
         names_model: False where the cohort was not made by the config's backbone.
+        examination: what the model shows of itself; in the restricted version alone.
     """
     named = {(r.estimate, r.slice) for r in config.policy.rules}
     if kind == "shareable":
@@ -75,17 +78,21 @@ def build(
         "data": {
             "modality": config.data.modality,
             "conditions": {n: c.model_dump(mode="json") for n, c in config.data.conditions.items()},
+            "masks": legend(masks_of(config)),
+            "given_masks": [n for n, c in (config.data.channels or {}).items() if c.given],
             "backbone": config.backbone.name if names_model else None,
             "license": config.governance.licence or config.export.license,
             "governance": config.governance.model_dump(mode="json"),
         },
         "images": [dict(i) for i in images],
+        "examination": examination if kind == "restricted" else None,
         "provenance": {
             "synthmed": __version__,
             "versions": dict(sorted(facts.versions.items())),
             "digests": dict(sorted(facts.digests.items())),
             "seed": facts.seed if facts.seed is not None else config.seed,
             "n_resamples": config.evaluate.resamples,
+            "init": facts.init,
         },
     }
 

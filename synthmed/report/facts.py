@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -20,6 +21,7 @@ class CohortFacts(BaseModel):
         versions: package name to version of what made the cohort.
         digests: artifact kind to digest of its manifest, and "config" to the config's.
         seed: the run's root seed.
+        init: the model that training started from (`origin.released`), if any.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -33,3 +35,4 @@ class CohortFacts(BaseModel):
     versions: Mapping[str, str] = {}
     digests: Mapping[str, str] = {}
     seed: int | None = None
+    init: Mapping[str, Any] | None = None

@@ -6,18 +6,24 @@ so that nothing real can be drawn without handing it over.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from synthmed.artifacts import Cohort, Dataset, Sample, ScreenedCohort
-from synthmed.config import Condition
+from synthmed.config import Condition, Config
 from synthmed.formats import nifti
+from synthmed.formats import synthetic as synthetic_files
 from synthmed.formats.bids_export import AGE_POOL_YEARS, is_age, subject
-from synthmed.report.mosaic import GAP_PIXELS, Grey, png, three_planes
-from synthmed.types import Labels
+from synthmed.report import mosaic
+from synthmed.report.mosaic import GAP_PIXELS, PALETTE, png, three_planes
+from synthmed.types import Affine, Labels
+
+Masks = Mapping[str, Mapping[str, int]]
+"""Mask name to its labels, name to value."""
 
 N_SYNTHETIC = 24
 N_REAL = 12
@@ -39,8 +45,22 @@ class Picture:
         return {"file": self.file, "group": self.group, "part": self.part, "caption": self.caption}
 
 
+def masks_of(config: Config) -> Masks:
+    """The masks of a config, drawn and given."""
+    return {n: c.labels for n, c in (config.data.channels or {}).items() if c.labels}
+
+
+def legend(masks: Masks) -> list[dict[str, str]]:
+    """Mask, label and colour (#RRGGBB) of every outline that pictures show."""
+    every = [(mask, label) for mask, labels in masks.items() for label in labels]
+    return [
+        {"mask": mask, "label": label, "colour": PALETTE[i % len(PALETTE)]}
+        for i, (mask, label) in enumerate(every)
+    ]
+
+
 def synthetic(
-    cohort: ScreenedCohort, conditions: Mapping[str, Condition], masks: Collection[str]
+    cohort: ScreenedCohort, conditions: Mapping[str, Condition], masks: Masks
 ) -> list[Picture]:
     """Up to `N_SYNTHETIC` samples, as many of each category of the first categorical condition."""
     name = next((n for n, c in conditions.items() if c.kind == "categorical"), None)
@@ -59,19 +79,19 @@ def synthetic(
     return pictures
 
 
-def real(dataset: Dataset) -> list[Picture]:
+def real(dataset: Dataset, masks: Masks) -> list[Picture]:
     """The first scan of up to `N_REAL` training patients. Restricted report only."""
     pictures = []
     for i, patient in enumerate(dataset.train_patients()[:N_REAL]):
         at = _first_scan(dataset, patient)
-        content = png(_real_planes(dataset, at))
+        content = png(_real_planes(dataset, at, masks))
         caption = _caption(patient, dataset.labels[at])
         pictures.append(Picture(f"images/train-{i + 1:04d}.png", "train", "", caption, content))
     return pictures
 
 
 def closest(
-    cohort: ScreenedCohort, sampled: Cohort | None, dataset: Dataset, masks: Collection[str]
+    cohort: ScreenedCohort, sampled: Cohort | None, dataset: Dataset, masks: Masks
 ) -> list[Picture]:
     """Up to `N_CLOSEST` samples above their nearest training scan, flagged ones first.
 
@@ -79,7 +99,7 @@ def closest(
         cohort: what the screen said of every sample.
         sampled: all samples, the dropped ones too; without it only those that ship are shown.
         dataset: the real scans.
-        masks: names of the files of a sample that are masks.
+        masks: the files of a sample that are masks, and their labels.
     """
     places = {s.index: (s, f) for s, f in zip(cohort.samples, cohort.folders, strict=True)}
     if sampled is not None:
@@ -92,8 +112,8 @@ def closest(
     pictures = []
     for i, s in enumerate(ranked[:N_CLOSEST]):
         above = _drawn(*places[s.index], masks)
-        below = _real_planes(dataset, _first_scan(dataset, str(s.nearest)))
-        line = np.full((GAP_PIXELS, above.shape[1]), 255, dtype=np.uint8)
+        below = _real_planes(dataset, _first_scan(dataset, str(s.nearest)), masks)
+        line = np.full((GAP_PIXELS, *above.shape[1:]), 255, dtype=np.uint8)
         caption = f"sample {s.index} ({'ships' if s.index in ships else 'dropped'}) and {s.nearest}"
         if s.similarity is not None:
             caption += f", similarity {s.similarity:.2f}"
@@ -106,16 +126,41 @@ def _first_scan(dataset: Dataset, patient: str) -> int:
     return int(np.flatnonzero(dataset.patients == patient)[0])
 
 
-def _real_planes(dataset: Dataset, at: int) -> Grey:
+def _real_planes(dataset: Dataset, at: int, masks: Masks) -> mosaic.Picture:
     channel = next(i for i, c in enumerate(dataset.channels) if c.mask is None)
-    return three_planes(dataset.volumes[at, channel], dataset.affine)
+    volume = dataset.volumes[at].astype(np.float32)
+    files = synthetic_files.encode(volume, dataset.channels) if masks else {}
+    return _outlined(volume[channel], dataset.affine, [files[m] for m in masks], masks)
 
 
-def _drawn(sample: Sample, folder: Path, masks: Collection[str]) -> Grey:
-    """The central slices of the first image of a sample."""
+def _drawn(sample: Sample, folder: Path, masks: Masks) -> mosaic.Picture:
+    """The slices of the first image of a sample, its masks outlined."""
     file = next(f for n, f in sample.files.items() if n not in masks)
     image = nifti.read(folder / file)
-    return three_planes(image.data, image.affine)
+    maps = [nifti.read(folder / sample.files[m]).data for m in masks]
+    return _outlined(image.data, image.affine, maps, masks)
+
+
+def _outlined(
+    image: npt.NDArray[np.generic],
+    affine: Affine,
+    maps: Sequence[npt.NDArray[np.generic]],
+    masks: Masks,
+) -> mosaic.Picture:
+    """Slices of an image; where there are masks, cut where they are largest, in the legend's
+    colours."""
+    if not masks:
+        return three_planes(image, affine)
+    counted = []
+    first = 1
+    for found, labels in zip(maps, masks.values(), strict=True):
+        order = np.zeros(found.shape, np.int64)
+        for i, value in enumerate(labels.values()):
+            order[found == value] = first + i
+        counted.append(order)
+        first += len(labels)
+    at = mosaic.largest(counted)
+    return mosaic.outlined(three_planes(image, affine, at), counted, affine, at)
 
 
 def _caption(who: str, labels: Labels) -> str:

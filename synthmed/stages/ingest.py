@@ -69,7 +69,8 @@ def ingest(
         Counts for the manifest and the report; no identity is in them.
 
     Raises:
-        InputError: no such folder, nothing usable in it, or too few patients.
+        InputError: no such folder, nothing usable in it, too few patients, or a condition that
+            nobody has a value for.
         UsageError: the config names a column that is not there, or `target` is in the source.
         ResourceError: the volumes or the pseudonym key cannot be written.
     """
@@ -96,6 +97,13 @@ def ingest(
     n_files = len(listing.sizes) + len(listing.refused)
     n_patients = len({scan.patient for scan in scans})
     _check_enough(n_files, n_patients, min_patients, quarantine)
+    unknown = {c: sum(c not in scan.labels for scan in scans) for c in config.data.conditions}
+    for name, n in unknown.items():
+        if n == len(scans):
+            raise InputError(
+                f"data.conditions.{name}: no usable scan has a value for it",
+                "Check the column in the table, or take the condition out.",
+            )
     return {
         "format": plan.form,
         "modality": config.data.modality,
@@ -107,6 +115,7 @@ def ingest(
         "reasons": quarantine.counts(),
         "orientations": dict(sorted(Counter(scan.orientation for scan in scans).items())),
         "n_undeclared_mask_voxels": dict(sorted(reading.undeclared.items())),
+        "n_labels_missing": {name: n for name, n in unknown.items() if n},
         **plan.facts,
     }
 
@@ -359,4 +368,7 @@ def summary(facts: Mapping[str, Any]) -> str:
         text += f"; {sum(reasons.values())} refused ({listed})"
     if other:
         text += f"; {other} files not asked for"
+    if missing := facts["n_labels_missing"]:
+        listed = ", ".join(f"{n} without {name}" for name, n in missing.items())
+        text += f"; kept with labels missing: {listed}"
     return text

@@ -103,16 +103,16 @@ def prepare(
 
 
 def channels_of(data: Data) -> list[ChannelInfo]:
-    """Images first, then one channel a mask label."""
+    """Images first, then one channel a mask label, those of given masks last."""
     declared: Mapping[str, Channel | None] = data.channels or {data.modality: None}
     images = [ChannelInfo(k) for k, c in declared.items() if c is None or c.labels is None]
     masks = [
-        ChannelInfo(f"{k}:{label}", mask=k, label_value=value)
+        ChannelInfo(f"{k}:{label}", mask=k, label_value=value, given=c.given)
         for k, c in declared.items()
         if c is not None and c.labels is not None
         for label, value in c.labels.items()
     ]
-    return images + masks
+    return images + sorted(masks, key=lambda c: c.given)
 
 
 def grid_affine(grid: Sequence[int], spacing_mm: Sequence[float]) -> Affine:
@@ -131,7 +131,9 @@ def conform(
 ) -> npt.NDArray[np.float32]:
     """One scan on the grid: (C, X, Y, Z), images scaled by their own percentiles, masks 0 to 1.
 
-    The scan's field of view is centred on the grid's; what lies outside it is 0.
+    The scan's field of view is centred on the grid's; what lies outside it is 0. The edge of a
+    mask that is drawn is soft where the grids differ; a given one takes the nearest voxel, since
+    that is how masks will be given at sampling (`conform_labels`).
     """
     out = np.zeros((len(channels), *data.grid), np.float32)
     for i, channel in enumerate(channels):
@@ -145,18 +147,37 @@ def conform(
             )
             values = (values - low) / max(float(high - low), 1e-9)
             order = 3
+        elif channel.given:
+            labels = conform_labels(values, np.asarray(image.affine), data.grid, affine)
+            out[i] = labels == channel.label_value
+            continue
         else:
             values = (values == channel.label_value).astype(np.float32)
             order = 1
-        moved = _resample(values, _centred(image), data.grid, affine, order)
+        moved = _resample(values, _centred(values, image.affine), data.grid, affine, order)
         out[i] = np.clip(moved, 0, CLIP if channel.mask is None else 1)
     return out
 
 
-def _centred(image: nib.nifti1.Nifti1Image) -> Affine:
-    """The image's affine, moved so that the middle of its field of view is the origin."""
-    affine = np.array(image.affine, float)
-    middle = affine[:3, :3] @ ((np.array(image.shape[:3]) - 1) / 2)
+def conform_labels(
+    values: npt.NDArray[Any], source: Affine, grid: tuple[int, int, int], target: Affine
+) -> npt.NDArray[np.uint8]:
+    """A label map on the grid by nearest neighbour: (X, Y, Z), 0 outside its field of view.
+
+    Args:
+        values: (I, J, K) labels, RAS+.
+        source: (4, 4) of `values`; its field of view is centred on the grid's.
+        grid: (X, Y, Z).
+        target: (4, 4) of the grid.
+    """
+    moved = _resample(values.astype(np.float32), _centred(values, source), grid, target, order=0)
+    return moved.astype(np.uint8)
+
+
+def _centred(values: npt.NDArray[Any], source: Affine) -> Affine:
+    """The affine of a volume, moved so that the middle of its field of view is the origin."""
+    affine = np.array(source, float)
+    middle = affine[:3, :3] @ ((np.array(values.shape[:3]) - 1) / 2)
     affine[:3, 3] = -middle
     return affine
 
@@ -175,7 +196,7 @@ def _resample(
     ):
         return _crop_or_pad(values, np.round(offset).astype(int), grid)
     ratio = np.linalg.norm(target[:3, :3], axis=0) / np.linalg.norm(source[:3, :3], axis=0)
-    if (ratio > 1.01).any():
+    if (ratio > 1.01).any() and order > 0:
         # a coarser grid would alias: blur to its resolution first (Cardoso et al. 2015)
         values = gaussian_filter(values, np.sqrt(np.maximum(ratio**2 - 1, 0)) / 2.355)
     image = nib.nifti1.Nifti1Image(values, source)  # type: ignore[no-untyped-call]
@@ -225,18 +246,19 @@ def split_by_hash(scans: Sequence[Scan], share: float, key: Key) -> set[str]:
 def split_stratified(scans: Sequence[Scan], share: float, key: Key) -> set[str]:
     """Held-out patients, the same share of every stratum of categorical labels.
 
-    Strata are the combinations of categorical labels of a patient's first scan; the rounding of
-    small strata is settled by largest remainder, so that the total is exact.
+    Strata are the combinations of categorical labels of a patient's first scan, in which a label
+    that is missing counts as one more category; the rounding of small strata is settled by
+    largest remainder, so that the total is exact.
     """
     given = _prescribed(scans)
     if given is not None:
         return given
-    strata: dict[tuple[str, ...], list[str]] = {}
+    strata: dict[tuple[tuple[str, str], ...], list[str]] = {}
     seen: set[str] = set()
     for s in sorted(scans, key=lambda s: (s.patient, s.session, s.scan)):
         if s.patient not in seen:
             seen.add(s.patient)
-            label = tuple(v for _, v in sorted(s.labels.items()) if isinstance(v, str))
+            label = tuple((k, v) for k, v in sorted(s.labels.items()) if isinstance(v, str))
             strata.setdefault(label, []).append(s.patient)
     total = round(share * len(seen))
     quota = {label: share * len(people) for label, people in strata.items()}

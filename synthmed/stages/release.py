@@ -21,12 +21,12 @@ from synthmed.config import Config
 from synthmed.deid.scan import Finding, mentions, scan
 from synthmed.errors import UsageError
 from synthmed.formats.bids_export import Naming, export
-from synthmed.report import images
+from synthmed.report import examination, images
 from synthmed.report.build import Report, build
 from synthmed.report.cards import card, croissant
 from synthmed.report.facts import CohortFacts
 from synthmed.report.folder import SUMS, close, empty, sums, write_page, write_report
-from synthmed.report.images import Picture
+from synthmed.report.images import Picture, masks_of
 from synthmed.stages.identifiers import identifiers
 from synthmed.store import Run, digest, sync, write_bytes, write_json
 from synthmed.types import Decision, Estimate, Verdict
@@ -87,7 +87,7 @@ def release(
     for name in ("release", "withheld", "private/report"):
         _take_away(run, run.path / name)
     searched = identifiers(run, config, evidence, forbidden)
-    masks = _naming(config).masks
+    masks = masks_of(config)
     shown = images.synthetic(cohort, config.data.conditions, masks)
     material = _Material(config, evidence, cohort, told, shown, len(searched), with_volumes)
     judged = policy.decide(config.policy.rules, evidence, n_holdout=told.n_holdout).verdicts
@@ -107,7 +107,8 @@ def release(
     if real is not None:
         sampled = run.folder("cohort")
         everything = Cohort.open(sampled) if (sampled / "samples.jsonl").is_file() else None
-        pictures += images.real(real) + images.closest(cohort, everything, real, masks)
+        pictures += images.real(real, masks) + images.closest(cohort, everything, real, masks)
+    pictures += examination.pictures(run.folder("model"))
     restricted = build(
         "restricted",
         config,
@@ -118,6 +119,7 @@ def release(
         n_searched=len(searched),
         images=[p.entry() for p in pictures],
         names_model=with_volumes,
+        examination=examination.read(run.folder("model")),
     )
     signature = _still_signed(run, decision, shareable)
     if signature:
@@ -367,8 +369,8 @@ def _scanned(findings: Sequence[Finding]) -> Verdict:
 
 
 def _naming(config: Config) -> Naming:
-    channels = config.data.channels or {}
-    return Naming(config.data.modality, {n: c.labels for n, c in channels.items() if c.labels})
+    given = [n for n, c in (config.data.channels or {}).items() if c.given]
+    return Naming(config.data.modality, masks_of(config), given=given)
 
 
 def _take_away(run: Run, path: Path) -> None:

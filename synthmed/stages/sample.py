@@ -13,23 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors.torch import load_file
 
 from synthmed.artifacts import ChannelInfo, Sample
 from synthmed.backbones.generative import Generative
-from synthmed.conditions import Conditions
-from synthmed.config import Config
+from synthmed.conditions import Conditions, rounded
+from synthmed.config import Config, Continuous
 from synthmed.errors import UsageError
 from synthmed.formats import synthetic
+from synthmed.given import GivenMasks
 from synthmed.keys import Key
-from synthmed.loader import spec_of
+from synthmed.loader import spec_of, unaugmented
 from synthmed.progress import Progress
 from synthmed.stages.prepare import CLIP
-from synthmed.stages.train import load_state
-from synthmed.store import write_bytes
-from synthmed.types import Affine
+from synthmed.store import write_bytes, write_json
+from synthmed.training import load_state
+from synthmed.types import Affine, Array
 
 
 class Sampler:
@@ -40,6 +40,7 @@ class Sampler:
         path: the model's folder.
         device: where to run it.
         labels_of: labels for every sample index.
+        masks: what to draw images for, where the model is given masks.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Sampler:
         path: Path,
         device: str,
         labels_of: Callable[[int], Mapping[str, str | float]],
+        masks: GivenMasks | None = None,
     ) -> None:
         about = json.loads((path / "model.json").read_text(encoding="utf-8"))
         self.conditions = Conditions(config.data.conditions)
@@ -56,25 +58,52 @@ class Sampler:
         self.batch: int = about["batch"]
         self.device = device
         self.labels_of = labels_of
+        self.masks = masks
         self.key = Key.root(sample_seed(config)).fold("sample")
         x, y, z = about["grid"]
-        self.spec = spec_of(self.channels, (x, y, z), self.conditions)
+        self.augment = config.train.augment
+        self.spec = spec_of(self.channels, (x, y, z), self.conditions, self.augment)
+        order = self.key.fold("masks").numpy().permutation(len(masks) if masks else 1)
+        self.mask_of: Callable[[int], int] = lambda k: int(order[k % len(order)])
         self.model: Generative = config.backbone.build(self.spec, config.train.optimizer)
         load_state(self.model, load_file(path / "weights.safetensors"))
         for module in self.model.modules.values():
             module.to(device).eval()
 
-    def canonical_batch(self, number: int) -> npt.NDArray[np.float32]:
-        """The B volumes of one canonical batch: (B, C, X, Y, Z), in the data's range."""
+    def canonical_batch(self, number: int) -> Array:
+        """The B volumes of one canonical batch: (B, C + K, X, Y, Z), in the data's range.
+
+        Given masks are the last channels, as they were given.
+        """
         indices = range(number * self.batch, (number + 1) * self.batch)
-        encoded = np.stack([self.conditions.encode(self.labels_of(k)) for k in indices])
+        labels = np.stack([self.conditions.encode(self.labels_of(k)) for k in indices])
+        encoded = unaugmented(labels, self.augment)
         keys = torch.tensor([self.key.fold(k).integer() for k in indices])
-        given = torch.zeros(len(indices), self.spec.given, *self.spec.grid, device=self.device)
+        given = self._given(indices)
         with torch.inference_mode():
-            x = self.model.sample(torch.from_numpy(encoded).to(self.device), keys, given)
-        top = torch.tensor([CLIP if c.mask is None else 1.0 for c in self.channels])
+            x = self.model.sample(
+                torch.from_numpy(encoded).to(self.device),
+                keys,
+                torch.from_numpy(given).to(self.device),
+            )
+        drawn = self.channels[: self.spec.channels]
+        top = torch.tensor([CLIP if c.mask is None else 1.0 for c in drawn])
         bounded = torch.minimum(x.clamp(min=0), top.to(x.device)[:, None, None, None])
-        return bounded.float().cpu().numpy()
+        return np.concatenate([bounded.float().cpu().numpy(), given], axis=1)
+
+    def _given(self, indices: Sequence[int]) -> Array:
+        """(B, K, X, Y, Z) masks of these samples; K is 0 for a model that is given none."""
+        if self.spec.given == 0:
+            return np.zeros((len(indices), 0, *self.spec.grid), np.float32)
+        if self.masks is None:
+            raise ValueError("this model is given masks, and none are there to draw images for")
+        return np.stack([self.masks.read(self.mask_of(k)) for k in indices])
+
+    def stand_in(self, replaced: Mapping[int, int]) -> None:
+        """Give new samples the labels and the mask of those they replace: new index to old."""
+        labels_of, mask_of = self.labels_of, self.mask_of
+        self.labels_of = lambda k: labels_of(replaced.get(k, k))
+        self.mask_of = lambda k: mask_of(replaced.get(k, k))
 
     def write(
         self, indices: Sequence[int], target: Path, done: Callable[[int], None]
@@ -121,6 +150,16 @@ def sample(
     return {"n_samples": count, "seed": sample_seed(config)}
 
 
+def fresh_unless(partial: Path, inputs: Mapping[str, str]) -> Path:
+    """`partial`, emptied unless what it holds was drawn from the same inputs."""
+    mark = partial / ".inputs.json"
+    if not mark.is_file() or json.loads(mark.read_text(encoding="utf-8")) != dict(inputs):
+        for path in partial.iterdir():
+            path.unlink()
+        write_json(mark, dict(inputs))
+    return partial
+
+
 def sample_seed(config: Config) -> int:
     """`sample.seed`, by default the run's own."""
     return config.seed if config.sample.seed is None else config.sample.seed
@@ -137,6 +176,8 @@ def planned_labels(
 ) -> Callable[[int], dict[str, str | float]]:
     """The labels of every sample index: counts that were asked for, the rest from the prior.
 
+    None is ever missing, whatever is missing in the cohort.
+
     Args:
         config: the run's config.
         observed: labels of each training patient, one set a person, used with `sample.prior:
@@ -148,16 +189,13 @@ def planned_labels(
         name: [category for category, n in counts.items() for _ in range(n)]
         for name, counts in config.sample.labels.items()
     }
-    pool = _joint(observed) if config.sample.prior == "cohort" else []
+    pool = _joint(config, observed) if config.sample.prior == "cohort" else []
 
     declared = config.sample.prior if isinstance(config.sample.prior, Mapping) else {}
 
     def labels(k: int) -> dict[str, str | float]:
         if pool:
             drawn = dict(pool[int(key.fold("joint", k).numpy().integers(len(pool)))])
-            for name, c in config.data.conditions.items():
-                if c.kind == "continuous":  # rounding may have left the declared range
-                    drawn[name] = min(max(float(drawn[name]), c.low), c.high)
         else:
             drawn = conditions.draw(key.fold(k), declared)
         for name, values in fixed.items():
@@ -168,20 +206,32 @@ def planned_labels(
     return labels
 
 
-def _joint(observed: Sequence[Mapping[str, str | float]]) -> list[Mapping[str, str | float]]:
+NUMBER_STEPS = 20
+"""Steps that the declared range of a number is cut into, where the cohort's own are drawn."""
+
+
+def _joint(
+    config: Config, observed: Sequence[Mapping[str, str | float]]
+) -> list[Mapping[str, str | float]]:
     """The cohort's own label sets, rare ones merged into the commonest.
 
     A combination of categories that fewer than five patients share would single them out; such
-    patients count for the commonest combination instead. Numbers are rounded to five units.
+    patients count for the commonest combination instead. Numbers are rounded to a twentieth of
+    their declared range, from its lower end. A patient with a label missing is left out.
     """
+    numbers = {k: c for k, c in config.data.conditions.items() if c.kind == "continuous"}
     coarse = [
-        {k: v if isinstance(v, str) else 5.0 * round(v / 5) for k, v in labels.items()}
+        {
+            name: _stepped(float(value), numbers[name]) if name in numbers else value
+            for name, value in labels.items()
+        }
         for labels in observed
+        if len(labels) == len(config.data.conditions)
     ]
     cells = [tuple(sorted((k, v) for k, v in x.items() if isinstance(v, str))) for x in coarse]
     sizes = {c: cells.count(c) for c in cells}
-    common = max(sizes, key=lambda c: (sizes[c], c))
-    if sizes[common] < 5:
+    common = max(sizes, key=lambda c: (sizes[c], c), default=())
+    if sizes.get(common, 0) < 5:
         raise UsageError(
             "sample.prior: cohort: no combination of labels is shared by five training patients",
             "Declare a prior of your own, or use uniform.",
@@ -190,6 +240,12 @@ def _joint(observed: Sequence[Mapping[str, str | float]]) -> list[Mapping[str, s
         x if sizes[cell] >= 5 else {**x, **dict(common)}
         for x, cell in zip(coarse, cells, strict=True)
     ]
+
+
+def _stepped(value: float, c: Continuous) -> float:
+    """The nearest of the `NUMBER_STEPS` + 1 values that a number may take."""
+    step = (c.high - c.low) / NUMBER_STEPS
+    return rounded(c.low + step * round((value - c.low) / step), c.low, c.high)
 
 
 def write_samples(path: Path, samples: Sequence[Sample]) -> None:

@@ -1,7 +1,7 @@
 """Cohort to screening: samples that copy a training patient are found, dropped and replaced.
 
 The gap test of metrics/copies.py decides. Flagged samples are dropped once and replaced from the
-same stream of seeds, with the conditions of those they replace; the policy judges what was
+same stream of seeds, with the labels and masks of those they replace; the policy judges what was
 sampled before the filter, and what ships is tested again by the second similarity (in evaluate).
 """
 
@@ -63,11 +63,9 @@ def screen(
     dropped = flagged if drop else []
     replacements: list[Sample] = []
     if sampler is not None and dropped:
-        first = len(cohort.samples)
-        wanted = {first + i: s.labels for i, s in enumerate(dropped)}
-        planned = sampler.labels_of
-        sampler.labels_of = lambda k: wanted.get(k) or planned(k)
-        replacements = sampler.write(sorted(wanted), target, lambda n: None)
+        replaced = {len(cohort.samples) + i: s.index for i, s in enumerate(dropped)}
+        sampler.stand_in(replaced)
+        replacements = sampler.write(sorted(replaced), target, lambda n: None)
     write_json(target / "dropped.json", [s.index for s in dropped])
     write_samples(target / "replacements.jsonl", replacements)
     return {

@@ -1,8 +1,6 @@
 """Dataset to model: the one loop that trains every backbone, round by round, phase by phase.
 
-Every random number is keyed by (seed, round, phase, step, patient), so a run that was stopped and
-resumed ends, on a CPU, in the same weights as one that was not. A checkpoint is one safetensors
-file, written whole; minutes are turned into steps once, before the first step.
+Minutes are turned into steps, and memory into pieces of a batch, once, before the first step.
 """
 
 from __future__ import annotations
@@ -17,139 +15,71 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
-from torch import Tensor
 
-from synthmed.backbones.generative import Batch, Generative
-from synthmed.config import Config, Optimizer
-from synthmed.errors import Interrupted, SynthmedError, UsageError
+from synthmed import memory
+from synthmed.backbones.generative import Examination, Generative
+from synthmed.config import Config
+from synthmed.errors import Interrupted, UsageError
 from synthmed.keys import Key
 from synthmed.loader import Loader
+from synthmed.origin import ABOUT, WEIGHTS, Origin, provenance
 from synthmed.progress import Progress
+from synthmed.report.mosaic import png
 from synthmed.store import write_bytes, write_json
+from synthmed.training import (
+    CHECKPOINT,
+    LOG,
+    Training,
+    as_bytes,
+    load_state,
+    named_state,
+    one_step,
+    phase_step,
+    saved_state,
+)
+from synthmed.watch import Watch, looks, warnings
 
 CANONICAL_BATCH = 16
 """How many samples one forward pass draws, whatever the shard: stored with the model."""
 
-CHECKPOINT = "checkpoint.safetensors"
-LOG = "training.jsonl"
+TRIAL_STEPS = 6
+"""Steps that each phase is timed for."""
 
-
-class Training:
-    """Everything that changes while a model is trained, and how it is saved and restored.
-
-    Args:
-        model: the model; its modules' parameters are trained in place.
-        steps: number of steps of each round.
-    """
-
-    def __init__(self, model: Generative, steps: Sequence[int]) -> None:
-        self.model = model
-        self.rounds = model.rounds()
-        self.steps = list(steps)
-        self.round = 0
-        self.step = 0
-        self.log: list[dict[str, Any]] = []
-        self.figures: dict[str, float] = {}
-        self.params = named_parameters(model)
-        self._begin_round()
-
-    def _begin_round(self) -> None:
-        """Fresh optimizers and averages for the phases of the current round."""
-        self.optimizers: dict[str, torch.optim.AdamW] = {}
-        self.averages: dict[str, dict[str, Tensor]] = {}
-        if self.round == len(self.rounds):
-            return
-        for phase in self.rounds[self.round].phases:
-            mine = {k: p for k, p in self.params.items() if phase.trainable(k) and p.requires_grad}
-            self.optimizers[phase.name] = torch.optim.AdamW(
-                mine.values(),
-                lr=phase.optimizer.learning_rate,
-                betas=phase.optimizer.betas,
-                weight_decay=phase.optimizer.weight_decay,
-            )
-            if phase.ema is not None:
-                self.averages[phase.name] = {k: p.detach().clone() for k, p in mine.items()}
-
-    def end_round(self, finish_batches: Sequence[Batch]) -> None:
-        """Keep the averaged weights, run the round's `finish`, and turn to the next round."""
-        for average in self.averages.values():
-            for name, value in average.items():
-                self.params[name].data.copy_(value)
-        finish = self.rounds[self.round].finish
-        if finish is not None:
-            self.figures.update(finish(finish_batches))
-        self.round += 1
-        self.step = 0
-        self._begin_round()
-
-    def save(self, path: Path) -> None:
-        """Write the log so far beside `path`, then the whole state, whole or not at all."""
-        with open(path.with_name(LOG), "a", encoding="utf-8") as handle:
-            handle.writelines(json.dumps(entry) + "\n" for entry in self.log)
-        self.log.clear()
-        tensors = {f"module/{k}": v for k, v in named_state(self.model).items()}
-        for phase, optimizer in self.optimizers.items():
-            names = [k for k, p in self.params.items() if any(p is q for q in _owned(optimizer))]
-            for name in names:
-                for key, value in optimizer.state.get(self.params[name], {}).items():
-                    tensors[f"optimizer/{phase}/{name}/{key}"] = value
-            for name, value in self.averages.get(phase, {}).items():
-                tensors[f"average/{phase}/{name}"] = value
-        state = {
-            "round": self.round,
-            "step": self.step,
-            "steps": self.steps,
-            "figures": self.figures,
-        }
-        write_bytes(path, as_bytes(tensors, {"state": json.dumps(state)}))
-
-    @classmethod
-    def restore(cls, model: Generative, path: Path) -> Training:
-        """The state saved in `path`, on the model's device."""
-        from safetensors import safe_open
-
-        with safe_open(path, "pt") as handle:
-            state = json.loads(handle.metadata()["state"])
-        tensors = load_file(path)
-        load_state(model, {k[7:]: v for k, v in tensors.items() if k.startswith("module/")})
-        self = cls(model, state["steps"])
-        self.round, self.step = state["round"], state["step"]
-        self.figures = state["figures"]
-        self._begin_round()
-        # lines written for steps after this checkpoint will be written again
-        log = path.with_name(LOG)
-        lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
-        reached = (self.round, self.step)
-        # and a line that a kill or a full disk cut off is one of them: it has no end
-        whole = [x for x in lines if x.endswith("\n")]
-        kept = [x for x in whole if (json.loads(x)["round"], json.loads(x)["step"]) < reached]
-        write_bytes(log, "".join(kept).encode())
-        for key, value in tensors.items():
-            kind, _, rest = key.partition("/")
-            if kind == "average":
-                phase, name = rest.split("/")
-                self.averages[phase][name].copy_(value)
-            elif kind == "optimizer":
-                phase, name, slot = rest.split("/")
-                place = value if slot == "step" else value.to(self.params[name].device)
-                self.optimizers[phase].state[self.params[name]][slot] = place
-        return self
+COMPILE_STEPS = 2000
+"""Steps from which on `train.compile: auto` compiles on CUDA, where it takes a minute or two."""
 
 
 def train(
-    config: Config, loader: Loader, partial: Path, target: Path, progress: Progress, device: str
+    config: Config,
+    loader: Loader,
+    partial: Path,
+    target: Path,
+    progress: Progress,
+    device: str,
+    origin: Origin | None = None,
 ) -> dict[str, Any]:
     """Train to the end, going on from a checkpoint in `partial`, and fill `target`.
 
     `target` gets weights.safetensors (the averaged weights), model.json (how to build and sample
-    it) and training.jsonl.
+    it, and how it came about), training.jsonl and examination/ (what the model shows of itself).
+
+    Args:
+        config: the run's config.
+        loader: the cohort.
+        partial: folder of the checkpoint.
+        target: folder to fill.
+        progress: told of steps and warnings.
+        device: where to train.
+        origin: the model to start from; None draws all weights.
 
     Returns:
-        Facts: steps, parameters, and what the rounds' `finish` found.
+        Facts: steps, parameters, where the weights started, and what the rounds' `finish` and the
+        examination found.
 
     Raises:
-        UsageError: differential privacy is asked for, which this version does not have.
+        UsageError: differential privacy is asked for, which this version does not have; or nothing
+            of `origin` fits.
+        ResourceError: no piece of a batch fits into `train.memory_gib`.
         Interrupted: Ctrl-C or SIGTERM came; a checkpoint was written first.
         SynthmedError: the loss is no longer a number.
     """
@@ -160,48 +90,98 @@ def train(
         )
     key = Key.root(config.seed).fold("train")
     model = build(config, loader, key.fold("weights"), device)
+    started_from = origin.start(model) if origin else None
     checkpoint = partial / CHECKPOINT
     amp = precision(config, device)
-    if checkpoint.exists():
-        state = Training.restore(model, checkpoint)
-    else:
-        state = Training(model, plan_steps(config, model, loader, key, device))
-        state.save(checkpoint)
-    total = sum(state.steps)
-    before = sum(state.steps[: state.round])
-    progress.resume_at(before + state.step)
-    saved = time.monotonic()
-    with interruptible() as interrupted:
-        while state.round < len(state.rounds):
-            for _ in range(state.steps[state.round] - state.step):
-                losses = one_step(state, loader, config, key, device, amp)
-                state.log.append({"round": state.round, "step": state.step, **losses})
-                state.step += 1
-                done = sum(state.steps[: state.round]) + state.step
-                shown = "  ".join(f"{k} {v:.3f}" for k, v in losses.items() if "." not in k)
-                progress.update(done, total, shown)
-                due = time.monotonic() - saved > 60 * config.train.checkpoint_minutes
-                if due or interrupted:
-                    state.save(checkpoint)
-                    saved = time.monotonic()
-                    for remark in model.remarks(recent(partial / LOG), state.figures):
-                        progress.warn(remark)
-                if interrupted:
-                    raise _stopped(done, total)
-            state.end_round(loader.all_train(device) if state.rounds[state.round].finish else [])
-            state.save(checkpoint)
-            if interrupted:  # it came while the round was finishing
-                raise _stopped(sum(state.steps[: state.round]), total)
-    write_bytes(target / "weights.safetensors", as_bytes(named_state(model)))
+    with arithmetic(device, amp), loader.ahead(), interruptible() as interrupted:
+        state = _begun(config, model, loader, key, checkpoint, device, origin)
+        if compiles(config, device, max(state.steps)):
+            for module in model.modules.values():
+                module.compile()
+        _loop(state, config, loader, key, checkpoint, device, amp, progress, interrupted)
+    write_model(target, config, model, loader, started_from)
     write_bytes(target / LOG, (partial / LOG).read_bytes())
-    write_json(target / "model.json", {"batch": CANONICAL_BATCH, **loader.description()})
+    examined = examine(model, loader, device)
+    write_examination(target / "examination", examined)
+    remarks = model.remarks(recent(partial / LOG), state.figures)
     return {
         "steps": state.steps,
+        "pieces": state.pieces,
         "n_parameters": sum(p.numel() for p in state.params.values()),
         "precision": "bf16" if amp else "fp32",
-        "figures": state.figures,
-        "remarks": list(model.remarks(recent(partial / LOG), state.figures)),
+        "init": started_from,
+        "figures": finite({**examined.figures, **state.figures}),
+        "remarks": [*remarks, *warnings(looks(partial / LOG)).values()],
     }
+
+
+def _begun(
+    config: Config,
+    model: Generative,
+    loader: Loader,
+    key: Key,
+    checkpoint: Path,
+    device: str,
+    origin: Origin | None,
+) -> Training:
+    """What the checkpoint holds, or a training before its first step, saved."""
+    digest = origin.digest if origin else None
+    if checkpoint.exists() and saved_state(checkpoint)["origin"] == digest:
+        return Training.restore(model, checkpoint)
+    checkpoint.with_name(LOG).unlink(missing_ok=True)  # of a training from other weights
+    pieces = memory.pieces(config, loader, device)
+    steps = plan_steps(config, model, loader, key, device, pieces)
+    state = Training(model, steps, pieces, digest)
+    state.save(checkpoint)
+    return state
+
+
+def _loop(
+    state: Training,
+    config: Config,
+    loader: Loader,
+    key: Key,
+    checkpoint: Path,
+    device: str,
+    amp: bool,
+    progress: Progress,
+    interrupted: Sequence[int],
+) -> None:
+    """Every step that is left, with its looks, checkpoints and warnings."""
+    log = checkpoint.with_name(LOG)
+    watch = Watch(loader, key, device, amp) if config.train.watch else None
+    seen, warned = looks(log), set[str]()
+    total = sum(state.steps)
+    progress.resume_at(sum(state.steps[: state.round]) + state.step)
+    saved = time.monotonic()
+    while state.round < len(state.rounds):
+        for _ in range(state.steps[state.round] - state.step):
+            losses = one_step(state, loader, config, key, device, amp)
+            line = {"round": state.round, "step": state.step, **losses}
+            if watch and watch.due(state):
+                line |= watch.look(state)
+                seen.append(line)
+                for phase, warning in warnings(seen).items():
+                    if phase not in warned:  # once, though its figures go on changing
+                        progress.warn(warning)
+                        warned.add(phase)
+            state.log.append(line)
+            state.step += 1
+            done = sum(state.steps[: state.round]) + state.step
+            shown = "  ".join(f"{k} {v:.3f}" for k, v in losses.items() if "." not in k)
+            progress.update(done, total, shown)
+            due = time.monotonic() - saved > 60 * config.train.checkpoint_minutes
+            if due or interrupted:
+                state.save(checkpoint)
+                saved = time.monotonic()
+                for remark in state.model.remarks(recent(log), state.figures):
+                    progress.warn(remark)
+            if interrupted:
+                raise _stopped(done, total)
+        state.end_round(loader.all_train(device) if state.rounds[state.round].finish else [])
+        state.save(checkpoint)
+        if interrupted:  # it came while the round was finishing
+            raise _stopped(sum(state.steps[: state.round]), total)
 
 
 def recent(log: Path, n: int = 200) -> list[dict[str, float]]:
@@ -210,100 +190,113 @@ def recent(log: Path, n: int = 200) -> list[dict[str, float]]:
     return [x for x in lines if x["round"] == lines[-1]["round"]]
 
 
-def one_step(
-    state: Training, loader: Loader, config: Config, key: Key, device: str, amp: bool
-) -> dict[str, float]:
-    """Step every phase that is due; returns the mean loss and the gradient norm of each."""
-    current = state.rounds[state.round]
-    out: dict[str, float] = {}
-    for phase in current.phases:
-        if state.step % phase.every:
-            continue
-        here = key.fold("round", state.round, phase.name)
-        batch, draws = loader.draw(phase, here, state.step, device)
-        progress = state.step / state.steps[state.round]
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=amp):
-            loss = phase.loss(state.params, batch, draws, progress).mean()
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise SynthmedError(
-                f"training diverged at step {state.step}: the loss {phase.name} is {value}",
-                "Lower train.optimizer.learning_rate, or set train.precision: fp32.",
-            )
-        optimizer = state.optimizers[phase.name]
-        optimizer.zero_grad(set_to_none=True)
-        owned = _owned(optimizer)
-        grads = torch.autograd.grad(loss, owned, allow_unused=True)
-        for p, g in zip(owned, grads, strict=True):
-            p.grad = g
-        norm = torch.nn.utils.clip_grad_norm_(owned, config.train.gradient_clip)
-        factor = schedule(phase.optimizer, progress)
-        for group in optimizer.param_groups:
-            group["lr"] = phase.optimizer.learning_rate * factor
-        optimizer.step()
-        if phase.project is not None:
-            phase.project()
-        if phase.ema is not None:
-            # young averages forget faster, so that they do not remember the initial weights
-            steps = state.step // phase.every
-            decay = min(phase.ema, (1 + steps) / (10 + steps))
-            for name, average in state.averages[phase.name].items():
-                average.lerp_(state.params[name].detach(), 1 - decay)
-        out[phase.name] = round(value, 6)
-        out[f"{phase.name}.gradient"] = round(float(norm.detach()), 6)
-    return out
-
-
-def schedule(optimizer: Optimizer, progress: float) -> float:
-    """Factor on the learning rate: linear warm-up, then a cosine down to a tenth."""
-    if progress < optimizer.warmup:
-        return max(progress / optimizer.warmup, 0.01)
-    rest = (progress - optimizer.warmup) / (1 - optimizer.warmup)
-    return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * rest))
-
-
 def plan_steps(
-    config: Config, model: Generative, loader: Loader, key: Key, device: str
+    config: Config, model: Generative, loader: Loader, key: Key, device: str, pieces: int
 ) -> list[int]:
     """Steps of each round: given, or as many as `max_minutes` allow at the speed measured now."""
-    rounds = model.rounds()
-    limit = config.train.max_steps
-    by_steps = (
-        [max(1, round(r.share * limit)) if r.phases else 0 for r in rounds] if limit else None
-    )
     if config.train.max_minutes is None:
-        return by_steps or []  # the config asks for one of the two at least
-    by_time = [
-        max(1, int(60 * config.train.max_minutes * r.share / seconds)) if r.phases else 0
-        for r, seconds in zip(
-            rounds, seconds_per_step(config, model, loader, key, device), strict=True
-        )
-    ]
-    return [min(a, b) for a, b in zip(by_time, by_steps or by_time, strict=True)]
+        return steps_within(config, model, [])
+    seconds = seconds_per_step(config, model, loader, key, device, pieces)
+    return steps_within(config, model, seconds)
+
+
+def steps_within(config: Config, model: Generative, seconds: Sequence[float]) -> list[int]:
+    """Steps of each round within `max_steps` and, at these seconds a step, `max_minutes`."""
+    minutes, limit = config.train.max_minutes, config.train.max_steps
+    steps = []
+    for i, current in enumerate(model.rounds()):
+        allowed = [round(current.share * limit)] if limit else []
+        if minutes is not None and current.phases:
+            allowed.append(int(60 * minutes * current.share / seconds[i]))
+        steps.append(max(1, min(allowed)) if current.phases else 0)
+    return steps
 
 
 def seconds_per_step(
-    config: Config, model: Generative, loader: Loader, key: Key, device: str
+    config: Config, model: Generative, loader: Loader, key: Key, device: str, pieces: int
 ) -> list[float]:
-    """Time of one step of each round, measured on copies of the weights: nothing is kept."""
-    amp = precision(config, device)
+    """Time of one step of each round; the weights are put back, nothing is kept."""
     kept = {k: v.clone() for k, v in named_state(model).items()}
     out = []
     for i in range(len(model.rounds())):
-        trial = Training(model, [6] * len(model.rounds()))
-        trial.round = i
-        trial._begin_round()
+        out.append(round_seconds(config, model, i, loader, key, device, pieces, TRIAL_STEPS))
+        load_state(model, kept)
+    return out
+
+
+def round_seconds(
+    config: Config,
+    model: Generative,
+    number: int,
+    loader: Loader,
+    key: Key,
+    device: str,
+    pieces: int,
+    n_steps: int,
+) -> float:
+    """Time of one step of a round, by training on: 0 where it has no phases.
+
+    Each phase is timed by itself and counts as often as it steps: the mean over `n_steps`, less
+    the first two, which allocate.
+    """
+    amp = precision(config, device)
+    rounds = model.rounds()
+    last = [n_steps * max((p.every for p in r.phases), default=0) for r in rounds]
+    trial = Training(model, last, pieces)
+    trial.round = number
+    trial.begin_round()
+    seconds = 0.0
+    for phase in rounds[number].phases:
         times = []
-        for _ in range(6):
+        for n in range(n_steps):
+            trial.step = n * phase.every
             started = time.monotonic()
-            one_step(trial, loader, config, key.fold("trial"), device, amp)
+            phase_step(trial, phase, loader, config, key.fold("trial"), device, amp)
             if device.startswith("cuda"):
                 torch.cuda.synchronize()
             times.append(time.monotonic() - started)
-            trial.step += 1
-        out.append(sorted(times)[2])  # the first ones allocate and compile
-        load_state(model, kept)
-    return out
+        seconds += sum(times[2:]) / len(times[2:]) / phase.every
+    return seconds
+
+
+def write_model(
+    target: Path,
+    config: Config,
+    model: Generative,
+    loader: Loader,
+    started_from: Mapping[str, Any] | None,
+) -> None:
+    """weights.safetensors, and model.json with all that sampling has to know beside the config."""
+    write_bytes(target / WEIGHTS, as_bytes(named_state(model)))
+    about = {"batch": CANONICAL_BATCH, **loader.description()}
+    write_json(target / ABOUT, {**about, "provenance": provenance(config, started_from)})
+
+
+def examine(model: Generative, loader: Loader, device: str) -> Examination:
+    """What the model shows of itself on the fixed subsets of either side."""
+    train = loader.watched_batch("train", device)
+    if train is None:
+        raise ValueError("no training patient")
+    return model.examine(train, loader.watched_batch("holdout", device))
+
+
+def finite(figures: Mapping[str, float]) -> dict[str, float]:
+    """The figures that are numbers: what a diverged model shows of itself may not be."""
+    return {k: v for k, v in figures.items() if math.isfinite(v)}
+
+
+def write_examination(folder: Path, examined: Examination) -> None:
+    """figures.json (the finite ones), a .tsv a table, a .png a picture, and captions.json."""
+    folder.mkdir()
+    write_json(folder / "figures.json", finite(examined.figures))
+    for name, rows in examined.tables.items():
+        columns = list(rows[0]) if rows else []
+        lines = ["\t".join(columns), *("\t".join(str(r[c]) for c in columns) for r in rows)]
+        write_bytes(folder / f"{name}.tsv", ("\n".join(lines) + "\n").encode())
+    for name, (grey, _) in examined.pictures.items():
+        write_bytes(folder / f"{name}.png", png(grey))
+    captions = {name: caption for name, (_, caption) in examined.pictures.items()}
+    write_json(folder / "captions.json", captions)
 
 
 def build(config: Config, loader: Loader, key: Key, device: str) -> Generative:
@@ -313,7 +306,43 @@ def build(config: Config, loader: Loader, key: Key, device: str) -> Generative:
         model = config.backbone.build(loader.spec, config.train.optimizer)
     for module in model.modules.values():
         module.to(device)
+        if device.startswith("cuda"):
+            channels_last(module)
     return model
+
+
+def channels_last(module: torch.nn.Module) -> None:
+    """Lay the weights of 3D convolutions out as CUDA's tensor cores read them."""
+    for part in module.modules():
+        if isinstance(part, torch.nn.Conv3d | torch.nn.ConvTranspose3d):
+            part.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+
+def compiles(config: Config, device: str, steps: int) -> bool:
+    """Whether to compile the modules: asked for, or `auto` where a long training on CUDA pays.
+
+    On a CPU it pays nothing: a step of cvae takes as long compiled, after a minute of compiling.
+    """
+    if config.train.compile != "auto":
+        return config.train.compile == "on"
+    return device.startswith("cuda") and steps >= COMPILE_STEPS
+
+
+@contextmanager
+def arithmetic(device: str, amp: bool) -> Iterator[None]:
+    """On CUDA, TF32 products for what bfloat16 training leaves in float32; else full float32."""
+    if not device.startswith("cuda"):
+        yield
+        return
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+    before = [p.fp32_precision for p in places]
+    for p in places:
+        p.fp32_precision = "tf32" if amp else "ieee"
+    try:
+        yield
+    finally:
+        for p, value in zip(places, before, strict=True):
+            p.fp32_precision = value
 
 
 def precision(config: Config, device: str) -> bool:
@@ -341,46 +370,11 @@ def interruptible() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def named_parameters(model: Generative) -> dict[str, torch.nn.Parameter]:
-    """All parameters by `module.parameter`."""
-    return {
-        f"{name}.{k}": p
-        for name, module in model.modules.items()
-        for k, p in module.named_parameters()
-    }
-
-
-def named_state(model: Generative) -> dict[str, Tensor]:
-    """All parameters and kept buffers by `module.name`."""
-    return {
-        f"{name}.{k}": v.detach()
-        for name, module in model.modules.items()
-        for k, v in module.state_dict().items()
-    }
-
-
-def as_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
-    """Tensors as safetensors; the library's own writer hides a full disk behind another error."""
-    return save({k: v.contiguous().cpu() for k, v in tensors.items()}, metadata)
-
-
 def _stopped(done: int, total: int) -> Interrupted:
     return Interrupted(
         f"stopped at step {done} of {total}; the checkpoint is kept",
         "The same command goes on from there.",
     )
-
-
-def load_state(model: Generative, state: Mapping[str, Tensor]) -> None:
-    """Set what `named_state` gave; a missing or unexpected name raises."""
-    for name, module in model.modules.items():
-        prefix = name + "."
-        mine = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
-        module.load_state_dict(mine)
-
-
-def _owned(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def summary(facts: Mapping[str, Any]) -> str:

@@ -93,17 +93,17 @@ def table(columns: Mapping[str, Mapping[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def insert(page: str, text: str) -> str:
+def insert(page: str, text: str, first: str = BEGIN, last: str = END) -> str:
     """`page` with what stands between the two markers replaced.
 
     Raises:
         ValueError: a marker is missing, or they stand in the wrong order.
     """
-    head, begin, rest = page.partition(BEGIN)
-    _, end, tail = rest.partition(END)
+    head, begin, rest = page.partition(first)
+    _, end, tail = rest.partition(last)
     if not begin or not end:
-        raise ValueError(f"the page needs {BEGIN} and, after it, {END}")
-    return f"{head}{BEGIN}\n{text}\n{END}{tail}"
+        raise ValueError(f"the page needs {first} and, after it, {last}")
+    return f"{head}{first}\n{text}\n{last}{tail}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

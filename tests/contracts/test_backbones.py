@@ -11,24 +11,52 @@ from torch.func import grad, vmap
 from synthmed.backbones import Backbone
 from synthmed.backbones.generative import Batch, Phase, VolumeSpec
 from synthmed.config import Optimizer
-from synthmed.stages.train import named_parameters
+from synthmed.training import named_parameters
 
 GRID, CHANNELS, WIDTH, PATIENTS, SCANS = (9, 12, 10), 2, 3, 3, 2
 SPEC = VolumeSpec(CHANNELS, GRID, WIDTH)
 NOTHING = torch.zeros(4, 0, *GRID)
 
 
+MAP = {"widths": (4, 8), "code": {"kind": "map", "channels": 3}}
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "ddpm": [
+        {"space": {"kind": "voxel"}, "prediction": "v", "dropout": 0.2},
+        {"space": {"kind": "voxel"}, "prediction": "residual", "unconditional": 0},
+        {"space": {"kind": "wavelet", "levels": 2}, "prediction": "epsilon"},
+        {"space": {"kind": "wavelet", "levels": 1}, "prediction": "sample"},
+        {"space": {"kind": "latent", "autoencoder": MAP}},
+        {"space": {"kind": "latent", "autoencoder": MAP}, "prediction": "v", "guidance": 2},
+    ],
+}
+"""Further settings of a member that change what it computes, by its name."""
+
+
 def members() -> list[Any]:
+    """Each member with its defaults, then with each of its variants: class and settings."""
     union = getattr(Backbone, "__args__", None)
-    return list(union[0].__args__) if union else [Backbone]
+    found = []
+    for member in union[0].__args__ if union else [Backbone]:
+        name = member.model_fields["name"].default
+        for settings in [{}, *VARIANTS.get(name, [])]:
+            words = [w for v in settings.values() for w in _words(v)]
+            found.append(pytest.param((member, settings), id=" ".join([name, *words])))
+    return found
 
 
-@pytest.fixture(params=members(), ids=lambda m: m.model_fields["name"].default)
+def _words(setting: Any) -> list[str]:
+    """What a setting is called in the name of a test."""
+    return [str(setting["kind"])] if isinstance(setting, dict) else [str(setting)]
+
+
+@pytest.fixture(params=members())
 def model(request: pytest.FixtureRequest) -> Any:
+    member, settings = request.param
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        small = {"widths": (4, 8), "latent": 4} if "widths" in request.param.model_fields else {}
-        return request.param(**small).build(SPEC, Optimizer())
+        tiny = {"widths": (4, 8), "latent": 4}
+        small = {k: v for k, v in tiny.items() if k in member.model_fields}
+        return member.model_validate({**small, **settings}).build(SPEC, Optimizer())
 
 
 def batch(seed: int = 0, patients: int = PATIENTS) -> Batch:

@@ -22,7 +22,7 @@ from synthmed.conditions import Conditions
 from synthmed.config import Augment, Config, Optimizer
 from synthmed.keys import Key, torch_generator
 from synthmed.loader import Loader
-from synthmed.stages.train import Training, named_state, one_step
+from synthmed.training import Training, named_state, one_step
 
 GRID = (8, 8, 8)
 VOXELS = 512

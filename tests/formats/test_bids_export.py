@@ -16,7 +16,7 @@ import pytest
 from synthmed.artifacts import Cohort, Sample, ScreenedCohort
 from synthmed.config import Categorical, Continuous
 from synthmed.formats import nifti
-from synthmed.formats.bids_export import Naming, export, is_age
+from synthmed.formats.bids_export import SIDECAR_KEYS, Naming, export, is_age, participants
 
 CONDITIONS = {
     "diagnosis": Categorical(categories=("control", "atrophy")),
@@ -96,6 +96,15 @@ def test_validator_finds_no_error(
     assert [i for i in issues if i["severity"] == "error"] != []
 
 
+def test_a_label_that_is_not_known_is_n_a(tmp_path: Path) -> None:
+    known = Sample(index=0, labels={"age": 61.0}, files={})
+    nothing = Sample(index=1, labels={}, files={})
+    assert participants([known, nothing], ["diagnosis", "age"]).splitlines()[1:] == [
+        "sub-syn0001\tn/a\t61",
+        "sub-syn0002\tn/a\tn/a",
+    ]
+
+
 def test_participants_pool_old_age(tmp_path: Path) -> None:
     out = exported(tmp_path, "T1w", ["image"])
     assert (out / "participants.tsv").read_text() == (
@@ -122,6 +131,27 @@ def test_sidecars_say_synthetic(tmp_path: Path) -> None:
     assert description["GeneratedBy"][0]["Name"] == "synthmed"
     table = out / "sub-syn0001/anat/sub-syn0001_seg-leftVentricle_dseg.tsv"
     assert table.read_text() == "index\tname\n0\tbackground\n1\tcavity\n2\twall\n"
+
+
+def test_a_given_mask_is_not_called_synthetic(tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    out.mkdir()
+    export(
+        cohort(source, ["image", "left_ventricle"]),
+        out,
+        title="Demo",
+        license="CC0",
+        conditions=CONDITIONS,
+        naming=Naming("T1w", MASKS, given=["left_ventricle"]),
+        readme="# Demo\n",
+    )
+    stem = "sub-syn0001/anat/sub-syn0001_seg-leftVentricle_dseg"
+    told = json.loads((out / f"{stem}.json").read_text())
+    assert "given, not generated" in told["Description"]
+    assert "Synthetic" not in told
+    assert set(told) <= SIDECAR_KEYS
+    assert (out / f"{stem}.tsv").read_text() == "index\tname\n0\tbackground\n1\tcavity\n2\twall\n"
 
 
 def test_an_unscreened_cohort_is_refused(tmp_path: Path) -> None:

@@ -55,6 +55,30 @@ def test_a_label(name: str, text: str, condition: Any, expected: object) -> None
     assert label(name, text, condition) == expected
 
 
+@pytest.mark.parametrize("text", ["", "n/a", "N/A", "nan"])
+def test_what_is_missing_may_be_left_out(text: str) -> None:
+    cells, declared = {"sex": text, "age": "41"}, {"sex": SEX, "age": AGE}
+    assert tables.labels(cells, declared, keep_missing=True) == {"age": 41.0}
+    assert tables.labels({"sex": "F"}, declared, keep_missing=True) == {"sex": "F"}
+    with pytest.raises(Refused, match="label_missing"):
+        tables.labels(cells, declared)
+
+
+def test_a_category_may_be_spelt_like_a_missing_cell() -> None:
+    gene = Categorical(categories=("nan", "wild"))
+    assert tables.labels({"gene": "nan"}, {"gene": gene}, keep_missing=True) == {"gene": "nan"}
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [("X", "label_unknown"), ("old", "label_unknown"), ("7", "label_out_of_range")],
+)
+def test_what_is_there_and_wrong_is_refused_all_the_same(text: str, code: str) -> None:
+    name, condition = ("sex", SEX) if text == "X" else ("age", AGE)
+    with pytest.raises(Refused, match=code):
+        tables.labels({name: text}, {name: condition}, keep_missing=True)
+
+
 def test_a_refusal_does_not_quote_the_cell() -> None:
     with pytest.raises(Refused) as reason:
         tables.labels({"sex": "Jane Doe"}, {"sex": SEX})

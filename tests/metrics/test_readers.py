@@ -77,6 +77,30 @@ def test_categories_missing_on_a_side_are_named(cohort: tuple[Cases, Cases, Case
     assert read(*cohort) == {}
 
 
+def test_labels_that_are_not_known_are_left_out(cohort: tuple[Cases, Cases, Cases]) -> None:
+    """Scans without a label change nothing but the note; were they read as a category or as 0,
+    they would."""
+    train, holdout, honest = cohort
+    every = {"categorical": CATEGORIES, "continuous": {"load": (0.0, 0.5)}}
+
+    def cut(side: Cases, kept: np.ndarray) -> Cases:
+        return Cases(side.volumes[kept], side.patients[kept], [side.labels[int(i)] for i in kept])
+
+    def blank(side: Cases, known: np.ndarray) -> Cases:
+        labels = [x if i in known else {} for i, x in enumerate(side.labels)]
+        return Cases(side.volumes, side.patients, labels)
+
+    kept = [np.arange(0, len(train) - 9), np.arange(0, len(holdout) - 5)]
+    fewer = read(cut(train, kept[0]), cut(holdout, kept[1]), honest, **every)
+    found = read(blank(train, kept[0]), blank(holdout, kept[1]), honest, **every)
+    for name in ("condition=diagnosis", "condition=load"):
+        assert found[name].value == fewer[name].value
+        assert found[name].floor == fewer[name].floor
+        said = f"9 of {len(train)} training scans, 5 of {len(holdout)} held-out scans"
+        assert f"label not known, so left out: {said}" in found[name].note
+        assert "left out" not in fewer[name].note
+
+
 def test_balanced_accuracy_is_sklearns_and_its_count_is_n_when_balanced() -> None:
     rng = np.random.default_rng(2)
     truth, answer = rng.choice(["a", "b", "c"], (2, 50))

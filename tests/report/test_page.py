@@ -12,6 +12,7 @@ import pytest
 
 from synthmed.report.cards import card
 from synthmed.report.chart import chart
+from synthmed.report.images import legend
 from synthmed.report.mosaic import png
 from synthmed.report.page import MAX_PAGE_BYTES, render
 from synthmed.report.words import WORDS, words
@@ -80,6 +81,8 @@ def report() -> dict[str, Any]:
         "data": {
             "modality": "T1w",
             "conditions": {"sex": {"kind": "categorical", "categories": ["F", "M"]}},
+            "masks": [],
+            "given_masks": [],
             "backbone": "cvae",
             "license": "CC0",
             "governance": {
@@ -180,6 +183,19 @@ def test_hostile_text_is_shown_and_not_run(report: dict[str, Any]) -> None:
         assert "<" not in card(name, hostile)
 
 
+def test_outlines_are_explained_by_name_and_colour(report: dict[str, Any]) -> None:
+    assert "Outlines:" not in page(report)
+    report["data"]["masks"] = legend({"tumour": {"core": 1, "oedema": 2}, "roi": {"a": 1}})
+    text = page(report)
+    for entry in report["data"]["masks"]:
+        assert f"{entry['mask']}: {entry['label']}" in text
+        assert f"background: {entry['colour']}" in text
+    assert len({e["colour"] for e in report["data"]["masks"]}) == 3
+    assert "was given" not in text
+    report["data"]["given_masks"] = ["roi"]
+    assert "The model was given roi" in page(report)
+
+
 def test_same_report_same_bytes(report: dict[str, Any]) -> None:
     assert page(report) == page(copy.deepcopy(report))
 
@@ -236,3 +252,24 @@ def test_all_marks_lie_on_the_chart(fields: dict[str, Any]) -> None:
 
 def test_no_chart_without_a_value() -> None:
     assert chart(estimate("x", "fidelity", value=None)) is None
+
+
+def test_what_the_model_shows_stands_on_the_restricted_page(report: dict[str, Any]) -> None:
+    assert 'id="model"' not in page(report), "a report made before there was an examination"
+    report["examination"] = None
+    assert 'id="model"' not in page(report)
+    report["examination"] = {
+        "figures": {"psnr_train": 28.25},
+        "tables": [{"name": "latents", "columns": ["unit", "kl_nats"], "rows": [["3", HOSTILE]]}],
+    }
+    report["images"].append(
+        {"file": "images/model-latents.png", "group": "model", "part": "", "caption": HOSTILE}
+    )
+    seen = Seen(page(report))
+    assert [a["id"] for t, a in seen.tags if t == "section" and a["id"] == "model"] == ["model"]
+    assert [t for t, _ in seen.tags].count("script") == 0
+    part = page(report).split('id="model"')[1].split("</section>")[0]
+    for expected in ("psnr_train", "28.2", "Latents", "kl nats", "&lt;script&gt;"):
+        assert expected in part
+    assert part.count("<img") == 1
+    assert ("a", {"href": "#model"}) in seen.tags

@@ -19,7 +19,7 @@ import pytest
 from synthmed.artifacts import Catalogue, Scan
 from synthmed.errors import InputError, UsageError
 from synthmed.formats.refusal import REASONS
-from synthmed.stages.ingest import ingest, source_fingerprint
+from synthmed.stages.ingest import ingest, source_fingerprint, summary
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "formats"))
 import make
@@ -82,6 +82,7 @@ def test_a_cohort_becomes_a_catalogue(source: Path, target: Path) -> None:
         "reasons": {},
         "orientations": {"RAS": 10},
         "n_undeclared_mask_voxels": {},
+        "n_labels_missing": {},
         "patient_columns": ["participant_id"],
         "n_tables": 1,
     }
@@ -219,6 +220,36 @@ def test_labels_that_cannot_be_used(source: Path, target: Path) -> None:
         "images/scan02.nii.gz": "label_out_of_range",
         "images/scan03.nii.gz": "label_missing",
     }
+
+
+def test_labels_that_are_missing_may_be_kept(source: Path, target: Path) -> None:
+    """Only what is missing: a value that is there and wrong is refused as ever."""
+    table = source / "participants.tsv"
+    rows = [line.split("\t") for line in table.read_text().splitlines()]
+    for row, sex, age in [(1, "n/a", "40"), (2, "X", "40"), (3, "F", "7"), (4, "NaN", "")]:
+        rows[row][2:] = [sex, age]
+    table.write_text("\n".join("\t".join(r) for r in rows) + "\n")
+    config = make.config(source, conditions=SEX | AGE, missing_labels="keep")
+    facts = ingest(config, target, min_patients=8)
+    assert quarantine(target) == {
+        "images/scan01.nii.gz": "label_unknown",
+        "images/scan02.nii.gz": "label_out_of_range",
+    }
+    kept = [dict(s.labels) for s in scans(target)]
+    assert len(kept) == 8
+    assert sorted(map(sorted, kept), key=len)[:2] == [[], ["age"]]
+    assert facts["n_labels_missing"] == {"sex": 2, "age": 1}
+    assert summary(facts).endswith("kept with labels missing: 2 without sex, 1 without age")
+
+
+def test_a_condition_that_nobody_has_is_an_error(source: Path, target: Path) -> None:
+    table = source / "participants.tsv"
+    rows = [line.split("\t") for line in table.read_text().splitlines()]
+    text = "\n".join("\t".join([*r[:3], "n/a" if i else r[3]]) for i, r in enumerate(rows)) + "\n"
+    table.write_text(text)
+    config = make.config(source, conditions=SEX | AGE, missing_labels="keep")
+    with pytest.raises(InputError, match=r"data.conditions.age: no usable scan has a value"):
+        ingest(config, target)
 
 
 CHANNELS = {"T1w": "image", "mask": {"path": "masks/{participant_id}.nii.gz", "labels": {"a": 1}}}

@@ -26,6 +26,7 @@ from synthmed.stages.prepare import (
     CLIP,
     channels_of,
     conform,
+    conform_labels,
     grid_affine,
     prepare,
     split_by_hash,
@@ -200,6 +201,50 @@ cohorts = st.lists(
         for k in range(1, n + 1)
     ]
 )
+
+
+def test_given_masks_come_last_and_keep_whole_labels(tmp_path: Path) -> None:
+    """What is told to the model is 0 or 1, by the rule that sampling will use; what it draws is
+    soft at the edge."""
+    channels = {
+        "roi": {"column": "roi", "labels": {"a": 3}, "given": True},
+        "T1w": {"column": "image"},
+        "seg": {"column": "mask", "labels": {"ball": 2}},
+    }
+    tree = config().model_dump(mode="json")
+    tree["data"] |= {"grid": [20, 20, 20], "spacing_mm": [2, 2, 2], "channels": channels}
+    conf = configfile.validate({**tree, "sample": {"masks": "m"}}, "test")
+    infos = channels_of(conf.data)
+    assert [(c.name, c.given) for c in infos] == [
+        ("T1w", False), ("seg:ball", False), ("roi:a", True),
+    ]  # fmt: skip
+    ball = ((np.indices((40, 41, 40)) - 19.5) ** 2).sum(0) < 100
+    image = np.random.default_rng(0).random(ball.shape).astype(np.float32)
+    maps = {"seg": (2 * ball).astype(np.uint8), "roi": (3 * ball).astype(np.uint8)}
+    affine = np.diag([1.0, 1, 1, 1])
+    found, scan = catalogue(tmp_path, {k: (v, affine) for k, v in {"T1w": image, **maps}.items()})
+    grid = grid_affine((20, 20, 20), (2, 2, 2))
+    out = conform(found, scan, conf.data, infos, grid)
+    assert set(np.unique(out[2])) == {0, 1}
+    assert len(np.unique(out[1])) > 10
+    assert np.abs(out[1] - out[2]).max() < 1, "the same ball in the same place"
+    alone = conform_labels(maps["roi"], affine, (20, 20, 20), grid)
+    assert np.array_equal(out[2], alone == 3)
+    # an independent nearest neighbour: the value at each voxel's own place
+    index = np.stack(np.meshgrid(*[2 * (np.arange(20) - 9.5)] * 3, indexing="ij"))
+    at = [index[0] + 19.5, index[1] + 20, index[2] + 19.5]
+    near = [maps["roi"][tuple(f(a).astype(int) for a in at)] for f in (np.floor, np.ceil)]
+    sure = near[0] == near[1]
+    assert sure.mean() > 0.9
+    assert np.array_equal(alone[sure], near[0][sure])
+
+
+def test_a_missing_label_is_a_stratum_of_its_own() -> None:
+    """And `x` as one label is not `x` as another."""
+    labels = [{"dx": "x", "sex": "F"}, {"dx": "x"}, {"sex": "x"}, {"age": 3.0}]
+    scans = [scan_of(f"p{i:04d}", labels=labels[i % 4]) for i in range(80)]
+    held = split_stratified(scans, 0.25, KEY)
+    assert Counter(int(p[1:]) % 4 for p in held) == {0: 5, 1: 5, 2: 5, 3: 5}
 
 
 @given(cohorts, st.floats(0.01, 0.89))

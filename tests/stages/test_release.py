@@ -18,6 +18,7 @@ from synthmed.errors import UsageError
 from synthmed.formats import nifti
 from synthmed.formats.quarantine import Quarantine
 from synthmed.formats.refusal import Refused
+from synthmed.report.mosaic import png
 from synthmed.report.page import MAX_PAGE_BYTES
 from synthmed.stages import release as stage
 from synthmed.store import Run
@@ -406,3 +407,28 @@ def test_croissant_is_valid(house: House) -> None:
     records = list(dataset.records("participants"))
     assert len(records) == N - 1
     assert records[0]["participants/participant_id"] == b"sub-syn0001"
+
+
+def test_what_the_model_shows_of_itself_never_leaves(house: House) -> None:
+    folder = house.run.folder("model") / "examination"
+    folder.mkdir(parents=True)
+    (folder / "figures.json").write_text(json.dumps({"canary_figure": 28.5}))
+    (folder / "latents.tsv").write_text("unit\tcanary_column\n1\t0.25\n")
+    picture = png(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    (folder / "latents.png").write_bytes(picture)
+    (folder / "captions.json").write_text(json.dumps({"latents": "Canary caption."}))
+    house.release(OPEN)
+    private = content(house.run.private / "report")
+    assert private["images/model-latents.png"] == picture
+    report = json.loads(private["report.json"])
+    assert report["examination"] == {
+        "figures": {"canary_figure": 28.5},
+        "tables": [
+            {"name": "latents", "columns": ["unit", "canary_column"], "rows": [["1", "0.25"]]}
+        ],
+    }
+    for word in (b"canary_figure", b"canary column", b"Canary caption."):
+        assert word in private["report.html"]
+    for file in content(house.run.path / "withheld").values():
+        assert picture not in file
+        assert b"anary" not in file

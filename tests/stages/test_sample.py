@@ -16,6 +16,7 @@ from scipy.stats import chisquare
 from synthmed import configfile
 from synthmed.artifacts import Cohort
 from synthmed.config import Config
+from synthmed.errors import UsageError
 from synthmed.formats import nifti
 from synthmed.progress import Progress
 from synthmed.stages import sample as stage
@@ -173,7 +174,33 @@ def test_the_cohorts_own_joint_has_no_rare_cell(config: Callable[..., Config]) -
     cells = Counter((x["diagnosis"], x["sex"]) for x in drawn)
     assert set(cells) == {("control", "F"), ("control", "M")}
     assert cells["control", "F"] / 600 == pytest.approx(13 / 18, abs=0.07)
-    assert {x["age"] for x in drawn} == {60.0, 70.0, 90.0}, "numbers are rounded to five"
+    # a twentieth of 40 to 100 is three years, counted from 40
+    assert {x["age"] for x in drawn} == {61.0, 73.0, 88.0}
+
+
+def test_numbers_are_rounded_by_their_own_range(config: Callable[..., Config]) -> None:
+    """A lesion load of 0 to 0.4 in steps of five would be 0 for everybody."""
+    conditions = {"load": {"kind": "continuous", "low": 0, "high": 0.4}}
+    chosen = config(prior="cohort").model_copy(
+        update={"data": configfile.validate({
+            **config().model_dump(mode="json"),
+            "data": {**config().data.model_dump(mode="json"), "conditions": conditions},
+        }, "test").data}
+    )  # fmt: skip
+    labels_of = planned_labels(chosen, [{"load": x} for x in (0.011, 0.0131, 0.2, 0.389, 0.4)])
+    assert {labels_of(k)["load"] for k in range(99)} == {0.02, 0.2, 0.38, 0.4}
+
+
+def test_a_person_with_a_label_missing_is_left_out_of_the_joint(
+    config: Callable[..., Config],
+) -> None:
+    """And what is drawn is complete."""
+    people = [person("control", "F", 60)] * 5 + [{"diagnosis": "atrophy"}] * 9
+    labels_of = planned_labels(config(prior="cohort"), people)
+    assert {tuple(labels_of(k)) for k in range(50)} == {("diagnosis", "sex", "age")}
+    assert {labels_of(k)["diagnosis"] for k in range(50)} == {"control"}
+    with pytest.raises(UsageError, match="no combination of labels is shared by five"):
+        planned_labels(config(prior="cohort"), people[5:])
 
 
 def test_rounding_stays_in_the_declared_range(config: Callable[..., Config]) -> None:

@@ -52,9 +52,13 @@ class Replacing:
 
     def __init__(self) -> None:
         self.asked: dict[int, Mapping[str, str | float]] = {}
+        self.replaced: dict[int, int] = {}
 
     def labels_of(self, k: int) -> Mapping[str, str | float]:
-        return {"dx": "planned"}
+        return {"dx": "AB"[self.replaced.get(k, k) % 2]}
+
+    def stand_in(self, replaced: Mapping[int, int]) -> None:
+        self.replaced = dict(replaced)
 
     def write(self, indices: list[int], target: Path, done: Any) -> list[Sample]:
         out = []
@@ -123,6 +127,7 @@ def test_planted_copies_are_dropped_and_replaced(cohort: Cohort, tmp_path: Path)
     assert not set(indices) & set(PLANTED)
     # the stream goes on behind the cohort, with the labels of those it replaces
     assert indices[-3:] == [30, 31, 32]
+    assert source.replaced == {30: 4, 31: 11, 32: 29}
     assert [source.asked[k]["dx"] for k in (30, 31, 32)] == ["A", "B", "B"]
     for sample, folder in zip(shipped.samples, shipped.folders, strict=True):
         assert folder == (tmp_path / "s" if sample.index >= 30 else cohort.path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,15 +17,16 @@ from safetensors.torch import load_file
 
 from synthmed import configfile
 from synthmed.artifacts import ChannelInfo, Dataset
-from synthmed.backbones.generative import Phase
+from synthmed.backbones.cvae import ConditionalVAE
+from synthmed.backbones.generative import Batch, Examination, Phase
 from synthmed.conditions import Conditions
 from synthmed.config import Augment, Config, Optimizer
 from synthmed.errors import Interrupted, SynthmedError, UsageError
 from synthmed.keys import Key
-from synthmed.loader import Loader
+from synthmed.loader import Loader, unaugmented
 from synthmed.progress import Progress
 from synthmed.stages import train as stage
-from synthmed.stages.train import CHECKPOINT, LOG, schedule
+from synthmed.training import CHECKPOINT, LOG, Training, schedule
 
 KEY = Key.root(3)
 QUIET = Progress("train", quiet=True)
@@ -317,7 +319,7 @@ def test_privacy_is_refused_where_there_is_none(tmp_path: Path) -> None:
 
 def test_what_is_kept_of_a_model_names_no_patient(tmp_path: Path) -> None:
     run(config(), tmp_path)
-    kept = b"".join(p.read_bytes() for p in (tmp_path / "target").iterdir())
+    kept = b"".join(p.read_bytes() for p in (tmp_path / "target").rglob("*") if p.is_file())
     assert not [p for p in set(dataset().patients) if p.encode() + b'"' in kept]
     names = {k.split(".")[0] for k in load_file(tmp_path / "target/weights.safetensors")}
     assert "decoder" in names
@@ -331,13 +333,13 @@ def test_the_checkpoint_is_written_when_due(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: list[int] = []
-    original: Callable[..., None] = stage.Training.save
+    original: Callable[..., None] = Training.save
 
-    def counting(self: stage.Training, path: Path) -> None:
+    def counting(self: Training, path: Path) -> None:
         saved.append(self.step)
         original(self, path)
 
-    monkeypatch.setattr(stage.Training, "save", counting)
+    monkeypatch.setattr(Training, "save", counting)
     run(config(train__checkpoint_minutes=1e-9), tmp_path / "often")
     assert saved == [0, 1, 2, 3, 4, 5, 6, 0]
     saved.clear()
@@ -345,3 +347,160 @@ def test_the_checkpoint_is_written_when_due(
     assert saved == [0, 0], "at the start, and where the round ends"
     assert (tmp_path / "seldom/partial" / CHECKPOINT).is_file()
     assert weights(tmp_path / "often") == weights(tmp_path / "seldom")
+
+
+# --- batches drawn ahead -------------------------------------------------------------------------
+
+
+def test_batches_drawn_ahead_are_the_same_and_come_from_a_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    augment = Augment(flip=True, shift_voxels=1, rotate_degrees=5, intensity=0.1)
+    plain, early = (loader(dataset(), augment=augment) for _ in range(2))
+    threads: list[str] = []
+    original = Loader._draw
+
+    def noting(self: Loader, *args: Any) -> Any:
+        if self is early:
+            threads.append(threading.current_thread().name)
+        return original(self, *args)
+
+    monkeypatch.setattr(Loader, "_draw", noting)
+    phase = reading(every=2)
+    with early.ahead():
+        for step in (0, 2, 4, 11, 13):  # with a jump, as between rounds
+            key = KEY if step < 10 else Key.root(4)
+            a, b = plain.draw(phase, key, step, "cpu"), early.draw(phase, key, step, "cpu")
+            assert a[0] is not None
+            assert b[0] is not None
+            assert all(torch.equal(x, y) for x, y in zip(a[0], b[0], strict=True))
+            assert torch.equal(a[1]["e"], b[1]["e"])
+    assert sum(name.startswith("MainThread") for name in threads) == 2, "the first, and the jump"
+    early.draw(phase, KEY, 0, "cpu")
+    assert threads[-1] == "MainThread", "no thread outlives the training"
+
+
+def test_all_training_scans_are_read_one_batch_at_a_time() -> None:
+    data = dataset(60)
+    source = loader(data)
+    batches = source.all_train("cpu")
+    assert len(batches) == int((~data.holdout).sum()) // 16
+    assert torch.equal(batches[-1].x, batches[len(batches) - 1].x)
+    assert [len(b.x) for b in batches[1:]] == [len(b.x) for b in batches][1:]
+    whole = torch.cat([b.x[:, 0] for b in batches])
+    assert torch.equal(whole, torch.from_numpy(data.volumes[~data.holdout].astype(np.float32)))
+
+
+# --- what is done to a scan is told --------------------------------------------------------------
+
+
+def test_brightness_learnt_with_its_gain_is_asked_for_without() -> None:
+    """White volumes under random gains, and a line from what is told to brightness."""
+    data = dataset(40)
+    white = Dataset(**{**data.__dict__, "volumes": np.ones_like(data.volumes)})
+    source = loader(white, 8, Augment(intensity=0.3, flip=True))
+    assert source.spec.condition_width == 2 + 3
+    assert source.description()["condition_width"] == 5
+    told, seen = [], []
+    for step in range(40):
+        batch, _ = source.draw(reading(), KEY, step, "cpu")
+        assert batch is not None
+        told.append(batch.c[:, 0])
+        seen.append(batch.x[:, 0, 0].mean((1, 2, 3)))
+    c, brightness = torch.cat(told), torch.cat(seen)
+    assert brightness.std() > 0.1, "gains differ"
+    line = torch.linalg.lstsq(torch.cat([c[:, 2:], torch.ones(len(c), 1)], 1), brightness[:, None])
+    weights = line.solution[:, 0]
+    # one to the power of anything is one: what is seen is 1 + 0.3 told
+    torch.testing.assert_close(weights, torch.tensor([0, 0.3, 0, 1]), rtol=0, atol=1e-4)
+    asked = unaugmented(np.array([[1, 0]], np.float32), source.augment)
+    assert asked.tolist() == [[1, 0, 0, 0, 0]]
+    assert float(torch.from_numpy(asked[:, 2:]) @ weights[:3] + weights[3]) == pytest.approx(1)
+    for b in source.all_train("cpu"):
+        assert not b.c[:, :, 2:].any()
+        assert float(b.x[:, :, 0].min()) == 1, "unchanged"
+
+
+def test_changes_are_not_told_where_that_is_switched_off() -> None:
+    source = loader(dataset(), 3, Augment(intensity=0.3, flip=True, conditioned=False))
+    assert source.spec.condition_width == 2
+    batch, _ = source.draw(reading(), KEY, 0, "cpu")
+    assert batch is not None
+    assert batch.c.shape == (3, 1, 2)
+
+
+def test_what_a_phase_without_patients_is_told_looks_like_what_one_with_is() -> None:
+    source = loader(dataset(), 3, Augment(intensity=0.3, flip=True))
+    assert source.spec.draw_condition is not None
+    drawn = torch.stack([source.spec.draw_condition(KEY.fold(i).torch()) for i in range(200)])
+    assert drawn.shape == (200, 5)
+    assert set(drawn[:, 2].tolist()) == {0, 1}
+    assert drawn[:, 3:].abs().max() <= 1
+    assert drawn[:, 3:].std() > 0.4
+
+
+def test_a_model_trained_with_changes_is_sampled_without(
+    tmp_path: Path, synthmed: Callable[..., Any], make_config: Callable[..., Path]
+) -> None:
+    """The whole line, and the width in model.json."""
+    file = make_config("augmented", train__augment={"flip": True, "intensity": 0.1})
+    assert synthmed("generate", file, "--run", tmp_path, "--device", "cpu", "-q").code == 0
+    about = json.loads((tmp_path / "private/model/model.json").read_text())
+    conditions = Conditions(configfile.load(file).data.conditions)
+    assert about["condition_width"] == conditions.width + 3
+
+
+# --- memory, compiling, examination --------------------------------------------------------------
+
+
+def test_the_pieces_are_decided_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    conf = config(train__batch_patients=4, train__memory_gib=1)
+    decided = [2]
+    monkeypatch.setattr("synthmed.memory.pieces", lambda *a: decided.pop())
+    facts = run(conf, tmp_path / "whole")
+    assert facts["pieces"] == 2
+    decided.append(2)
+    with pytest.raises(Interrupted):
+        run(conf, tmp_path / "parts", interrupt_at=3)
+    assert run(conf, tmp_path / "parts")["pieces"] == 2, "nothing is measured again"
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+
+
+def test_compiling_is_for_long_trainings_on_cuda_unless_asked_for() -> None:
+    def says(mode: str, device: str, steps: int) -> bool:
+        return stage.compiles(config(train__compile=mode), device, steps)
+
+    long = stage.COMPILE_STEPS
+    assert says("auto", "cuda", long)
+    assert not says("auto", "cuda", long - 1)
+    assert not says("auto", "cpu", long)
+    assert says("on", "cpu", 1)
+    assert not says("off", "cuda", long)
+
+
+def test_what_the_model_shows_of_itself_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def examine(self: object, train: Batch, holdout: Batch | None) -> Examination:
+        seen.update(train=train, holdout=holdout)
+        grey = np.arange(6, dtype=np.uint8).reshape(2, 3)
+        return Examination(
+            figures={"sharpness": 0.5, "broken": math.nan},
+            tables={"latents": [{"name": "a", "nats": 1.5}, {"name": "b", "nats": 2.0}]},
+            pictures={"map": (grey, "What it shows.")},
+        )
+
+    monkeypatch.setattr(ConditionalVAE, "examine", examine)
+    facts = run(config(), tmp_path)
+    folder = tmp_path / "target/examination"
+    assert json.loads((folder / "figures.json").read_text()) == {"sharpness": 0.5}
+    assert facts["figures"]["sharpness"] == 0.5
+    assert "broken" not in facts["figures"]
+    assert (folder / "latents.tsv").read_text() == "name\tnats\na\t1.5\nb\t2.0\n"
+    assert (folder / "map.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((folder / "captions.json").read_text()) == {"map": "What it shows."}
+    assert float(seen["train"].x.max()) < 2
+    assert float(seen["holdout"].x.min()) == SENTINEL
+    assert len(seen["holdout"].x) == len(dataset().holdout_patients()), "one scan a patient"

@@ -1,4 +1,4 @@
-"""Encoder and decoder of a conditional autoencoder, from MONAI's residual blocks.
+"""Encoder and decoder of a conditional VAE, and the blocks of others, from MONAI's residual units.
 
 The volume is folded by two in space first (2 x 2 x 2 voxels become 8 channels): the finest
 convolutions then see an eighth of the voxels, where most of the time would go.
@@ -15,10 +15,11 @@ from monai.networks.layers.utils import get_act_layer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_ACT = ("leakyrelu", {"negative_slope": 0.1, "inplace": True})
+ACT = ("leakyrelu", {"negative_slope": 0.1, "inplace": True})
 
 
-def _block(channels_in: int, channels_out: int, stride: int | tuple[int, ...] = 1) -> nn.Module:
+def block(channels_in: int, channels_out: int, stride: int | tuple[int, ...] = 1) -> nn.Module:
+    """A residual unit: two convolutions, or one where it halves the grid."""
     groups = math.gcd(channels_out, 8)
     return ResidualUnit(
         spatial_dims=3,
@@ -26,7 +27,7 @@ def _block(channels_in: int, channels_out: int, stride: int | tuple[int, ...] = 
         out_channels=channels_out,
         strides=stride,
         subunits=2 if stride == 1 else 1,
-        act=_ACT,
+        act=ACT,
         norm=("group", {"num_groups": groups}),
     )
 
@@ -79,6 +80,23 @@ class Geometry:
         return x[..., :nx, :ny, :nz]
 
 
+def encoder_blocks(channels: int, widths: Sequence[int], geometry: Geometry) -> nn.Sequential:
+    """From a folded volume to `widths[-1]` channels on the coarsest level."""
+    blocks: list[nn.Module] = [nn.Conv3d(8 * channels, widths[0], 3, padding=1)]
+    for a, b, stride in zip(widths, widths[1:], geometry.strides, strict=False):
+        blocks.append(block(a, b, stride))
+    return nn.Sequential(*blocks, block(widths[-1], widths[-1]))
+
+
+def decoder_blocks(widths: Sequence[int], geometry: Geometry) -> nn.Sequential:
+    """From `widths[-1]` channels on the coarsest level to `widths[0]` on the folded grid."""
+    blocks: list[nn.Module] = [block(widths[-1], widths[-1])]
+    down = list(zip(widths, widths[1:], geometry.strides, strict=False))
+    for a, b, stride in reversed(down):
+        blocks += [nn.Upsample(scale_factor=stride, mode="nearest"), block(b, a)]
+    return nn.Sequential(*blocks)
+
+
 class Encoder(nn.Module):
     """(B, C, X, Y, Z) and (B, D) to mean and log variance of the latent, (B, L) each."""
 
@@ -92,15 +110,12 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.geometry = Geometry(grid, len(widths))
-        blocks: list[nn.Module] = [nn.Conv3d(8 * channels, widths[0], 3, padding=1)]
-        for a, b, stride in zip(widths, widths[1:], self.geometry.strides, strict=False):
-            blocks.append(_block(a, b, stride))
-        self.blocks = nn.Sequential(*blocks, _block(widths[-1], widths[-1]))
+        self.blocks = encoder_blocks(channels, widths, self.geometry)
         size = widths[-1] * math.prod(self.geometry.coarse)
         hidden = 4 * latent
         self.head = nn.Sequential(
             nn.Linear(size + condition_width, hidden),
-            get_act_layer(_ACT),
+            get_act_layer(ACT),
             nn.Linear(hidden, 2 * latent),
         )
 
@@ -128,14 +143,10 @@ class Decoder(nn.Module):
         size = widths[-1] * math.prod(self.geometry.coarse)
         self.head = nn.Sequential(
             nn.Linear(latent + condition_width, hidden),
-            get_act_layer(_ACT),
+            get_act_layer(ACT),
             nn.Linear(hidden, size),
         )
-        blocks: list[nn.Module] = [_block(widths[-1], widths[-1])]
-        down = list(zip(widths, widths[1:], self.geometry.strides, strict=False))
-        for a, b, stride in reversed(down):
-            blocks += [nn.Upsample(scale_factor=stride, mode="nearest"), _block(b, a)]
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = decoder_blocks(widths, self.geometry)
         self.out = nn.Conv3d(widths[0], 8 * channels, 3, padding=1)
         # what all scans share, what each condition shifts and what is linear in the latent needs
         # no network: maps on the grid learn it first, and the decoder cannot leave the condition

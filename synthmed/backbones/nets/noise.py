@@ -28,13 +28,21 @@ class SpectralNoise(nn.Module):
         grid: (X, Y, Z).
         n_knots: knots of log S between frequency 0 and the corner of the spectrum, linear between.
         spectral: False keeps S = 1 (independent noise).
+        masks: how many channels, the last ones, are masks: a mask is drawn at its mean, since noise
+            of its own would speckle it.
     """
 
     weight_R: Tensor
     basis_KXYR: Tensor
+    drawn_C: Tensor
 
     def __init__(
-        self, channels: int, grid: tuple[int, int, int], n_knots: int = 16, spectral: bool = True
+        self,
+        channels: int,
+        grid: tuple[int, int, int],
+        n_knots: int = 16,
+        spectral: bool = True,
+        masks: int = 0,
     ) -> None:
         super().__init__()
         self.grid = grid
@@ -55,6 +63,8 @@ class SpectralNoise(nn.Module):
             twice[-1] = 1
         self.register_buffer("weight_R", twice, persistent=False)
         self.register_buffer("basis_KXYR", basis, persistent=False)
+        drawn = torch.arange(channels) < channels - masks
+        self.register_buffer("drawn_C", drawn.float(), persistent=False)
 
     def _log_spectrum(self) -> Tensor:
         """log S on the half spectrum (C, X, Y, R), normalised so that S has mean 1."""
@@ -68,6 +78,11 @@ class SpectralNoise(nn.Module):
     def scale(self) -> Tensor:
         """The map of standard deviations, (C, X, Y, Z)."""
         return (self.log_scale * _GAIN).exp() + _FLOOR
+
+    @torch.no_grad()
+    def set_scale(self, sd: Tensor) -> None:
+        """Set the map of standard deviations (C, X, Y, Z) to what was measured."""
+        self.log_scale.copy_((sd - _FLOOR).clamp(min=_FLOOR).log() / _GAIN)
 
     def forward(self, residual: Tensor) -> tuple[Tensor, Tensor]:
         """Both negative log densities of residuals, in nats: (B,) for the mean, (B,) for the fit.
@@ -106,4 +121,4 @@ class SpectralNoise(nn.Module):
         spectrum = torch.fft.rfftn(white, dim=(-3, -2, -1), norm="ortho")
         coloured = spectrum * (0.5 * self._log_spectrum()).exp()
         residual: Tensor = torch.fft.irfftn(coloured, s=self.grid, norm="ortho") * self.scale()
-        return residual
+        return residual * self.drawn_C[:, None, None, None]

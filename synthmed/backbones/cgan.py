@@ -1,0 +1,350 @@
+"""Conditional generative adversarial network on volumes.
+
+The default is the WGAN-GP of Gulrajani et al. 2017 (arXiv:1704.00028) with the condition given to
+generator and critic, learning rates of its own for each (two time scales, Heusel et al. 2017,
+arXiv:1706.08500) and an averaged generator. The classical loss is that of Goodfellow et al. 2014
+(arXiv:1406.2661), the generator's in its non-saturating form.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Generator, Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import softplus
+
+from synthmed.backbones.generative import (
+    Batch,
+    Draws,
+    Examination,
+    Params,
+    Phase,
+    Round,
+    VolumeSpec,
+    submodule,
+)
+from synthmed.keys import torch_generator
+
+if TYPE_CHECKING:
+    from synthmed.config import Optimizer
+
+Rate = Annotated[float, Field(gt=0, le=1)]
+
+_WATCHED = 64  # training scans that the closing figures look at
+_FIXED_KEYS = 12  # samples drawn to see, while training, whether they still differ
+
+
+class CGAN(BaseModel):
+    """Settings of the conditional GAN.
+
+    Its two learning rates and its betas stand in for those of train.optimizer, of which only the
+    warm-up counts; weights do not decay.
+
+    Args:
+        loss: `wasserstein`, or `bce`, the binary cross-entropy of the first GAN.
+        lipschitz: what bounds the critic's slope: `penalty` pulls it to 1 on lines between
+            training and synthetic volumes, `clip` clamps its weights, `spectral` divides each by
+            its largest singular value; `none` with bce alone.
+        penalty: weight of the gradient penalty.
+        clip: bound on each weight of the critic, for `clip`; 1 is a weight's first deviation.
+        critic_steps: steps of the critic for one of the generator.
+        generator_rate: learning rate of the generator's Adam.
+        critic_rate: learning rate of the critic's Adam.
+        betas: of both; no momentum, since the other side moves.
+        latent: L, dimensions of the latent vector.
+        widths: channels from the finest level (half the grid) to the coarsest, of both networks.
+        hidden: H, features of the critic that the condition is projected on.
+        dropout: share of these that is dropped, for cohorts so small that the critic learns them
+            by heart.
+        ema: decay of the moving average of the generator that is kept.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: Literal["cgan"] = "cgan"
+    loss: Literal["wasserstein", "bce"] = "wasserstein"
+    lipschitz: Literal["penalty", "clip", "spectral", "none"] = "penalty"
+    penalty: Annotated[float, Field(gt=0, le=1000)] = 10.0
+    clip: Annotated[float, Field(gt=0, le=10)] = 0.5
+    critic_steps: Annotated[int, Field(ge=1, le=100)] = 5
+    generator_rate: Rate = 5e-3
+    critic_rate: Rate = 2e-2
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
+        0.0,
+        0.9,
+    )
+    latent: Annotated[int, Field(ge=1, le=1024)] = 64
+    widths: Annotated[tuple[Annotated[int, Field(ge=4, le=512)], ...], Field(min_length=2)] = (
+        16,
+        32,
+        64,
+    )
+    hidden: Annotated[int, Field(ge=4, le=4096)] = 128
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.995
+
+    @model_validator(mode="after")
+    def _bounded(self) -> CGAN:
+        if self.loss == "wasserstein" and self.lipschitz == "none":
+            raise ValueError(
+                "loss wasserstein needs a critic of bounded slope: "
+                "set lipschitz to penalty, clip or spectral (none goes with bce)"
+            )
+        return self
+
+    def build(self, spec: VolumeSpec, optimizer: Optimizer) -> ConditionalGAN:
+        """The model for volumes of this kind; weights from torch's global generator."""
+        return ConditionalGAN(self, spec, optimizer)
+
+
+class ConditionalGAN:
+    """The networks, both losses and the sampler of one conditional GAN.
+
+    The critic reads patients; the generator sees them through the critic alone, with conditions
+    drawn from what is declared, so under differential privacy it costs nothing. Where masks are
+    given this does not hold: the generator then takes masks and conditions from the patients'
+    batch, and its phase is privatised as well.
+    """
+
+    def __init__(self, config: CGAN, spec: VolumeSpec, optimizer: Optimizer) -> None:
+        # imports MONAI: seconds
+        from synthmed.backbones.nets.adversarial import Critic
+        from synthmed.backbones.nets.adversarial import Generator as Network
+        from synthmed.backbones.nets.lipschitz import Spectral
+
+        self.config = config
+        self.spec = spec
+        self.optimizer = optimizer
+        shared = (spec.channels, spec.given, spec.grid, config.widths, spec.condition_width)
+        self.generator = Network(*shared, latent=config.latent)
+        spectral = config.lipschitz == "spectral"
+        bias = config.loss == "bce"
+        self.critic = Critic(*shared, hidden=config.hidden, bias=bias, equal=not spectral)
+        self.spectral = Spectral(self.critic) if spectral else None
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Generator, critic and its singular vectors; sampling needs the generator alone."""
+        both: dict[str, nn.Module] = {"generator": self.generator, "critic": self.critic}
+        return both if self.spectral is None else {**both, "spectral": self.spectral}
+
+    def rounds(self) -> Sequence[Round]:
+        """One round of two phases; its end measures how varied the samples are."""
+        projects: dict[str, Callable[[], None]] = {"clip": self._clip, "spectral": self._iterate}
+        critic = Phase(
+            name="critic",
+            trainable=lambda name: name.startswith("critic."),
+            draw=self._draw_critic,
+            loss=self._critic_loss,
+            optimizer=self._adam(self.config.critic_rate),
+            reads_patients=True,
+            project=projects.get(self.config.lipschitz),
+        )
+        generator = Phase(
+            name="generator",
+            trainable=lambda name: name.startswith("generator."),
+            draw=self._draw_generator,
+            loss=self._generator_loss,
+            optimizer=self._adam(self.config.generator_rate),
+            reads_patients=self.spec.given > 0,
+            ema=self.config.ema,
+            every=self.config.critic_steps,
+        )
+        return [Round([critic, generator], finish=self._finish)]
+
+    def _adam(self, rate: float) -> Optimizer:
+        return self.optimizer.model_copy(
+            update={"learning_rate": rate, "betas": self.config.betas, "weight_decay": 0.0}
+        )
+
+    # --- what is random -----------------------------------------------------------------------
+
+    def _draw_latent(self, generator: Generator, n: int) -> Draws:
+        shapes = self.generator.noise_shapes
+        draws = {"z_SL": torch.randn(n, self.config.latent, generator=generator)}
+        for i, shape in enumerate(shapes):
+            draws[f"noise{i}_S"] = torch.randn(n, *shape, generator=generator)
+        return draws
+
+    def _draw_both(self, generator: Generator, n: int) -> dict[str, Tensor]:
+        draws = dict(self._draw_latent(generator, n))
+        if self.config.dropout:
+            kept = torch.rand(n, self.config.hidden, generator=generator) >= self.config.dropout
+            draws["keep_SH"] = kept / (1 - self.config.dropout)
+        return draws
+
+    def _draw_critic(self, generator: Generator, n_scans: int) -> Draws:
+        draws = self._draw_both(generator, n_scans)
+        draws["between_S"] = torch.rand(n_scans, generator=generator)
+        return draws
+
+    def _draw_generator(self, generator: Generator, n_scans: int) -> Draws:
+        draws = self._draw_both(generator, n_scans)
+        if not self.spec.given:
+            draws["c_SD"] = torch.stack([self._draw_condition(generator) for _ in range(n_scans)])
+        return draws
+
+    def _draw_condition(self, generator: Generator) -> Tensor:
+        if self.spec.draw_condition is None:
+            return torch.zeros(self.spec.condition_width)
+        return self.spec.draw_condition(generator)
+
+    # --- the losses ---------------------------------------------------------------------------
+
+    def _made(self, params: Params, draws: Draws, c: Tensor, given: Tensor) -> Tensor:
+        """Synthetic volumes for (n, D) conditions and (n, K, X, Y, Z) masks, from draws (B, S)."""
+        noises = [
+            draws[f"noise{i}_S"].flatten(0, 1) for i in range(len(self.generator.noise_shapes))
+        ]
+        out: Tensor = functional_call(
+            self.generator,
+            submodule(params, "generator"),
+            (draws["z_SL"].flatten(0, 1), c, noises, given),
+        )
+        return out
+
+    def _scorer(self, params: Params) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
+        mine: Mapping[str, Tensor] = submodule(params, "critic")
+        if self.spectral is not None:
+            mine = self.spectral.normalised(mine)
+
+        def score(x: Tensor, c: Tensor, given: Tensor, keep: Tensor | None) -> Tensor:
+            out: Tensor = functional_call(self.critic, dict(mine), (x, c, given, keep))
+            return out
+
+        return score
+
+    def _critic_loss(
+        self, params: Params, batch: Batch | None, draws: Draws, progress: float
+    ) -> Tensor:
+        """Mean over the patient's scans of D(synthetic) - D(scan) and the penalty."""
+        from synthmed.backbones.nets.lipschitz import gradient_penalty
+
+        if batch is None:
+            raise TypeError("the phase critic reads patients: batch must not be None")
+        x, c, given = (t.flatten(0, 1) for t in (batch.x, batch.c, batch.given))
+        keep = draws["keep_SH"].flatten(0, 1) if "keep_SH" in draws else None
+        with torch.no_grad():
+            made = self._made(params, draws, c, given)
+        score = self._scorer(params)
+        # one pass for both: the convolutions see twice the batch
+        kept = keep if keep is None else torch.cat([keep, keep])
+        scores = score(torch.cat([x, made]), torch.cat([c, c]), torch.cat([given, given]), kept)
+        of_scan, of_made = scores.chunk(2)
+        if self.config.loss == "wasserstein":
+            loss = of_made - of_scan
+        else:
+            loss = softplus(-of_scan) + softplus(of_made)
+        if self.config.lipschitz == "penalty":
+            t = draws["between_S"].flatten()[:, None, None, None, None]
+            between = t * x + (1 - t) * made
+            slopes = gradient_penalty(lambda v: score(v, c, given, keep), between)
+            loss = loss + self.config.penalty * slopes
+        return _mean_scan(loss, batch.mask)
+
+    def _generator_loss(
+        self, params: Params, batch: Batch | None, draws: Draws, progress: float
+    ) -> Tensor:
+        """Mean over a patient's scans, or over the draws, of what the critic finds wrong."""
+        b, s = draws["z_SL"].shape[:2]
+        if batch is None:
+            mask = draws["z_SL"].new_ones(b, s)
+            c = draws["c_SD"].flatten(0, 1)
+            given = c.new_zeros(b * s, 0, *self.spec.grid)
+        else:
+            mask, c, given = batch.mask, batch.c.flatten(0, 1), batch.given.flatten(0, 1)
+        keep = draws["keep_SH"].flatten(0, 1) if "keep_SH" in draws else None
+        scores = self._scorer(params)(self._made(params, draws, c, given), c, given, keep)
+        loss = -scores if self.config.loss == "wasserstein" else softplus(-scores)
+        return _mean_scan(loss, mask)
+
+    @torch.no_grad()
+    def _clip(self) -> None:
+        from synthmed.backbones.nets.lipschitz import clip_weights
+
+        clip_weights(self.critic, self.config.clip)
+
+    def _iterate(self) -> None:
+        if self.spectral is not None:
+            self.spectral.follow(dict(self.critic.named_parameters()))
+
+    # --- what is seen of it -------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _finish(self, batches: Sequence[Batch]) -> Mapping[str, float]:
+        """Figures for the private log alone: variety beside the training scans, and the gap."""
+        x, c, given = (
+            torch.cat([getattr(b, k).flatten(0, 1)[b.mask.flatten() > 0] for b in batches])
+            for k in ("x", "c", "given")
+        )
+        chosen = torch.linspace(0, len(x) - 1, min(len(x), _WATCHED)).long()
+        return self._compare(x[chosen], c[chosen], given[chosen])
+
+    def _compare(self, x: Tensor, c: Tensor, given: Tensor) -> dict[str, float]:
+        """Variety and critic gap of samples for the conditions of (n, C, X, Y, Z) scans."""
+        from synthmed.backbones.nets.diversity import compare
+
+        made = self._sampled(c, given)
+        gap = self._scores(x, c, given).mean() - self._scores(made, c, given).mean()
+        return {**compare(x, made), "critic_gap": float(gap)}
+
+    def _sampled(self, c: Tensor, given: Tensor) -> Tensor:
+        keys = torch.arange(len(c))
+        parts = [slice(i, i + 16) for i in range(0, len(c), 16)]
+        return torch.cat([self.sample(c[p], keys[p], given[p]) for p in parts])
+
+    def _scores(self, x: Tensor, c: Tensor, given: Tensor) -> Tensor:
+        score = self._scorer({f"critic.{k}": p for k, p in self.critic.named_parameters()})
+        parts = [slice(i, i + 16) for i in range(0, len(x), 16)]
+        return torch.cat([score(x[p], c[p], given[p], None) for p in parts])
+
+    @torch.no_grad()
+    def remarks(
+        self, recent: Sequence[Mapping[str, float]], figures: Mapping[str, float]
+    ) -> Sequence[str]:
+        """Collapsed modes, a critic that wins or learns nothing, gradients out of range."""
+        from synthmed.backbones.nets.watch import of_figures, of_losses, of_samples
+
+        n_weights = sum(p.numel() for p in self.generator.parameters())
+        n_values = self.spec.channels * math.prod(self.spec.grid)
+        said = of_losses(self.config, recent, n_weights, n_values)
+        if figures:
+            return [*of_figures(figures), *said]
+        if self.spec.given:  # no mask to draw samples for
+            return said
+        device = next(self.generator.parameters()).device
+        one = self._draw_condition(torch_generator(0)).to(device).expand(_FIXED_KEYS, -1)
+        samples = self._sampled(one, one.new_zeros(_FIXED_KEYS, 0, *self.spec.grid))
+        return [*of_samples(samples, recent), *said]
+
+    @torch.no_grad()
+    def examine(self, train: Batch, holdout: Batch | None) -> Examination:
+        """Variety and critic gap on a fixed subset; with held-out patients, how much of the gap is
+        the critic's memory of its training scans: D(train) - D(holdout) over the gap."""
+        sides = []
+        for batch in (train, *([holdout] if holdout else [])):
+            keep = batch.mask.flatten() > 0
+            sides.append(tuple(t.flatten(0, 1)[keep] for t in (batch.x, batch.c, batch.given)))
+        figures = self._compare(*sides[0])
+        if len(sides) > 1:
+            apart = self._scores(*sides[0]).mean() - self._scores(*sides[1]).mean()
+            figures["critic_gap_holdout"] = float(apart)
+        return Examination(figures=figures)
+
+    @torch.no_grad()
+    def sample(self, conditions: Tensor, keys: Tensor, given: Tensor) -> Tensor:
+        """One pass of the generator for keyed latent and noise: (B, C, X, Y, Z)."""
+        each = [self._draw_latent(torch_generator(int(k)), 1) for k in keys]
+        draws = {k: torch.stack([d[k] for d in each]).to(conditions.device) for k in each[0]}
+        params = {f"generator.{k}": p for k, p in self.generator.named_parameters()}
+        return self._made(params, draws, conditions, given)
+
+
+def _mean_scan(loss: Tensor, mask: Tensor) -> Tensor:
+    """(B S,) losses to the mean of each patient's scans, (B,)."""
+    return (loss.reshape(mask.shape) * mask).sum(1) / mask.sum(1)

@@ -1,0 +1,169 @@
+"""Figures and pictures that show what a trained model does to scans, for the private side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from synthmed.backbones.generative import Batch
+
+CHUNK = 16
+"""Volumes that go through a network at once when a model is examined."""
+
+MOST_UNITS = 64
+"""Numbers of a code that are looked at one by one: those that carry most."""
+
+_STEPS = (-2.0, -1.0, 0.0, 1.0, 2.0)  # of a traversal, in standard deviations
+_GAP = 2
+_SMALLEST = 48  # pixels a plane's side has at least
+
+
+def scans(batch: Batch) -> tuple[Tensor, Tensor]:
+    """All scans of a batch but the padding, (n, C, X, Y, Z), and their conditions, (n, D)."""
+    keep = batch.mask.flatten() > 0
+    return batch.x.flatten(0, 1)[keep], batch.c.flatten(0, 1)[keep]
+
+
+def in_chunks(function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+    """The function on a few rows at a time, put together again."""
+    starts = range(0, len(rows[0]), CHUNK)
+    return torch.cat([function(*(r[i : i + CHUNK] for r in rows)) for i in starts])
+
+
+def likeness(original: Tensor, copy: Tensor, side: str) -> dict[str, float]:
+    """Mean PSNR (dB) and SSIM over volumes (n, C, X, Y, Z), data range 1: `psnr_SIDE`, `ssim_SIDE`.
+
+    SSIM as Wang et al. 2004 (doi:10.1109/TIP.2003.819861) in three dimensions, windows of seven
+    voxels, mean over channels.
+    """
+    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+    pairs = list(zip(original.float().cpu().numpy(), copy.float().cpu().numpy(), strict=True))
+    psnr = [
+        peak_signal_noise_ratio(a, b, data_range=1.0)  # type: ignore[no-untyped-call]
+        for a, b in pairs
+    ]
+    ssim = [
+        structural_similarity(  # type: ignore[no-untyped-call]
+            a, b, data_range=1.0, channel_axis=0
+        )
+        for a, b in pairs
+    ]
+    return {f"psnr_{side}": float(np.mean(psnr)), f"ssim_{side}": float(np.mean(ssim))}
+
+
+def units(
+    decode: Callable[[Tensor], Tensor],
+    z: Tensor,
+    sd: Tensor,
+    x: Tensor,
+    c: Tensor,
+    carried: Mapping[str, Tensor],
+) -> list[dict[str, float | str]]:
+    """What each number of a code does, the one that moves the decoder most first.
+
+    Args:
+        decode: codes (m, L) to volumes (m, C, X, Y, Z), for one condition.
+        z: (n, L), the codes of n scans.
+        sd: (L,), how far a code varies: one step of what is decoded.
+        x: (n, C, X, Y, Z), the scans.
+        c: (n, D), their encoded conditions.
+        carried: columns of the model's own, (L,) each; the first picks the `MOST_UNITS` shown.
+
+    Returns:
+        Rows with `unit` (from 1), what is carried, `decoded_variance` (the share of the decoder's
+        variance that one step to either side moves, the other numbers at their mean), and
+        correlations over the scans with each number of the condition, with brightness (mean of
+        what is brighter than 0.1) and volume (its share of the grid) in the first channel, and
+        with the mean of every further channel (of a mask: its volume).
+    """
+    first = next(iter(carried.values()))
+    chosen = first.sort(descending=True, stable=True).indices[:MOST_UNITS]
+    steps = sd[chosen, None] * torch.eye(z.shape[1], device=z.device)[chosen]
+    centre = z.mean(0)
+
+    def move(step: Tensor) -> Tensor:
+        difference: Tensor = decode(centre + step) - decode(centre - step)
+        return (difference / 2).square().flatten(1).mean(1)
+
+    moved = in_chunks(move, steps).double()
+    share = moved / moved.sum().clamp(min=1e-30)
+    bright = (x[:, 0] > 0.1).flatten(1)
+    seen = {f"condition_{i + 1}": c[:, i] for i in range(c.shape[1])}
+    seen["brightness"] = (x[:, 0].flatten(1) * bright).sum(1) / bright.sum(1).clamp(min=1)
+    seen["volume"] = bright.double().mean(1)
+    seen |= {f"channel_{i + 1}": x[:, i].flatten(1).mean(1) for i in range(1, x.shape[1])}
+    rows: list[dict[str, float | str]] = []
+    for place in share.sort(descending=True, stable=True).indices.tolist():
+        unit = int(chosen[place])
+        row: dict[str, float | str] = {"unit": unit + 1}
+        row |= {name: round(float(v[unit]), 4) for name, v in carried.items()}
+        row["decoded_variance"] = round(float(share[place]), 4)
+        row |= {name: round(_correlation(z[:, unit], v), 3) for name, v in seen.items()}
+        rows.append(row)
+    return rows
+
+
+def traversal(
+    decode: Callable[[Tensor], Tensor], z: Tensor, sd: Tensor, strongest: Sequence[int]
+) -> npt.NDArray[np.uint8]:
+    """A row for each unit (from 0): its number from -2 to 2 deviations, the others at their mean.
+
+    Args:
+        decode: as for `units`.
+        z: (n, L).
+        sd: (L,).
+        strongest: the units.
+    """
+    centre = z.mean(0)
+    rows = []
+    for unit in strongest:
+        codes = centre.repeat(len(_STEPS), 1)
+        codes[:, unit] += sd[unit] * torch.tensor(_STEPS, device=z.device)
+        rows.append(list(decode(codes)[:, 0]))
+    return sheet(rows)
+
+
+def sheet(rows: Sequence[Sequence[Tensor]]) -> npt.NDArray[np.uint8]:
+    """Rows of volumes (X, Y, Z) as one grey picture, three central slices each.
+
+    All share one grey scale, black 0 and white 1, so that differences of brightness show. Planes
+    lie as in the reports: axial, coronal, sagittal, the person's right on the left.
+    """
+    lines = [_beside([_planes(v) for v in row], axis=1) for row in rows]
+    grey = _beside(lines, axis=0)
+    return np.rint(255 * np.clip(grey, 0, 1)).astype(np.uint8)
+
+
+def _planes(volume: Tensor) -> npt.NDArray[np.float32]:
+    v = volume.float().cpu().numpy()
+    x, y, z = (n // 2 for n in v.shape)
+    side = max(v.shape)
+    times = -(-_SMALLEST // side)
+    squares = []
+    for plane in (v[::-1, ::-1, z].T, v[::-1, y, ::-1].T, v[x, ::-1, ::-1].T):
+        square = np.zeros((side, side), np.float32)
+        top, left = ((side - n) // 2 for n in plane.shape)
+        square[top : top + plane.shape[0], left : left + plane.shape[1]] = plane
+        squares.append(square.repeat(times, 0).repeat(times, 1))
+    return np.concatenate(squares, 1)
+
+
+def _beside(parts: Sequence[npt.NDArray[np.float32]], axis: int) -> npt.NDArray[np.float32]:
+    """Parts with a white line between them."""
+    shape = list(parts[0].shape)
+    shape[axis] = _GAP
+    line = np.ones(shape, np.float32)
+    woven = [x for part in parts for x in (line, part)][1:]
+    return np.concatenate(woven, axis)
+
+
+def _correlation(a: Tensor, b: Tensor) -> float:
+    """Pearson's, and 0 where one of the two does not vary."""
+    a, b = a.double() - a.double().mean(), b.double() - b.double().mean()
+    size = float(a.norm() * b.norm())
+    return float(a @ b) / size if size > 1e-12 else 0.0

@@ -1,0 +1,145 @@
+"""The best linear denoiser of a cohort: where a diffusion network may start from.
+
+For data N(mean, A A^T + diag(v)) the expected clean volume given a noisy one is known in closed
+form (the Wiener filter). A network that only learns what this leaves starts with the cohort's mean
+shape, its main modes and the texture's variance, and spends its steps on what is not Gaussian:
+Karras et al. 2022 (arXiv:2206.00364, section 5) with a full covariance in place of one number.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+_LEVELS = 64  # values that v is rounded to: sums over all n numbers become sums over 64
+_FLOOR = 1e-3  # smallest deviation, so that a number that never varies does not divide by 0
+_PSEUDO = 5.0  # patients' worth of doubt in what a condition shifts
+
+
+class Filtered(NamedTuple):
+    """What the linear denoiser says of noisy data (B, n).
+
+    Args:
+        clean: its estimate.
+        unit: deviation of what it cannot know; of the factors' part their variances alone.
+        seen: the noisy data, centred, in units of its deviation.
+        guess: the estimate, centred, in units of the data's deviation.
+        weight: unit^2 over its mean: squared errors in units of `unit` then count as they do in
+            the data, and alike at every noise level.
+    """
+
+    clean: Tensor
+    unit: Tensor
+    seen: Tensor
+    guess: Tensor
+    weight: Tensor
+
+
+class Wiener(nn.Module):
+    """N(mean + c W, A A^T + diag(v)) over n numbers, in buffers; N(0, I) until `fit`.
+
+    Args:
+        n: numbers of a volume.
+        factors: most columns of A.
+        condition_width: D.
+    """
+
+    mean_n: Tensor
+    weight_Dn: Tensor
+    centre_D: Tensor
+    factor_nk: Tensor
+    variance_n: Tensor
+    levels_q: Tensor
+    inner_qkk: Tensor
+
+    def __init__(self, n: int, factors: int, condition_width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean_n", torch.zeros(n))
+        self.register_buffer("weight_Dn", torch.zeros(condition_width, n))
+        self.register_buffer("centre_D", torch.zeros(condition_width))
+        self.register_buffer("factor_nk", torch.zeros(n, factors))
+        self.register_buffer("variance_n", torch.ones(n))
+        self.register_buffer("levels_q", torch.ones(_LEVELS))
+        self.register_buffer("inner_qkk", torch.zeros(_LEVELS, factors, factors))
+
+    @torch.no_grad()
+    def fit(self, y: Tensor, c: Tensor) -> float:
+        """Match mean and covariance; at most a third as many factors as volumes are used.
+
+        Args:
+            y: (m, n) volumes.
+            c: (m, D) encoded conditions.
+
+        Returns:
+            Share of the variance in condition and factors, not in v.
+        """
+        m = len(y)
+        mean, centre = y.mean(0), c.mean(0)
+        x = (c - centre).double()
+        rest = y - mean
+        total = float(rest.square().sum())
+        ridge = _PSEUDO * torch.eye(x.shape[1], dtype=torch.float64, device=x.device)
+        weight = torch.linalg.solve(x.T @ x + ridge, x.T @ rest.double()).float()
+        rest = rest - x.float() @ weight
+        # the left singular vectors from the small Gram matrix: n is far larger than m
+        _, vectors = torch.linalg.eigh((rest @ rest.T).double())
+        k = min(self.factor_nk.shape[1], m // 3)
+        factor = (
+            rest.T @ vectors[:, -k:].float() / math.sqrt(m) if k else rest.new_zeros(len(mean), 0)
+        )
+        left = (rest.square().mean(0) - factor.square().sum(1)).clamp(min=0)
+        log = left.clamp(min=_FLOOR**2).log()
+        levels = torch.linspace(float(log.min()), float(log.max()), _LEVELS, device=y.device)
+        step = max(float(levels[1] - levels[0]), 1e-12)
+        which = ((log - levels[0]) / step).round().long().clamp(0, _LEVELS - 1)
+        self.mean_n.copy_(mean)
+        self.weight_Dn.copy_(weight)
+        self.centre_D.copy_(centre)
+        self.factor_nk.zero_()
+        self.factor_nk[:, :k] = factor
+        self.levels_q.copy_(levels.exp())
+        self.variance_n.copy_(self.levels_q[which])
+        for q in range(_LEVELS):
+            rows = self.factor_nk[which == q]
+            self.inner_qkk[q] = rows.T @ rows
+        return 1 - float(left.sum()) * m / max(total, 1e-12)
+
+    def centred(self, c: Tensor) -> Tensor:
+        """(B, n) means given (B, D) conditions; a condition of zeros says nothing."""
+        known = (c != 0).any(1, keepdim=True)
+        return self.mean_n + torch.where(known, c - self.centre_D, 0) @ self.weight_Dn
+
+    def forward(self, y: Tensor, sigma: Tensor, c: Tensor) -> Filtered:
+        """Denoise y = clean + sigma N(0, I).
+
+        Args:
+            y: (B, n).
+            sigma: (B,).
+            c: (B, D).
+        """
+        s2 = sigma.float()[:, None] ** 2
+        mean = self.centred(c)
+        r = y - mean
+        noise = self.variance_n + s2
+        # Woodbury: (A A^T + N)^-1 r = N^-1 r - N^-1 A (I + A^T N^-1 A)^-1 A^T N^-1 r
+        inner = torch.einsum("bq,qkl->bkl", 1 / (self.levels_q + s2), self.inner_qkk)
+        eye = torch.eye(inner.shape[-1], device=y.device)
+        seen = ((r / noise) @ self.factor_nk)[..., None]
+        solved = torch.linalg.solve(inner + eye, torch.cat([seen, eye.expand_as(inner)], -1))
+        z, doubt = solved[..., 0], solved[..., 1:].diagonal(dim1=-2, dim2=-1)
+        # y - s2 times that, without the difference of two large numbers where s2 is large
+        clean = mean + (self.variance_n * r + s2 * (z @ self.factor_nk.T)) / noise
+        all_variance = self.variance_n + self.factor_nk.square().sum(1)
+        # the covariance given y is diag(v s2 / N) + (s2 / N) A (I + A^T N^-1 A)^-1 A^T (s2 / N)
+        left = (doubt @ self.factor_nk.square().T) * (s2 / noise) ** 2
+        left = left + self.variance_n * s2 / noise
+        return Filtered(
+            clean=clean,
+            unit=left.sqrt(),
+            seen=r / (all_variance + s2).sqrt(),
+            guess=(clean - mean) / all_variance.sqrt(),
+            weight=left / left.mean(1, keepdim=True),
+        )

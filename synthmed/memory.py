@@ -1,0 +1,90 @@
+"""How to split a step's patients so that training stays under `train.memory_gib`.
+
+Peak memory grows by a constant for each patient that is worked on at once. Trials with pieces of
+two and of four patients give that line, it gives the fewest pieces that fit, and a last trial of
+those decides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from synthmed.config import Config
+from synthmed.errors import ResourceError
+from synthmed.loader import Loader
+from synthmed.measure import Request, held_bytes, measure
+
+GIB = 2**30
+
+
+def pieces(config: Config, loader: Loader, device: str) -> int:
+    """Into how many pieces to split a batch: 1 where nothing bounds the memory.
+
+    A piece is never one patient on a CPU, where a Conv3d of batch 1 takes a slow path. Scans
+    mapped from the disk are not counted: the system takes their pages back when it needs them.
+
+    Raises:
+        ResourceError: not even the smallest pieces fit.
+    """
+    if config.train.memory_gib is None:
+        return 1
+    n = loader.batch_patients
+    scan_bytes = 4 * math.prod(loader.dataset.volumes.shape[1:])
+    here = held_bytes(device)
+
+    def needs(size: int) -> int:
+        # two pieces show what there is to gather; the rest of the batch only lies there, twice:
+        # the next one is drawn while this one is trained on
+        patients = min(n, 2 * size)
+        request = Request(
+            n_patients=patients,
+            n_holdout=0,
+            batch_patients=patients,
+            pieces=1 if size == n else 2,
+            steps=3,
+            samples=False,
+            device=device,
+            threads=torch.get_num_threads(),
+        )
+        measured = measure(config, request)
+        more = 0 if device.startswith("cuda") else max(0, here - measured.built_bytes)
+        return measured.peak_bytes + more + 2 * (n - patients) * scan_bytes
+
+    smallest = 1 if device.startswith("cuda") else 2
+    return fewest(n, smallest, config.train.memory_gib * GIB, needs)
+
+
+def fewest(n: int, smallest: int, limit: float, needs: Callable[[int], int]) -> int:
+    """The fewest pieces of a batch of `n` whose largest fits.
+
+    Args:
+        n: patients of a batch.
+        smallest: patients that a piece must hold at least.
+        limit: bytes.
+        needs: bytes that training with pieces of so many patients takes, measured.
+
+    Raises:
+        ResourceError: none fits.
+    """
+    counts = range(1, max(1, n // smallest) + 1)
+    measured: dict[int, int] = {}
+
+    def known(size: int) -> int:
+        if size not in measured:
+            measured[size] = needs(size)
+        return measured[size]
+
+    low, high = math.ceil(n / counts[-1]), min(n, 2 * math.ceil(n / counts[-1]))
+    slope = (known(high) - known(low)) / (high - low) if high > low else 0.0
+    for count in counts:
+        size = math.ceil(n / count)
+        if known(low) + slope * (size - low) <= limit and known(size) <= limit:
+            return count
+    raise ResourceError(
+        f"train.memory_gib {limit / GIB:.3g}: training takes {known(low) / GIB:.2g} GiB even with "
+        f"{low} patients at once",
+        "Raise train.memory_gib, or use a smaller model or grid.",
+    )

@@ -1,0 +1,113 @@
+"""Where a model's first weights come from: `train.init`, another run's model.
+
+Every tensor whose name and shape are the new model's is taken, parameters and buffers alike; what
+a `finish` fits is fitted anew at its time. The rest stays as freshly drawn, and is listed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from synthmed.backbones.generative import Generative
+from synthmed.config import Config
+from synthmed.configfile import init_folder
+from synthmed.errors import UsageError
+from synthmed.store import file_sha256
+from synthmed.training import load_state, named_state
+
+WEIGHTS = "weights.safetensors"
+ABOUT = "model.json"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The model that a training starts from.
+
+    Args:
+        path: its folder; stays private.
+        digest: SHA-256 of its weights.
+        about: what its model.json says of how it came about (`provenance`).
+    """
+
+    path: Path
+    digest: str
+    about: Mapping[str, Any]
+
+    def start(self, model: Generative) -> dict[str, Any]:
+        """Set the weights that fit; returns the provenance, and which tensors stayed fresh.
+
+        Raises:
+            UsageError: no tensor fits.
+        """
+        there = load_file(self.path / WEIGHTS)
+        mine = named_state(model)
+        taken = {
+            k: there[k]
+            for k, v in mine.items()
+            if k in there and there[k].shape == v.shape and there[k].dtype == v.dtype
+        }
+        if not taken:
+            raise UsageError(
+                "train.init: no tensor of that model fits this one, by name and shape",
+                "Give both runs the same backbone settings, or leave train.init out.",
+            )
+        load_state(model, {**mine, **taken})
+        return {
+            "weights": self.digest,
+            **self.about,
+            "n_taken": len(taken),
+            "n_fresh": len(mine) - len(taken),
+            "fresh": sorted(set(mine) - set(taken)),
+        }
+
+
+def provenance(config: Config, start: Mapping[str, Any] | None) -> dict[str, Any]:
+    """How a model came about, for those who start from it: public facts, and no path.
+
+    Args:
+        config: of the run that trained it.
+        start: what `Origin.start` returned there, if it did not start from nothing.
+    """
+    return {
+        "backbone": config.backbone.name,
+        "title": config.export.name,
+        "modality": config.data.modality,
+        "privacy": config.privacy and config.privacy.model_dump(mode="json"),
+        "init": released(start),
+    }
+
+
+def released(start: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What reports and the model card say of it: all but the names of tensors."""
+    return None if start is None else {k: v for k, v in start.items() if k != "fresh"}
+
+
+def find(config: Config) -> Origin | None:
+    """The model that `train.init` names; None where it names none.
+
+    Raises:
+        UsageError: there is no finished model, or one of another backbone.
+    """
+    folder = init_folder(config)
+    if folder is None:
+        return None
+    if not ((folder / WEIGHTS).is_file() and (folder / ABOUT).is_file()):
+        raise UsageError(
+            f"train.init {config.train.init}: no trained model there",
+            "Give a run whose training has ended, or its folder private/model.",
+        )
+    about = json.loads((folder / ABOUT).read_text(encoding="utf-8")).get("provenance")
+    if about is None or about["backbone"] != config.backbone.name:
+        kind = "a version that did not say what it is" if about is None else about["backbone"]
+        raise UsageError(
+            f"train.init {config.train.init}: the model there is of {kind}, "
+            f"this config's backbone is {config.backbone.name}",
+            "Start from a model of the same backbone.",
+        )
+    return Origin(folder, file_sha256(folder / WEIGHTS), about)

@@ -1,0 +1,307 @@
+"""Every backbone beside the reference, in docs/benchmarks.md.
+
+    python tests/benchmarks/backbones.py --minutes 60
+    python tests/benchmarks/backbones.py --cohorts acdc --models ddpm monai --curve
+    python tests/benchmarks/backbones.py --table-only
+
+Trains each model on each cohort for the same time, draws 100 samples, and measures them with the
+run's own metrics on its own held-out patients. A part that is done is kept in --out and not made
+again, so that the table can be made in several sittings; the real cohorts' contact sheets stay
+there too. A real cohort is read from SYNTHMED_REAL_DATA. Nothing else should run meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from synthmed import configfile
+from synthmed.config import Config
+from synthmed.errors import SynthmedError
+from tests.benchmarks.cohorts import NONE, insert, number
+from tests.benchmarks.part import CURVED, HOUSE, LOOK, OUTSIDE, Part, curved, made
+from tests.benchmarks.reference import Recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE, CONFIGS = ROOT / "docs" / "benchmarks.md", ROOT / "configs"
+BEGIN, END = "<!-- backbones:begin -->", "<!-- backbones:end -->"
+MODELS = (*HOUSE, *OUTSIDE)
+COHORTS = ("hippocampus", "acdc")
+PHANTOMS = ("quickstart",)
+"""Cohorts that are nobody, whose pictures may stand in docs/."""
+DONOR = "hippocampus"
+"""Whose configs name the backbones, for a cohort that has none of its own."""
+
+FIGURES = (
+    ("mmd2 [95 %]", "mmd2"),
+    ("precision", "precision"),
+    ("recall", "recall"),
+    ("density", "density"),
+    ("coverage", "coverage"),
+    ("copies", "copies"),
+    ("authenticity", "authenticity"),
+    ("condition_accuracy", "condition_accuracy"),
+    ("membership_auc [95 %]", "membership_auc"),
+)
+"""A row and its estimate; a name that ends in [95 %] shows the interval."""
+
+SAME = ("dataset", "minutes", "device", "threads", "n_synthetic")
+"""What has to be equal for two parts of a cohort to stand in one table."""
+
+
+def configured(
+    cohort: str, model: str, configs: Path = CONFIGS, values: Mapping[str, Any] = {}
+) -> Config:
+    """The config of a model on a cohort.
+
+    That is COHORT-MODEL.yaml; else the cohort's own (COHORT.yaml, or COHORT-cvae.yaml), with the
+    backbone and the training of hippocampus-MODEL.yaml unless it has that backbone already.
+
+    Args:
+        cohort: its name.
+        model: its name.
+        configs: where they lie.
+        values: dotted path to value, set last.
+    """
+    names = (f"{cohort}-{model}", cohort, f"{cohort}-cvae")
+    file = next((f for n in names if (f := configs / f"{n}.yaml").is_file()), configs / names[1])
+    config = configfile.load(file)
+    borrowed: dict[str, Any] = {}
+    if model in HOUSE and config.backbone.name != model:
+        donor = configfile.load(configs / f"{DONOR}-{model}.yaml").model_dump(mode="json")
+        borrowed = {k: donor[k] for k in ("backbone", "train")}
+    return configfile.load(file, values=borrowed | dict(values))
+
+
+def apart(step: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """Run a step in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(step, *arguments).result()
+
+
+def kept(part: Part) -> dict[str, Any] | None:
+    """The result of a part that is done; None where it is not.
+
+    Raises:
+        SynthmedError: what is there was made by another config, time or device.
+    """
+    file = part.folder / "result.json"
+    if not file.is_file():
+        return None
+    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if result["asked"] != part.asked:
+        raise SynthmedError(
+            f"{file}: made with other settings", "Choose another --out, or move that folder away."
+        )
+    return result
+
+
+def results(out: Path) -> list[dict[str, Any]]:
+    """Every result below `out`."""
+    files = sorted(out.glob("*/result.json"))
+    return [json.loads(f.read_text(encoding="utf-8")) for f in files]
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def tables(found: Sequence[Mapping[str, Any]]) -> str:
+    """A table a cohort: a figure a row, floor, ceiling and the models its columns.
+
+    Raises:
+        ValueError: parts of one cohort were made with other data, times or machines.
+    """
+    texts = []
+    for cohort in dict.fromkeys(sorted((r["cohort"] for r in found), key=_place)):
+        parts = [r for r in found if r["cohort"] == cohort]
+        parts.sort(key=lambda r: MODELS.index(r["model"]))
+        for name in SAME:
+            if len({r[name] for r in parts}) > 1:
+                raise ValueError(
+                    f"{cohort}: parts differ in {name}: "
+                    + ", ".join(f"{r['model']} {r[name]}" for r in parts)
+                )
+        texts.append(f"{heading(parts[0])}\n\n{table(parts)}")
+    return "\n\n".join(texts)
+
+
+def _place(cohort: str) -> tuple[int, str]:
+    return (COHORTS.index(cohort) if cohort in COHORTS else len(COHORTS), cohort)
+
+
+def heading(part: Mapping[str, Any]) -> str:
+    """What the columns of a cohort share."""
+    return (
+        f"{part['cohort']}: {part['n_train']} people to train on, {part['n_holdout']} held out; "
+        f"{part['minutes']:g} minutes of training on {part['device']} ({part['threads']} threads), "
+        f"{part['n_synthetic']} samples; torch {part['versions']['torch']}"
+    )
+
+
+def table(parts: Sequence[Mapping[str, Any]]) -> str:
+    """The figures of one cohort's parts."""
+    names = [p["model"] for p in parts]
+    lines = ["| | floor | ceiling | " + " | ".join(names) + " |"]
+    lines.append("|---|" + "---|" * (len(parts) + 2))
+    for row, name in FIGURES:
+        estimates = [estimate(p, name) for p in parts]
+        controls = [shared(row, estimates, side) for side in ("floor", "ceiling")]
+        cells = [value(e, interval=row.endswith("[95 %]")) for e in estimates]
+        lines.append(f"| {row} | " + " | ".join([*controls, *cells]) + " |")
+    for row, cell in COSTS.items():
+        lines.append(f"| {row} | | | " + " | ".join(cell(p) for p in parts) + " |")
+    percents = sorted({int(n) for p in parts for n in p["curve"]})
+    for n in percents:
+        cells = [look(p["curve"].get(str(n))) for p in parts]
+        row = f"mmd2 after {n} % of the time, first {LOOK} samples [95 %] (minutes)"
+        lines.append(f"| {row} | | | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def estimate(part: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+    """An estimate of the whole cohort; None where there is none of that name."""
+    found = (e for e in part["estimates"] if e["name"] == name and e["slice"] is None)
+    return next(found, None)
+
+
+def shared(row: str, estimates: Sequence[Mapping[str, Any] | None], side: str) -> str:
+    """A control that all models of a cohort have in common.
+
+    Raises:
+        ValueError: they differ, so that the parts were not measured alike.
+    """
+    controls = {number(e[side]) for e in estimates if e is not None and e[side] is not None}
+    if len(controls) > 1:
+        raise ValueError(f"{row}: the parts do not have one {side}: {', '.join(sorted(controls))}")
+    return next(iter(controls), NONE)
+
+
+def value(e: Mapping[str, Any] | None, interval: bool) -> str:
+    """A figure, with its interval where asked for."""
+    if e is None:
+        return NONE
+    limits = ", ".join(map(number, e["ci"])) if e["ci"] else NONE
+    return f"{number(e['value'])} [{limits}]" if interval else number(e["value"])
+
+
+def sampling(part: Mapping[str, Any]) -> str:
+    """Seconds for all samples; those of the full chain in brackets."""
+    times = part["sampling"]
+    full = times["ancestral_seconds"]
+    return f"{times['seconds']:.3g}" + (f" ({full:.0f})" if full is not None else "")
+
+
+def minutes(training: Mapping[str, Any]) -> str:
+    """Really trained; a dash where that was stopped and went on."""
+    seconds = training["seconds"]
+    return NONE if seconds is None else f"{seconds / 60:.1f}"
+
+
+def look(found: Mapping[str, Any] | None) -> str:
+    """A point of a curve: mmd2, its interval, and the minutes really trained."""
+    return NONE if found is None else f"{value(found, interval=True)} ({minutes(found)})"
+
+
+COSTS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "seconds to sample them": sampling,
+    "training steps": lambda p: " + ".join(str(n) for n in p["training"]["steps"]),
+    "minutes trained": lambda p: minutes(p["training"]),
+    "parameters, M": lambda p: f"{p['training']['n_parameters'] / 1e6:.2f}",
+    "peak memory of training, GiB": lambda p: f"{p['training']['peak_bytes'] / 2**30:.2f}",
+}
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cohorts", nargs="+", default=list(COHORTS))
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--minutes", type=float, default=60.0, help="of training a model")
+    parser.add_argument("--max-steps", type=int, help="of training; for a trial of the script")
+    parser.add_argument("--count", type=int, default=100, help="samples of a model")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--curve", action="store_true", help="ddpm and monai early as well")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmark"))
+    parser.add_argument("--docs", action="store_true", help="phantoms' sheets into docs/images")
+    parser.add_argument("--table-only", action="store_true", help="of what --out holds")
+    parser.add_argument("--page", type=Path, default=PAGE, help="default: docs/benchmarks.md")
+    parser.add_argument("--configs", type=Path, default=CONFIGS, help="default: configs/")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", dest="overrides")
+    own = Recipe()
+    parser.add_argument("--monai-channels", type=int, nargs="+", default=list(own.channels))
+    parser.add_argument("--monai-batch", type=int, default=own.batch)
+    parser.add_argument("--ddim-steps", type=int, default=own.ddim_steps)
+    parser.add_argument("--ancestral-steps", type=int, default=own.ancestral_steps)
+    options = parser.parse_args(arguments)
+    people = [c for c in options.cohorts if c not in PHANTOMS]
+    if options.docs and people:
+        parser.error(f"--docs: {people[0]} is no phantom; its pictures do not leave --out")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make the parts that are missing, then print the table and put it into the page."""
+    options = parsed(arguments)
+    values = {
+        "train.max_minutes": options.minutes,
+        "train.max_steps": options.max_steps,
+        "sample.count": options.count,
+    }
+    for item in options.overrides:
+        path, _, text = item.partition("=")
+        values[path] = configfile.parse(text)
+    recipe = Recipe(
+        channels=tuple(options.monai_channels),
+        batch=options.monai_batch,
+        ddim_steps=options.ddim_steps,
+        ancestral_steps=options.ancestral_steps,
+    )
+    asked = [(c, m) for c in options.cohorts for m in options.models]
+    parts = [
+        Part(
+            cohort=cohort,
+            model=model,
+            config=configured(cohort, model, options.configs, values),
+            folder=options.out.resolve() / f"{cohort}-{model}",
+            device=options.device,
+            recipe=recipe,
+        )
+        for cohort, model in ([] if options.table_only else asked)
+    ]
+    done = [(part, kept(part)) for part in parts]  # all are looked at before one is made
+    for part, result in done:
+        print(f"{part.cohort} {part.model}{'' if result is None else ': kept'}", file=sys.stderr)
+        result = result or made(part, apart)
+        if options.curve and part.model in CURVED and not result["curve"]:
+            curved(part, result, apart)
+    if options.docs:
+        images = options.page.parent / "images"
+        images.mkdir(exist_ok=True)
+        for part in parts:
+            shutil.copyfile(part.folder / "sheet-small.png", images / f"{part.folder.name}.png")
+    found = results(options.out)
+    if not found:
+        raise SynthmedError(f"{options.out}: no result yet", "Leave out --table-only to make some.")
+    text = f"`python tests/benchmarks/backbones.py --minutes {found[0]['minutes']:g}`:"
+    text = f"{text}\n\n{tables(found)}"
+    page = insert(options.page.read_text(encoding="utf-8"), text, BEGIN, END)
+    options.page.write_text(page, encoding="utf-8")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except SynthmedError as error:
+        sys.exit(str(error))

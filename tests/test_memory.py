@@ -1,0 +1,133 @@
+"""Pieces of a batch: as few as fit, the same gradient, decided once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from synthmed import configfile, memory
+from synthmed.config import Config
+from synthmed.errors import ResourceError, UsageError
+from synthmed.keys import Key
+from synthmed.measure import Request, held_bytes, measure, peak_bytes
+from synthmed.memory import GIB, fewest
+from synthmed.stages import train as stage
+from synthmed.training import Training, gradient, split
+from synthmed.trial import noise_loader
+
+
+@pytest.fixture
+def config(make_config: Callable[..., Path]) -> Config:
+    return configfile.load(make_config())
+
+
+@pytest.mark.parametrize("pieces", [2, 3])
+def test_the_pieces_gradients_sum_to_that_of_the_whole(config: Config, pieces: int) -> None:
+    source = noise_loader(config, 7, 7)
+    model = stage.build(config, source, Key.root(0), "cpu")
+    phase = model.rounds()[0].phases[0]
+    batch, draws = source.draw(phase, Key.root(1), 0, "cpu")
+    got = []
+    for n in (1, pieces):
+        state = Training(model, [10], n)
+        got.append(gradient(state, phase, batch, draws, 0.5, list(state.params.values())))
+    torch.testing.assert_close(got[0][0], got[1][0], rtol=1e-5, atol=1e-6)
+    # some gradients vanish but for rounding (a bias before a norm): the measure is the whole one
+    size = torch.stack([g.norm() for g in got[0][1] if g is not None]).norm()
+    for a, b in zip(got[0][1], got[1][1], strict=True):
+        assert (a is None) == (b is None)
+        if a is not None and b is not None:
+            assert (a - b).norm() <= 1e-5 * size
+
+
+def test_a_batch_is_split_whole_and_in_order() -> None:
+    from synthmed.backbones.generative import Batch
+
+    batch = Batch(*(torch.arange(7.0)[:, None] for _ in range(4)))
+    parts = split(batch, {"e": torch.arange(7.0)}, 3)
+    assert [len(d["e"]) for _, d in parts] == [3, 2, 2]
+    assert torch.equal(torch.cat([d["e"] for _, d in parts]), torch.arange(7.0))
+    for i in range(4):
+        assert torch.equal(torch.cat([b[i] for b, _ in parts if b is not None]), batch[i])
+    assert all(b is None for b, _ in split(None, {"e": torch.arange(4.0)}, 2))
+
+
+@given(
+    n=st.integers(2, 64),
+    smallest=st.sampled_from([1, 2]),
+    limit=st.integers(100, 2000),
+    constant=st.integers(0, 300),
+    each=st.integers(1, 60),
+)
+def test_the_fewest_pieces_that_fit(
+    n: int, smallest: int, limit: int, constant: int, each: int
+) -> None:
+    """Against going through all of them."""
+    sizes = {k: math.ceil(n / k) for k in range(1, max(1, n // smallest) + 1)}
+    fitting = [k for k, size in sizes.items() if constant + each * size <= limit]
+    measured: list[int] = []
+
+    def needs(size: int) -> int:
+        measured.append(size)
+        return constant + each * size
+
+    if fitting:
+        count = fewest(n, smallest, limit, needs)
+        assert count == fitting[0]
+        assert n // count >= min(smallest, n), "no piece smaller than that"
+        assert len(measured) <= 3, "two for the line, one to make sure"
+    else:
+        with pytest.raises(ResourceError, match="even with"):
+            fewest(n, smallest, limit, needs)
+
+
+def test_a_line_that_promised_too_much_is_not_trusted() -> None:
+    """Two and four patients take little, eight take more than their line says."""
+    taken = {2: 20, 4: 40, 8: 500, 16: 1000, 6: 60, 3: 30}
+    assert fewest(16, 2, 100, taken.__getitem__) == 3
+
+
+def test_unbounded_memory_needs_no_trial(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "measure", lambda *a: pytest.fail("a trial was run"))
+    assert memory.pieces(config, noise_loader(config, 4, 4), "cpu") == 1
+
+
+def test_a_bound_that_nothing_meets_is_exit_5(config: Config) -> None:
+    train = config.train.model_copy(update={"memory_gib": 0.01})
+    tight = config.model_copy(update={"train": train})
+    with pytest.raises(ResourceError, match=r"train.memory_gib 0.01: training takes") as error:
+        memory.pieces(tight, noise_loader(tight, 4, 4), "cpu")
+    assert error.value.exit_code == 5
+
+
+def test_a_trial_measures_time_and_memory_of_its_own_process(config: Config) -> None:
+    ballast = bytearray(2 * GIB // 4)  # what this process holds must not count
+    ballast[::4096] = b"x" * len(ballast[::4096])
+    request = Request(8, 4, 4, 1, 4, True, "cpu", 1)
+    small = measure(config, request)
+    assert small.steps == (5,)
+    assert len(small.seconds_per_step) == 1
+    assert small.seconds_per_step[0] > 0
+    assert 0 < small.built_bytes < small.peak_bytes < peak_bytes("cpu")
+    assert min(small.finish_seconds, small.examine_seconds) > 0
+    assert min(small.build_seconds, small.first_batch_seconds, small.batch_seconds) > 0
+    assert held_bytes("cpu") > len(ballast)
+    data = config.data.model_copy(update={"grid": (48, 48, 48)})
+    large = measure(config.model_copy(update={"data": data}), request)
+    assert large.peak_bytes > small.peak_bytes
+    assert large.n_parameters > small.n_parameters
+
+
+def test_an_error_of_the_trial_is_its_own(config: Config) -> None:
+    data = config.data.model_copy(update={"grid": (0, 0, 0)})
+    broken = config.model_copy(update={"data": data})
+    with pytest.raises(Exception, match="trial") as error:
+        measure(broken, Request(8, 0, 4, 1, 4, False, "cpu", 1))
+    assert "Traceback" not in str(error.value)
+    assert not isinstance(error.value, UsageError)

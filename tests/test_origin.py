@@ -1,0 +1,132 @@
+"""`train.init`: what is taken from another run, what is told of it, and when it is stale."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Finished, Result
+from safetensors.torch import load_file
+
+from synthmed import configfile, origin
+from synthmed.config import Config
+from synthmed.errors import UsageError
+from synthmed.keys import Key
+from synthmed.stages import train as stage
+from synthmed.store import file_sha256
+from synthmed.training import Training, as_bytes, named_state
+from synthmed.trial import noise_loader
+
+Cli = Callable[..., Result]
+
+
+def changed(finished: Finished, **values: object) -> Config:
+    dotted = {k.replace("__", "."): v for k, v in values.items()}
+    return configfile.load(finished.config, (), {"train.init": str(finished.path), **dotted})
+
+
+def started(config: Config) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
+    source = noise_loader(config, 4, 4)
+    model = stage.build(config, source, Key.root(9), "cpu")
+    found = origin.find(config)
+    assert found is not None
+    told = found.start(model)
+    return named_state(model), told
+
+
+@pytest.mark.parametrize("inside", ["", "private/model"])
+def test_an_equal_model_takes_everything(finished: Finished, inside: str) -> None:
+    config = changed(finished, train__init=str(finished.path / inside))
+    state, told = started(config)
+    there = load_file(finished.path / "private/model/weights.safetensors")
+    assert all(torch.equal(state[k], v) for k, v in there.items())
+    assert (told["n_taken"], told["n_fresh"], told["fresh"]) == (len(there), 0, [])
+    assert told["weights"] == file_sha256(finished.path / "private/model/weights.safetensors")
+    assert told["backbone"] == "cvae"
+    assert told["modality"] == "T1w"
+    assert told["privacy"] is None
+    assert str(finished.path) not in json.dumps(told)
+
+
+def test_on_another_grid_what_fits_is_taken_and_the_rest_listed(finished: Finished) -> None:
+    config = changed(finished, data__grid=[16, 16, 24])
+    fresh = named_state(stage.build(config, noise_loader(config, 4, 4), Key.root(9), "cpu"))
+    state, told = started(config)
+    there = load_file(finished.path / "private/model/weights.safetensors")
+    taken = {k for k in state if there[k].shape == state[k].shape}
+    assert 0 < len(taken) < len(state)
+    assert set(told["fresh"]) == set(state) - taken  # type: ignore[call-overload]
+    for k, v in state.items():
+        assert torch.equal(v, there[k] if k in taken else fresh[k]), k
+
+
+def test_the_average_starts_from_those_weights(finished: Finished) -> None:
+    config = changed(finished)
+    model = stage.build(config, noise_loader(config, 4, 4), Key.root(9), "cpu")
+    found = origin.find(config)
+    assert found is not None
+    found.start(model)
+    there = load_file(finished.path / "private/model/weights.safetensors")
+    (average,) = Training(model, [5]).averages.values()
+    assert average
+    assert all(torch.equal(v, there[k]) for k, v in average.items())
+
+
+def test_what_cannot_be_started_from_says_so(finished: Finished, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no trained model there"):
+        origin.find(changed(finished, train__init=str(tmp_path)))
+    with pytest.raises(UsageError, match="environment variable NOWHERE"):
+        origin.find(changed(finished, train__init="$NOWHERE/run"))
+    shutil.copytree(finished.path / "private/model", tmp_path / "model")
+    about = json.loads((tmp_path / "model/model.json").read_text())
+    about["provenance"]["backbone"] = "other"
+    (tmp_path / "model/model.json").write_text(json.dumps(about))
+    with pytest.raises(UsageError, match="the model there is of other"):
+        origin.find(changed(finished, train__init=str(tmp_path / "model")))
+    config = changed(finished)
+    model = stage.build(config, noise_loader(config, 4, 4), Key.root(9), "cpu")
+    other = {k: torch.zeros(*v.shape, 1) for k, v in named_state(model).items()}
+    (tmp_path / "model/weights.safetensors").write_bytes(as_bytes(other))
+    with pytest.raises(UsageError, match="no tensor of that model fits"):
+        origin.Origin(tmp_path / "model", "", {}).start(model)
+
+
+def test_a_run_tells_where_it_started_and_notices_a_changed_source(
+    finished: Finished, synthmed: Cli, tmp_path: Path
+) -> None:
+    source, run = tmp_path / "source", tmp_path / "run"
+    shutil.copytree(finished.path, source, symlinks=True)
+    words = ("--run", run, "--device", "cpu", "-q")
+    init = ("--set", f"train.init={source}", "--set", "train.max_steps=2")
+    assert synthmed("generate", finished.config, *words, *init).code == 0
+    manifest = json.loads((run / "private/model/manifest.json").read_text())
+    digest = file_sha256(source / "private/model/weights.safetensors")
+    assert manifest["inputs"]["init"] == digest
+    assert manifest["facts"]["init"]["weights"] == digest
+    card = (run / "release/MODEL_CARD.md").read_text()
+    assert digest[:16] in card
+    assert "weights of another model (cvae" in card
+    for report in ("release/report/report.json", "private/report/report.json"):
+        told = json.loads((run / report).read_text())["provenance"]["init"]
+        assert told["n_fresh"] == 0
+    for file in (run / "release").rglob("*"):
+        assert not file.is_file() or str(source).encode() not in file.read_bytes()
+    # unchanged: nothing to do
+    before = (run / "private/model/manifest.json").stat().st_mtime_ns
+    assert synthmed("generate", run / "config.yaml", *words).code == 0
+    assert (run / "private/model/manifest.json").stat().st_mtime_ns == before
+    # the source is trained anew: what started from it is stale
+    weights = source / "private/model/weights.safetensors"
+    weights.write_bytes(as_bytes({k: 1.01 * v for k, v in load_file(weights).items()}))
+    assert synthmed("generate", run / "config.yaml", *words).code == 0
+    again = json.loads((run / "private/model/manifest.json").read_text())
+    assert again["inputs"]["init"] == file_sha256(weights) != digest
+    # and gone: what stands is still good
+    shutil.rmtree(source)
+    assert synthmed("generate", run / "config.yaml", *words).code == 0
+    last = json.loads((run / "private/model/manifest.json").read_text())
+    assert last == again
