@@ -183,7 +183,8 @@ def phase_step(
     if not math.isfinite(value):
         raise SynthmedError(
             f"training diverged at step {state.step}: the loss {phase.name} is {value}",
-            "Lower train.optimizer.learning_rate, or set train.precision: fp32.",
+            f"Lower this phase's learning rate, {phase.optimizer.learning_rate:g} now (of cgan in "
+            "backbone, else in train.optimizer), or set train.precision: fp32.",
         )
     for p, g in zip(mine, grads, strict=True):
         p.grad = g

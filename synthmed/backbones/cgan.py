@@ -49,11 +49,12 @@ class CGAN(BaseModel):
         loss: `wasserstein`, or `bce`, the binary cross-entropy of the first GAN.
         lipschitz: what bounds the critic's slope: `penalty` pulls it to 1 on lines between
             training and synthetic volumes, `clip` clamps its weights, `spectral` divides each by
-            its largest singular value; `none` with bce alone.
+            its largest singular value, at half the penalty's cost; `none` with bce alone.
         penalty: weight of the gradient penalty.
         clip: bound on each weight of the critic, for `clip`; 1 is a weight's first deviation.
         critic_steps: steps of the critic for one of the generator.
-        generator_rate: learning rate of the generator's Adam.
+        generator_rate: learning rate of the generator's Adam; weights begin as unit normal
+            numbers, so that 0.01 moves each by about a hundredth of its size a step.
         critic_rate: learning rate of the critic's Adam.
         betas: of both; no momentum, since the other side moves.
         latent: L, dimensions of the latent vector.

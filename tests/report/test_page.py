@@ -101,6 +101,7 @@ def report() -> dict[str, Any]:
             "digests": {"model": "ab" * 32},
             "seed": 1,
             "n_resamples": 500,
+            "init": None,
         },
     }
 
@@ -168,6 +169,10 @@ def test_hostile_text_is_shown_and_not_run(report: dict[str, Any]) -> None:
     hostile["data"]["conditions"] = {HOSTILE: {"kind": "categorical", "categories": [HOSTILE]}}
     hostile["data"]["governance"]["recipient"] = HOSTILE
     hostile["provenance"]["versions"] = {HOSTILE: HOSTILE}
+    hostile["provenance"]["init"] = {
+        "backbone": HOSTILE, "title": HOSTILE, "modality": HOSTILE, "privacy": None,
+        "weights": "ab" * 32, "n_taken": 3, "n_fresh": 1,
+    }  # fmt: skip
     hostile["signature"] = {"name": HOSTILE, "reason": HOSTILE, "when": "2026-01-01"}
     hostile["images"][0]["caption"] = hostile["images"][0]["part"] = HOSTILE
     for e in hostile["estimates"]:
