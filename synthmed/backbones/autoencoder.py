@@ -87,7 +87,7 @@ class ActivationPenalty(_Part):
 
 
 class Autoencoder(_Part):
-    """Settings of the autoencoder.
+    """Deep convolutional autoencoder, its codes drawn from a Gaussian mixture.
 
     Args:
         widths: channels from the finest level (half the grid) to the coarsest.

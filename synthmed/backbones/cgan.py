@@ -40,7 +40,7 @@ _FIXED_KEYS = 12  # samples drawn to see, while training, whether they still dif
 
 
 class CGAN(BaseModel):
-    """Settings of the conditional GAN.
+    """Conditional generative adversarial network, by default a WGAN-GP.
 
     Its two learning rates and its betas stand in for those of train.optimizer, of which only the
     warm-up counts; weights do not decay.

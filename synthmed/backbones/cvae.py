@@ -41,7 +41,7 @@ N_SHOWN = 6
 
 
 class CVAE(BaseModel):
-    """Settings of the conditional VAE.
+    """Conditional variational autoencoder with a learned texture.
 
     Args:
         latent: number of latent dimensions L.

@@ -46,7 +46,7 @@ _LOOKED_AT = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # noise levels of the examina
 
 
 class DDPM(BaseModel):
-    """Settings of the diffusion model.
+    """Denoising diffusion model on voxels, wavelet bands or codes.
 
     Args:
         space: voxels, wavelet bands or codes of an autoencoder.

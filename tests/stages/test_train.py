@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import threading
@@ -106,6 +107,22 @@ def test_a_batch_is_a_function_of_its_key_and_step() -> None:
     assert not torch.equal(a[1]["e"], other[1]["e"])
     elsewhere = one.draw(reading(), Key.root(4), 7, "cpu")
     assert not torch.equal(a[1]["e"], elsewhere[1]["e"])
+
+
+def test_a_model_is_told_what_it_draws_and_what_it_is_given() -> None:
+    """A given mask is 0 or 1 as at sampling, however it was turned; a drawn one keeps its edges."""
+    data = dataset()
+    given = ChannelInfo("lesion:b", mask="lesion", label_value=1, given=True)
+    three = np.concatenate([data.volumes, data.volumes[:, :1]], 1)
+    data = dataclasses.replace(data, volumes=three, channels=[*data.channels, given])
+    turned = loader(data, augment=Augment(rotate_degrees=20))
+    assert (turned.spec.channels, turned.spec.masks, turned.spec.given) == (2, 1, 1)
+    assert turned.spec.told_width > 0
+    assert turned.spec.condition_width == 2 + turned.spec.told_width
+    batch, _ = turned.draw(reading(), KEY, 0, "cpu")
+    assert batch is not None
+    assert set(batch.given.unique().tolist()) == {0.0, 1.0}
+    assert len(batch.x[:, :, 1].unique()) > 2
 
 
 def test_a_patients_scan_and_noise_do_not_depend_on_the_others() -> None:
