@@ -183,8 +183,8 @@ def phase_step(
     if not math.isfinite(value):
         raise SynthmedError(
             f"training diverged at step {state.step}: the loss {phase.name} is {value}",
-            f"Lower this phase's learning rate, {phase.optimizer.learning_rate:g} now (of cgan in "
-            "backbone, else in train.optimizer), or set train.precision: fp32.",
+            f"Lower train.optimizer.learning_rate (of a GAN the two rates in backbone), "
+            f"{phase.optimizer.learning_rate:g} now, or set train.precision: fp32.",
         )
     for p, g in zip(mine, grads, strict=True):
         p.grad = g

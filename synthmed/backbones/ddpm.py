@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 # with a linear start, the log of the noise level (in units of the data) is drawn from N(m, s^2), as
 # in Karras et al. 2022, table 1: far above and below, the linear denoiser leaves nothing to learn
-_LOG_SIGMA = (math.log(0.4), 1.3)
+_LOG_SIGMA = (math.log(0.8), 1.6)
 _LOOKED_AT = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # noise levels of the examination
 
 
