@@ -62,6 +62,15 @@ def first_comment(text: str) -> str:
     return text.splitlines()[0].lstrip("# ") if text.startswith("#") else ""
 
 
+def fast_bfloat16(device: str) -> bool:
+    """Whether a device multiplies bfloat16 faster than float32."""
+    import torch
+
+    if device.startswith("cuda"):
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def versions() -> dict[str, str]:
     """Versions of what makes a cohort what it is."""
     out = {"synthmed": __version__, "python": platform.python_version()}
@@ -82,8 +91,8 @@ def machine() -> dict[str, Any]:
         props = torch.cuda.get_device_properties(0)
         facts["device"] = f"cuda: {props.name}, {props.total_memory / 2**30:.0f} GiB"
     else:
-        fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        facts["device"] = f"cpu ({'bfloat16 and float32' if fast else 'float32'})"
+        both = fast_bfloat16("cpu")
+        facts["device"] = f"cpu ({'bfloat16 and float32' if both else 'float32'})"
     facts["disk"] = f"{shutil.disk_usage('.').free / 2**30:.1f} GiB free here"
     facts["home"] = f"{home()} (pseudonym key)"
     for name, text in _OPTIONAL.items():

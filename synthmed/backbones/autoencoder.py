@@ -241,7 +241,7 @@ class Compressor:
         """
         codes, conditions = [], []
         for batch in batches:
-            x, known = scans(batch)
+            x, known, _ = scans(batch)
             codes.append(in_chunks(self.encoder, x, known))
             conditions.append(known)
         raw, c = torch.cat(codes), torch.cat(conditions)
@@ -250,7 +250,7 @@ class Compressor:
             # its deviations were learned on what could not be restored; samples are restored
             total = torch.zeros_like(self.noise.log_scale)
             for batch, part in zip(batches, codes, strict=True):
-                x, known = scans(batch)
+                x, known, _ = scans(batch)
                 total += (x - in_chunks(self.decoder, part, known)).square().sum(0)
             self.noise.set_scale((total / len(raw)).sqrt())
         code = self.scale.normalise(raw)
@@ -330,7 +330,7 @@ class GenerativeAutoencoder:
         for side, batch in (("train", train), ("holdout", holdout)):
             if batch is None:
                 continue
-            x, c = scans(batch)
+            x, c, _ = scans(batch)
             shown = [x, self._restored(x, c)]
             figures |= likeness(x, shown[-1], side)
             words = "each scan beside its reconstruction"
@@ -345,7 +345,7 @@ class GenerativeAutoencoder:
             rows = [[v[i, 0] for v in shown] for i in range(min(len(x), N_SHOWN))]
             who = {"train": "Training patients", "holdout": "Held-out patients"}[side]
             pictures[f"reconstructions_{side}"] = (sheet(rows), f"{who}: {words}.")
-        x, c = scans(train)
+        x, c, _ = scans(train)
         code = in_chunks(self.compressor.encode, x, c).flatten(1)
         active = self.compressor.active(code)
         figures["active_units"] = float(active.any(0).sum())

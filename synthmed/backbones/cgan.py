@@ -18,6 +18,7 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import softplus
 
+from synthmed.backbones.examining import in_chunks, scans
 from synthmed.backbones.generative import (
     Batch,
     Draws,
@@ -279,10 +280,7 @@ class ConditionalGAN:
     @torch.no_grad()
     def _finish(self, batches: Sequence[Batch]) -> Mapping[str, float]:
         """Figures for the private log alone: variety beside the training scans, and the gap."""
-        x, c, given = (
-            torch.cat([getattr(b, k).flatten(0, 1)[b.mask.flatten() > 0] for b in batches])
-            for k in ("x", "c", "given")
-        )
+        x, c, given = (torch.cat(part) for part in zip(*map(scans, batches), strict=True))
         chosen = torch.linspace(0, len(x) - 1, min(len(x), _WATCHED)).long()
         return self._compare(x[chosen], c[chosen], given[chosen])
 
@@ -295,14 +293,11 @@ class ConditionalGAN:
         return {**compare(x, made), "critic_gap": float(gap)}
 
     def _sampled(self, c: Tensor, given: Tensor) -> Tensor:
-        keys = torch.arange(len(c))
-        parts = [slice(i, i + 16) for i in range(0, len(c), 16)]
-        return torch.cat([self.sample(c[p], keys[p], given[p]) for p in parts])
+        return in_chunks(self.sample, c, torch.arange(len(c)), given)
 
     def _scores(self, x: Tensor, c: Tensor, given: Tensor) -> Tensor:
         score = self._scorer({f"critic.{k}": p for k, p in self.critic.named_parameters()})
-        parts = [slice(i, i + 16) for i in range(0, len(x), 16)]
-        return torch.cat([score(x[p], c[p], given[p], None) for p in parts])
+        return in_chunks(lambda v, k, m: score(v, k, m, None), x, c, given)
 
     @torch.no_grad()
     def remarks(
@@ -327,10 +322,7 @@ class ConditionalGAN:
     def examine(self, train: Batch, holdout: Batch | None) -> Examination:
         """Variety and critic gap on a fixed subset; with held-out patients, how much of the gap is
         the critic's memory of its training scans: D(train) - D(holdout) over the gap."""
-        sides = []
-        for batch in (train, *([holdout] if holdout else [])):
-            keep = batch.mask.flatten() > 0
-            sides.append(tuple(t.flatten(0, 1)[keep] for t in (batch.x, batch.c, batch.given)))
+        sides = [scans(batch) for batch in (train, holdout) if batch is not None]
         figures = self._compare(*sides[0])
         if len(sides) > 1:
             apart = self._scores(*sides[0]).mean() - self._scores(*sides[1]).mean()

@@ -167,7 +167,7 @@ class ConditionalVAE:
         """Fit the prior, and tell how much of the latent is used (Burda et al. 2016)."""
         posteriors, conditions = [], []
         for batch in batches:
-            x, known = scans(batch)
+            x, known, _ = scans(batch)
             posteriors.append(self._posterior(x, known))
             conditions.append(known)
         mean, log_var = torch.cat(posteriors).chunk(2, 1)
@@ -202,7 +202,7 @@ class ConditionalVAE:
         for side, batch in (("train", train), ("holdout", holdout)):
             if batch is None:
                 continue
-            x, c = scans(batch)
+            x, c, _ = scans(batch)
             mean = self._posterior(x, c).chunk(2, 1)[0]
             copy = in_chunks(self.decoder, mean, c)
             figures |= likeness(x, copy, side)
@@ -212,7 +212,7 @@ class ConditionalVAE:
                 sheet(rows),
                 f"{who}: each scan beside the decoder's mean for it.",
             )
-        x, c = scans(train)
+        x, c, _ = scans(train)
         mean, log_var = self._posterior(x, c).chunk(2, 1)
         kl = 0.5 * (mean**2 + log_var.exp() - 1 - log_var).mean(0)
         sd = (mean.var(0, correction=0) + log_var.exp().mean(0)).sqrt()

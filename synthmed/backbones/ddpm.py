@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from synthmed.backbones.autoencoder import MapCode
 from synthmed.backbones.diffusion import Process, Schedule
-from synthmed.backbones.examining import in_chunks
+from synthmed.backbones.examining import in_chunks, scans
 from synthmed.backbones.generative import (
     Batch,
     Draws,
@@ -34,6 +34,7 @@ from synthmed.backbones.nets.unet import UNet
 from synthmed.backbones.nets.wiener import Filtered, Wiener
 from synthmed.backbones.samplers import DPMSolver, Sampler
 from synthmed.backbones.space import Latent, Space, Wavelet, numbers
+from synthmed.inventory import fast_bfloat16
 from synthmed.keys import Key, torch_generator
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class Diffusion:
 
     def rounds(self) -> Sequence[Round]:
         """What the space needs, the linear denoiser without a step, then the diffusion."""
-        share = self.config.space.share if isinstance(self.config.space, Latent) else 0.0
+        before = self.space.rounds()
         phase = Phase(
             name="denoising",
             trainable=lambda name: name.startswith("network."),
@@ -148,7 +149,7 @@ class Diffusion:
             if self.wiener is None
             else [Round([], share=0.0, finish=self._fit, finish_privacy="refused")]
         )
-        return [*self.space.rounds(share), *linear, Round([phase], share=1 - share)]
+        return [*before, *linear, Round([phase], share=1 - sum(r.share for r in before))]
 
     @torch.no_grad()
     def _fit(self, batches: Sequence[Batch]) -> Mapping[str, float]:
@@ -156,9 +157,8 @@ class Diffusion:
             raise TypeError("only a model with a linear start has one to fit")
         volumes, conditions = [], []
         for batch in batches:
-            keep = batch.mask.flatten() > 0
-            c = batch.c.flatten(0, 1)[keep]
-            volumes.append(self.space.enter(batch.x.flatten(0, 1)[keep], c).flatten(1))
+            x, c, _ = scans(batch)
+            volumes.append(self.space.enter(x, c).flatten(1))
             conditions.append(c)
         explained = self.wiener.fit(torch.cat(volumes), torch.cat(conditions)[:, : self.n_labels])
         return {"linear_explained": round(explained, 4)}
@@ -269,7 +269,7 @@ class Diffusion:
             untold = self._denoised(x_t, t, nothing, place)
             return untold + w * (told - untold)
 
-        with torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16(device)):
+        with torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16(device.type)):
             y = self.config.sampler.draw(denoise, self.process, lambda: normal(self.space.shape))
         white = normal((self.spec.channels, *self.spec.grid))
         return self.space.leave(y, conditions, white)
@@ -318,10 +318,3 @@ class Diffusion:
             f"{who}_{side}": round(float((made - y).square().mean().sqrt()), 5)
             for who, made in clean.items()
         }
-
-
-def fast_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 faster than float32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -22,10 +22,11 @@ _GAP = 2
 _SMALLEST = 48  # pixels a plane's side has at least
 
 
-def scans(batch: Batch) -> tuple[Tensor, Tensor]:
-    """All scans of a batch but the padding, (n, C, X, Y, Z), and their conditions, (n, D)."""
+def scans(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """All scans of a batch but the padding, (n, C, X, Y, Z), conditions (n, D) and masks."""
     keep = batch.mask.flatten() > 0
-    return batch.x.flatten(0, 1)[keep], batch.c.flatten(0, 1)[keep]
+    x, c, given = (t.flatten(0, 1)[keep] for t in (batch.x, batch.c, batch.given))
+    return x, c, given
 
 
 def in_chunks(function: Callable[..., Tensor], *rows: Tensor) -> Tensor:

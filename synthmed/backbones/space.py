@@ -38,8 +38,8 @@ class Room(Protocol):
         """What has to be trained and kept."""
         ...
 
-    def rounds(self, share: float) -> Sequence[Round]:
-        """What is trained before the diffusion, with this share of the budget."""
+    def rounds(self) -> Sequence[Round]:
+        """What is trained before the diffusion."""
         ...
 
     def enter(self, x: Tensor, c: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class Bands:
         """None: nothing is learned."""
         return {}
 
-    def rounds(self, share: float) -> Sequence[Round]:
+    def rounds(self) -> Sequence[Round]:
         """None."""
         return []
 
@@ -157,12 +157,12 @@ class Codes:
         """The autoencoder's."""
         return self.compressor.modules
 
-    def rounds(self, share: float) -> Sequence[Round]:
+    def rounds(self) -> Sequence[Round]:
         """The autoencoder's training; its end measures the scale of the codes."""
         return [
             Round(
                 [self.compressor.phase()],
-                share=share,
+                share=self.config.share,
                 finish=self._measure,
                 finish_privacy="refused",
             )

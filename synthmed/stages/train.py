@@ -20,6 +20,7 @@ from synthmed import memory
 from synthmed.backbones.generative import Examination, Generative
 from synthmed.config import Config
 from synthmed.errors import Interrupted, UsageError
+from synthmed.inventory import fast_bfloat16
 from synthmed.keys import Key
 from synthmed.loader import Loader
 from synthmed.origin import ABOUT, WEIGHTS, Origin, provenance
@@ -349,9 +350,7 @@ def precision(config: Config, device: str) -> bool:
     """Whether to train in bfloat16: asked for, or `auto` on hardware that multiplies it faster."""
     if config.train.precision != "auto":
         return config.train.precision == "bf16"
-    if device.startswith("cuda"):
-        return bool(torch.cuda.is_bf16_supported())
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return fast_bfloat16(device)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ def build(settings: dict[str, Any], spec: VolumeSpec = SPEC) -> Room:
 
 
 def codes(**autoencoder: Any) -> Codes:
-    room = build({"kind": "latent", "autoencoder": {**AUTOENCODER, **autoencoder}})
+    room = build({"kind": "latent", "share": 0.25, "autoencoder": {**AUTOENCODER, **autoencoder}})
     assert isinstance(room, Codes)
     return room
 
@@ -112,7 +112,7 @@ def test_bands_go_back_exactly_on_any_grid(
     x, c = volumes(spec=spec)
     back = room.leave(room.enter(x, c), c, torch.randn(x.shape))
     torch.testing.assert_close(back, x, atol=2e-6, rtol=0)
-    assert room.rounds(0.3) == []
+    assert room.rounds() == []
     assert not room.modules
 
 
@@ -172,7 +172,7 @@ def test_masks_are_placed_whole_where_their_voxels_are(levels: int) -> None:
 
 def test_codes_are_in_units_of_their_deviation_once_measured() -> None:
     room = codes()
-    first = room.rounds(0.25)
+    first = room.rounds()
     assert [r.share for r in first] == [0.25]
     assert [r.finish_privacy for r in first] == ["refused"], "it reads patients"
     assert [p.name for p in first[0].phases] == ["reconstruction"]
