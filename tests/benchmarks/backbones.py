@@ -1,13 +1,15 @@
 """Every backbone beside the reference, in docs/benchmarks.md.
 
     python tests/benchmarks/backbones.py --minutes 60
-    python tests/benchmarks/backbones.py --cohorts acdc --models ddpm monai --curve
+    python tests/benchmarks/backbones.py --cohorts acdc --models ddpm --curve
     python tests/benchmarks/backbones.py --table-only
 
 Trains each model on each cohort for the same time, draws 100 samples, and measures them with the
-run's own metrics on its own held-out patients. A part that is done is kept in --out and not made
-again, so that the table can be made in several sittings; the real cohorts' contact sheets stay
-there too. A real cohort is read from SYNTHMED_REAL_DATA. Nothing else should run meanwhile.
+run's own metrics on its own held-out patients. Runs and the real cohorts' contact sheets stay in
+--out. A part that is done leaves its figures in --results and is not made again, so that the table
+can be made in several sittings, and on machines of one kind: the split by patient is the same
+everywhere. A real cohort is read from SYNTHMED_REAL_DATA. Minutes become steps at the first ones'
+speed, so nothing else should run then, nor while samples are drawn.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +27,7 @@ from typing import Any
 
 from synthmed import configfile
 from synthmed.config import Config
+from synthmed.deid.pseudonyms import KEY_BYTES, KEY_FILE
 from synthmed.errors import SynthmedError
 from tests.benchmarks.cohorts import NONE, insert, number
 from tests.benchmarks.part import CURVED, HOUSE, LOOK, OUTSIDE, Part, curved, made
@@ -31,6 +35,7 @@ from tests.benchmarks.reference import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, CONFIGS = ROOT / "docs" / "benchmarks.md", ROOT / "configs"
+RESULTS = Path(__file__).with_name("results")
 BEGIN, END = "<!-- backbones:begin -->", "<!-- backbones:end -->"
 MODELS = (*HOUSE, *OUTSIDE)
 COHORTS = ("hippocampus", "acdc")
@@ -87,26 +92,35 @@ def apart(step: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any
         return pool.submit(step, *arguments).result()
 
 
+def public_home(folder: Path) -> None:
+    """Make SYNTHMED_HOME a folder whose key anyone knows: these cohorts are public, and the split
+    depends on the key."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file = folder / KEY_FILE
+    file.write_bytes(bytes(KEY_BYTES))
+    file.chmod(0o600)
+    os.environ["SYNTHMED_HOME"] = str(folder)
+
+
 def kept(part: Part) -> dict[str, Any] | None:
     """The result of a part that is done; None where it is not.
 
     Raises:
         SynthmedError: what is there was made by another config, time or device.
     """
-    file = part.folder / "result.json"
-    if not file.is_file():
+    if not part.result.is_file():
         return None
-    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    result: dict[str, Any] = json.loads(part.result.read_text(encoding="utf-8"))
     if result["asked"] != part.asked:
         raise SynthmedError(
-            f"{file}: made with other settings", "Choose another --out, or move that folder away."
+            f"{part.result}: made with other settings", "Choose another --results, or remove it."
         )
     return result
 
 
-def results(out: Path) -> list[dict[str, Any]]:
-    """Every result below `out`."""
-    files = sorted(out.glob("*/result.json"))
+def results(folder: Path) -> list[dict[str, Any]]:
+    """Every result in a folder."""
+    files = sorted(folder.glob("*.json"))
     return [json.loads(f.read_text(encoding="utf-8")) for f in files]
 
 
@@ -230,10 +244,11 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-steps", type=int, help="of training; for a trial of the script")
     parser.add_argument("--count", type=int, default=100, help="samples of a model")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--curve", action="store_true", help="ddpm and monai early as well")
+    parser.add_argument("--curve", action="store_true", help="ddpm early as well")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark"))
+    parser.add_argument("--results", type=Path, default=RESULTS, help="a file a part")
     parser.add_argument("--docs", action="store_true", help="phantoms' sheets into docs/images")
-    parser.add_argument("--table-only", action="store_true", help="of what --out holds")
+    parser.add_argument("--table-only", action="store_true", help="of what --results holds")
     parser.add_argument("--page", type=Path, default=PAGE, help="default: docs/benchmarks.md")
     parser.add_argument("--configs", type=Path, default=CONFIGS, help="default: configs/")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", dest="overrides")
@@ -266,6 +281,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ddim_steps=options.ddim_steps,
         ancestral_steps=options.ancestral_steps,
     )
+    public_home(options.out.resolve() / "home")
+    options.results.mkdir(parents=True, exist_ok=True)
     asked = [(c, m) for c in options.cohorts for m in options.models]
     parts = [
         Part(
@@ -273,6 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             model=model,
             config=configured(cohort, model, options.configs, values),
             folder=options.out.resolve() / f"{cohort}-{model}",
+            result=options.results.resolve() / f"{cohort}-{model}.json",
             device=options.device,
             recipe=recipe,
         )
@@ -289,9 +307,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         images.mkdir(exist_ok=True)
         for part in parts:
             shutil.copyfile(part.folder / "sheet-small.png", images / f"{part.folder.name}.png")
-    found = results(options.out)
+    found = results(options.results)
     if not found:
-        raise SynthmedError(f"{options.out}: no result yet", "Leave out --table-only to make some.")
+        raise SynthmedError(f"{options.results}: no result yet", "Leave out --table-only.")
     text = f"`python tests/benchmarks/backbones.py --minutes {found[0]['minutes']:g}`:"
     text = f"{text}\n\n{tables(found)}"
     page = insert(options.page.read_text(encoding="utf-8"), text, BEGIN, END)

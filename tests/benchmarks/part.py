@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -44,8 +45,10 @@ Step = Callable[..., dict[str, Any]]
 
 HOUSE = ("autoencoder", "cvae", "cgan", "ddpm")
 OUTSIDE = ("gaussian", "monai")
-CURVED = ("ddpm", "monai")
-EARLY = (10, 30)
+DRAWN = "drawn"
+"""Folder of a part's samples, below private/."""
+CURVED = ("ddpm",)
+EARLY = (10,)
 """Per cent of the time at which `--curve` looks, beside the end."""
 LOOK = 40
 """Samples of such a look."""
@@ -65,6 +68,7 @@ class Part:
         model: one of `HOUSE` or `OUTSIDE`.
         config: the run's; its backbone counts for a model of `HOUSE` alone.
         folder: of the run.
+        result: file for its figures.
         device: where to train and sample.
         recipe: of the reference.
     """
@@ -73,6 +77,7 @@ class Part:
     model: str
     config: Config
     folder: Path
+    result: Path
     device: str = "cpu"
     recipe: Recipe = field(default_factory=Recipe)
 
@@ -80,7 +85,11 @@ class Part:
     def asked(self) -> str:
         """Identifies all that the result depends on beside the data."""
         recipe = vars(self.recipe) if self.model == "monai" else {}
-        return digest([self.model, self.config.model_dump(mode="json"), self.device, recipe])
+        config = self.config.model_dump(mode="json")
+        if self.model in OUTSIDE:
+            del config["backbone"]
+            config["train"] = {k: config["train"][k] for k in ("max_minutes", "max_steps")}
+        return digest([self.model, config, self.device, recipe])
 
     @property
     def minutes(self) -> float:
@@ -172,7 +181,6 @@ def _train_outside(part: Part) -> dict[str, Any]:
             part.minutes,
             part.config.train.max_steps,
             part.key("train").integer(),
-            {p / 100: _early_weights(part, p) for p in EARLY},
         )
         network.save(part.weights)
         n_parameters = network.n_parameters
@@ -205,33 +213,22 @@ def measured(part: Part) -> dict[str, Any]:
 
 def looked(part: Part, percent: int) -> dict[str, Any]:
     """mmd2 of the first `LOOK` samples, of the model at `percent` of the time; and its minutes."""
-    seconds = trained(part)["seconds"]
-    if part.model not in HOUSE and percent != 100:
-        seconds = 60 * part.minutes * percent / 100
     dataset, count = part.dataset(), min(LOOK, part.config.sample.count or 0)
     if percent == 100:
-        place = part.folder / "private" / "drawn"
-        cohort = Cohort.open(place)
+        cohort = Cohort.open(part.folder / "private" / DRAWN)
     else:
-        weights = _early_weights(part, percent) if part.model == "monai" else None
-        cohort, _ = drawn(part, dataset, count, weights, f"drawn-{percent}")
+        cohort, _ = drawn(part, dataset, count)
     fewer = Cohort(cohort.path, cohort.samples[:count])
     mmd2 = judged(part, dataset, fewer, metrics=(MMD(),))[0]
-    return {"value": mmd2.value, "ci": mmd2.ci, "seconds": seconds}
-
-
-def _early_weights(part: Part, percent: int) -> Path:
-    return part.weights.with_name(f"{part.model}-{percent}.safetensors")
+    return {"value": mmd2.value, "ci": mmd2.ci, "seconds": trained(part)["seconds"]}
 
 
 # --- sampling and measuring -----------------------------------------------------------------------
 
 
-def drawn(
-    part: Part, dataset: Dataset, count: int, weights: Path | None = None, name: str = "drawn"
-) -> tuple[Cohort, float]:
+def drawn(part: Part, dataset: Dataset, count: int) -> tuple[Cohort, float]:
     """Samples 0 to `count` as files, and the seconds that a trained model took for them."""
-    target = part.folder / "private" / name
+    target = part.folder / "private" / DRAWN
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
     if part.model in HOUSE:
@@ -240,27 +237,24 @@ def drawn(
         sampler = line.sampler(run.require("model"), dataset)
         started = time.monotonic()
         samples = sampler.write(range(count), target, lambda n: None)
+        seconds = time.monotonic() - started
     else:
-        sample = _outsider(part, dataset, weights or part.weights)
+        sample = _outsider(part, dataset)
         rows = zip(dataset.patients, dataset.labels, dataset.holdout, strict=True)
         observed = {patient: labels for patient, labels, held_out in rows if not held_out}
         labels_of = planned_labels(part.config, list(observed.values()))
-        started = time.monotonic()
-        samples = write_volumes(dataset, labels_of, sample, range(count), target)
-    seconds = time.monotonic() - started
+        samples, seconds = write_volumes(dataset, labels_of, sample, range(count), target)
     write_samples(target / "samples.jsonl", samples)
     return Cohort(target, samples), seconds
 
 
-def _outsider(
-    part: Part, dataset: Dataset, weights: Path
-) -> Callable[[Sequence[int], Sequence[Labels]], Array]:
+def _outsider(part: Part, dataset: Dataset) -> Callable[[Sequence[int], Sequence[Labels]], Array]:
     """What draws samples of these indices with these labels."""
     if part.model == "gaussian":
-        gaussian = Gaussian.load(weights)
+        gaussian = Gaussian.load(part.weights)
         return lambda indices, _: gaussian.sample([part.key(k) for k in indices])
     network = part.network(dataset)
-    network.load(weights)
+    network.load(part.weights)
     return lambda indices, labels: network.sample(labels, [part.key(k) for k in indices])
 
 
@@ -271,18 +265,24 @@ def write_volumes(
     indices: range,
     target: Path,
     at_once: int = 4,
-) -> list[Sample]:
-    """Samples from outside, within the data's range, as the run's own sampler writes them."""
+) -> tuple[list[Sample], float]:
+    """Samples from outside, within the data's range, as the run's own sampler writes them.
+
+    The reference takes half an hour for a hundred, so that its seconds are the median of its
+    chunks times their number: a disturbance on the way does not count.
+    """
     top = np.array([CLIP if c.mask is None else 1.0 for c in dataset.channels], np.float32)
-    samples = []
+    samples, seconds = [], []
     for chunk in chunks(len(indices), at_once):
+        started = time.monotonic()
         labels = [labels_of(k) for k in chunk]
         volumes = np.clip(sample(chunk, labels), 0, top[:, None, None, None])
         for k, told, volume in zip(chunk, labels, volumes, strict=True):
             files = {n: f"syn-{k:06d}_{n}.nii.gz" for n in synthetic.volume_names(dataset.channels)}
             synthetic.write(target, files, volume, dataset.channels, dataset.affine)
             samples.append(Sample(index=k, labels=dict(told), files=files))
-    return samples
+        seconds.append(time.monotonic() - started)
+    return samples, statistics.median(seconds) * len(seconds)
 
 
 def judged(
@@ -326,7 +326,7 @@ def grid_of(pictures: Sequence[Grey]) -> npt.NDArray[np.uint8]:
 
 
 def made(part: Part, step: Step) -> dict[str, Any]:
-    """All figures of a part but its curve, written to result.json.
+    """All figures of a part but its curve, written to its file.
 
     Args:
         part: what to make.
@@ -345,25 +345,22 @@ def made(part: Part, step: Step) -> dict[str, Any]:
         **step(measured, part),
         "curve": {},
     }
-    write_json(part.folder / "result.json", result)
+    write_json(part.result, result)
     return result
 
 
 def curved(part: Part, result: Mapping[str, Any], step: Step) -> dict[str, Any]:
-    """mmd2 by per cent of the time, added to result.json.
+    """mmd2 by per cent of the time, added to its file.
 
-    The reference's rate is constant, so its weights on the way are those of a shorter training.
-    The backbone's decays with the run: it is trained anew for each share of the time.
+    The rate decays with the run, so that a shorter training is a run of its own.
     """
     curve = {}
     for percent in EARLY:
-        early = part
-        if part.model in HOUSE:
-            early = part.early(percent)
-            step(prepared, early)
-            step(trained, early)
+        early = part.early(percent)
+        step(prepared, early)
+        step(trained, early)
         curve[str(percent)] = step(looked, early, percent)
     curve["100"] = step(looked, part, 100)
     out = {**result, "curve": curve}
-    write_json(part.folder / "result.json", out)
+    write_json(part.result, out)
     return out

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 from pathlib import Path
@@ -29,6 +29,9 @@ from synthmed.stages.prepare import CLIP
 from synthmed.store import write_bytes
 from synthmed.training import as_bytes
 from synthmed.types import Array, Labels
+
+TRIAL_STEPS = 8
+"""Steps after which the reference's number of steps is set."""
 
 
 def train_scans(dataset: Dataset) -> tuple[Array, list[Labels]]:
@@ -135,6 +138,9 @@ class Monai:
                 attention_levels=(False,) * (levels - 1) + (True,),
                 num_head_channels=(0,) * (levels - 1) + recipe.channels[-1:],
                 num_res_blocks=1,
+                # of its default 32 one channel a group would be left, and the norm of a single
+                # channel takes away what noise level and class add to it
+                norm_num_groups=8,
                 num_class_embeds=len(self.classes) or None,
                 use_flash_attention=device.startswith("cuda"),
             ).to(device)
@@ -161,31 +167,27 @@ class Monai:
         minutes: float,
         max_steps: int | None,
         seed: int,
-        snapshots: Mapping[float, Path] = {},
     ) -> int:
         """Train for so long; the number of steps.
+
+        As in a run, the minutes are turned into steps once, here at the speed of the first ones.
 
         Args:
             scans: (n, C, X, Y, Z), 0 to `CLIP`.
             labels: of each scan.
-            minutes: wall clock.
-            max_steps: end after so many.
+            minutes: of training.
+            max_steps: at most so many.
             seed: of the order, the times and the noise.
-            snapshots: share of the minutes at which the weights are written, and where to.
         """
         generator = torch_generator(seed)
         x = torch.from_numpy(scans).to(self.device)
         classes = self._classes(labels)
         optimizer = torch.optim.Adam(self.network.parameters(), lr=self.recipe.learning_rate)
-        left, order, step = dict(snapshots), torch.zeros(0, dtype=torch.long), 0
-        started = time.monotonic()
+        order = torch.zeros(0, dtype=torch.long)
+        total = math.inf if max_steps is None else max_steps
+        step, times = 0, [time.monotonic()]
         self.network.train()
-        while step != max_steps:
-            share = (time.monotonic() - started) / (60 * minutes)
-            for due in [s for s in left if s <= share]:
-                self.save(left.pop(due))
-            if share >= 1:
-                break
+        while step < total:
             if len(order) < min(self.recipe.batch, len(x)):
                 order = torch.randperm(len(x), generator=generator)
             rows, order = order[: self.recipe.batch], order[self.recipe.batch :]
@@ -200,8 +202,10 @@ class Monai:
             loss.backward()
             optimizer.step()
             step += 1
-        for path in left.values():
-            self.save(path)
+            if step <= TRIAL_STEPS:
+                times.append(time.monotonic())
+            if step == TRIAL_STEPS:
+                total = min(total, max(step, steps_in(minutes, times)))
         return step
 
     def sample(self, labels: Sequence[Labels], keys: Sequence[Key]) -> Array:
@@ -262,6 +266,17 @@ class Monai:
 
     def _padded(self, x: Tensor) -> Tensor:
         return torch.nn.functional.pad(x, [n for pair in reversed(self.padding) for n in pair])
+
+
+def steps_in(minutes: float, times: Sequence[float]) -> int:
+    """Steps in so many minutes, given the seconds at which the first began and each ended.
+
+    The first two allocate and do not count.
+
+    >>> steps_in(1, [0.0, 9.0, 18.0, 20.0, 22.0])
+    30
+    """
+    return int(60 * minutes * (len(times) - 3) / (times[-1] - times[2]))
 
 
 def class_numbers(config: Config) -> dict[tuple[tuple[str, str], ...], int]:
