@@ -83,6 +83,7 @@ class Dataset:
         holdout: (n_scans,) True where the scan's patient is held out.
         channels: what each of the C channels is.
         affine: (4, 4) of the grid.
+        views: (n_scans, 3) how much of the grid each scan covers (view.py); None, all of it.
     """
 
     volumes: npt.NDArray[np.float16]
@@ -91,6 +92,7 @@ class Dataset:
     holdout: npt.NDArray[np.bool_]
     channels: Sequence[ChannelInfo]
     affine: npt.NDArray[np.float64]
+    views: npt.NDArray[np.int64] | None = None
 
     @classmethod
     def open(cls, path: Path) -> Dataset:
@@ -104,6 +106,7 @@ class Dataset:
             holdout=np.array([s["split"] == "holdout" for s in index["scans"]], dtype=bool),
             channels=[ChannelInfo(**c) for c in index["channels"]],
             affine=np.array(index["affine"]),
+            views=np.array([s["view"] for s in index["scans"]], np.int64),
         )
 
     @property

@@ -233,7 +233,7 @@ def _cohort(run: Run, config: Config, folder: Path, data: Dataset, quiet: bool) 
         for k, scan in enumerate(sorted(catalogue.scans, key=lambda s: s.scan)):
             names = synthetic_files.volume_names(channels)
             files = {name: f"syn-{k:06d}_{name}.nii.gz" for name in names}
-            volume = conform(catalogue, scan, config.data, channels, data.affine)
+            volume, _ = conform(catalogue, scan, config.data, channels, data.affine)
             synthetic_files.write(target, files, volume, channels, data.affine)
             samples.append(Sample(index=k, labels=dict(scan.labels), files=files))
         (inside / "quarantine.tsv").rename(target / "quarantine.tsv")

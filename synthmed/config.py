@@ -100,6 +100,10 @@ class Data(Part):
 
     `missing_labels` says what becomes of a scan that lacks a declared label: it is refused, or it
     is kept and the label counts as unknown.
+
+    A scan that is smaller than the grid leaves a frame around it. With `view: drawn` that frame is
+    no part of the image: the size of the field of view is drawn with each sample, as the cohort has
+    it. With `view: grid` the frame is learned like all other voxels.
     """
 
     source: str
@@ -113,6 +117,7 @@ class Data(Part):
     grid: Annotated[tuple[int, int, int], Field()]
     spacing_mm: tuple[float, float, float] | None = None
     holdout: Annotated[float, Field(gt=0, lt=0.9)] = 0.25
+    view: Literal["drawn", "grid"] = "drawn"
     intensity: Intensity = Intensity()
 
     @field_validator("channels", mode="before")

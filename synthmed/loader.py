@@ -18,6 +18,7 @@ from synthmed.conditions import Conditions
 from synthmed.config import Augment
 from synthmed.keys import Key
 from synthmed.types import Array
+from synthmed.view import Views, fill
 
 WATCHED = 32
 """Patients of either side that the watch on memorising and the examination look at."""
@@ -50,8 +51,13 @@ class Loader:
             p: np.flatnonzero((dataset.patients == p) & ~dataset.holdout) for p in self.patients
         }
         encoded = np.stack([conditions.encode(x) for x in dataset.labels])
-        self.encoded = unaugmented(encoded, augment)
-        self.spec = spec_of(dataset.channels, dataset.grid, conditions, augment)
+        self.views, views = None, dataset.views
+        if views is not None:
+            train = ~dataset.holdout
+            self.views = Views.fit(views[train], encoded[train], dataset.grid)
+        told = self.views.encode(views) if self.views is not None and views is not None else None
+        self.encoded = unaugmented(encoded, told, augment)
+        self.spec = spec_of(dataset.channels, dataset.grid, conditions, self.views, augment)
         self.images = torch.tensor([c.mask is None for c in dataset.channels])
         self._pool: ThreadPoolExecutor | None = None
         self._next: dict[str, tuple[tuple[bytes, int, str], Future[Host]]] = {}
@@ -142,6 +148,7 @@ class Loader:
             "affine": self.dataset.affine.tolist(),
             "channels": [asdict(c) for c in self.dataset.channels],
             "condition_width": self.spec.condition_width,
+            "views": self.views.as_json() if self.views else None,
         }
 
     def _scan(self, key: Key, patient: str) -> tuple[torch.Tensor, Array]:
@@ -158,7 +165,10 @@ class Loader:
         return x, c
 
     def _voxels(self, row: int) -> torch.Tensor:
-        return torch.from_numpy(self.dataset.volumes[row].astype(np.float32))
+        x = torch.from_numpy(self.dataset.volumes[row].astype(np.float32))
+        if self.views is None or self.dataset.views is None:
+            return x
+        return fill(x, self.dataset.views[row].tolist())
 
     def _read(self, rows: Sequence[int], device: str) -> Batch:
         """These scans, unchanged, one a row."""
@@ -197,15 +207,24 @@ class _Batches(Sequence[Batch]):
         return self.loader._read(self.parts[at].tolist(), self.device)
 
 
-def unaugmented(encoded: Array, augment: Augment) -> Array:
-    """Encoded conditions (n, D) of scans that nothing was done to, as the model takes them."""
-    return np.pad(encoded, ((0, 0), (0, augmented_width(augment))))
+def unaugmented(encoded: Array, views: Array | None, augment: Augment) -> Array:
+    """Encoded conditions (n, D) of scans that nothing was done to, as the model takes them.
+
+    Args:
+        encoded: (n, .) labels.
+        views: (n, 3) encoded sizes of view, where the model is told them.
+        augment: what it is told of changes.
+    """
+    nothing = np.zeros((len(encoded), augmented_width(augment)), np.float32)
+    parts = (encoded, views, nothing)
+    return np.concatenate([p for p in parts if p is not None], axis=1, dtype=np.float32)
 
 
 def spec_of(
     channels: Sequence[ChannelInfo],
     grid: tuple[int, int, int],
     conditions: Conditions,
+    views: Views | None,
     augment: Augment,
 ) -> VolumeSpec:
     """What a model has to draw for these channels, and what it is told."""
@@ -213,10 +232,13 @@ def spec_of(
     masks = sum(c.mask is not None and not c.given for c in channels)
 
     def draw_condition(generator: torch.Generator) -> torch.Tensor:
-        told = encode(augment, draw_change(augment, generator))
-        return torch.cat([conditions.draw_encoded(generator), told])
+        c = conditions.draw_encoded(generator)
+        parts = [c]
+        if views is not None:
+            parts.append(torch.from_numpy(views.encode([views.draw(generator, c)])[0]))
+        return torch.cat([*parts, encode(augment, draw_change(augment, generator))])
 
-    told = augmented_width(augment)
+    told = augmented_width(augment) + (0 if views is None else views.WIDTH)
     return VolumeSpec(
         channels=len(channels) - given,
         grid=grid,

@@ -42,8 +42,9 @@ class VolumeSpec:
         draw_condition: an encoded condition (D,) from public constants alone, for a phase that
             reads no patients; None stands for all zero.
         masks: how many of the C channels are masks; they come last.
-        told_width: how many of the D numbers, the last ones, tell what augmentation did to a scan;
-            all zero is a scan as it was, never something unknown.
+        told_width: how many of the D numbers, the last ones, tell how much of the grid a scan
+            covers and what augmentation did to it; all zero is a whole scan as it was, never
+            something unknown.
     """
 
     channels: int

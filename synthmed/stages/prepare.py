@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -27,6 +27,7 @@ from synthmed.keys import Key
 from synthmed.progress import Progress
 from synthmed.store import write_json
 from synthmed.types import Affine
+from synthmed.view import Frame, Size, measured, view_of
 
 # brighter than the high percentile by more than a quarter is clipped: vessels, fat, artefacts
 CLIP = 1.25
@@ -67,12 +68,15 @@ def prepare(
             f"{target}: the prepared cohort needs {need / 2**30:.1f} GiB, which the disk lacks",
             "Free some space, choose another place with --run, or lower data.grid.",
         )
+    views: list[Size] = []
     # written, not mapped: a disk that fills up is then an error, where a map would be a bus error
     with open(target / "volumes.npy", "wb") as file:
         header = {"descr": "<f2", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         for i, scan in enumerate(scans):
-            file.write(conform(catalogue, scan, data, channels, affine).astype("<f2").tobytes())
+            volume, view = conform(catalogue, scan, data, channels, affine)
+            file.write(volume.astype("<f2").tobytes())
+            views.append(view)
             progress.update(i + 1, len(scans))
     write_json(
         target / "dataset.json",
@@ -85,8 +89,9 @@ def prepare(
                     "patient": s.patient,
                     "split": "holdout" if s.patient in holdout else "train",
                     "labels": dict(s.labels),
+                    "view": list(v),
                 }
-                for s in scans
+                for s, v in zip(scans, views, strict=True)
             ],
         },
     )
@@ -122,25 +127,44 @@ def grid_affine(grid: Sequence[int], spacing_mm: Sequence[float]) -> Affine:
     return affine
 
 
+class Conformed(NamedTuple):
+    """One scan on the grid.
+
+    Args:
+        volume: (C, X, Y, Z), images scaled by their own percentiles, masks 0 to 1.
+        view: voxels of the grid that it covers along X, Y and Z.
+    """
+
+    volume: npt.NDArray[np.float32]
+    view: Size
+
+
 def conform(
     catalogue: Catalogue,
     scan: Scan,
     data: Data,
     channels: Sequence[ChannelInfo],
     affine: Affine,
-) -> npt.NDArray[np.float32]:
-    """One scan on the grid: (C, X, Y, Z), images scaled by their own percentiles, masks 0 to 1.
+) -> Conformed:
+    """One scan on the grid, its field of view in the middle, 0 outside.
 
-    The scan's field of view is centred on the grid's; what lies outside it is 0. The edge of a
-    mask that is drawn is soft where the grids differ; a given one takes the nearest voxel, since
-    that is how masks will be given at sampling (`conform_labels`).
+    The edge of a mask that is drawn is soft where the grids differ; a given one takes the nearest
+    voxel, since that is how masks will be given at sampling (`conform_labels`). Under `data.view:
+    drawn` an empty frame within the file is no part of its field of view; masks that are given
+    are left where they are.
     """
+    files = dict.fromkeys(c.mask or c.name for c in channels)
+    images = {
+        name: nib.nifti1.Nifti1Image.from_filename(catalogue.file(scan, name)) for name in files
+    }
+    if data.view == "grid" or any(c.given for c in channels):
+        frame = None
+    else:
+        frame = measured(np.asarray(images[channels[0].name].dataobj))
+    parts = {name: _part(image, frame) for name, image in images.items()}
     out = np.zeros((len(channels), *data.grid), np.float32)
     for i, channel in enumerate(channels):
-        image = nib.nifti1.Nifti1Image.from_filename(
-            catalogue.file(scan, channel.mask or channel.name)
-        )
-        values = np.asarray(image.dataobj, np.float32)
+        values, place = parts[channel.mask or channel.name]
         if channel.mask is None:
             low, high = np.percentile(
                 values, [data.intensity.low_percentile, data.intensity.high_percentile]
@@ -148,15 +172,27 @@ def conform(
             values = (values - low) / max(float(high - low), 1e-9)
             order = 3
         elif channel.given:
-            labels = conform_labels(values, np.asarray(image.affine), data.grid, affine)
+            labels = conform_labels(values, place, data.grid, affine)
             out[i] = labels == channel.label_value
             continue
         else:
             values = (values == channel.label_value).astype(np.float32)
             order = 1
-        moved = _resample(values, _centred(values, image.affine), data.grid, affine, order)
+        moved = _resample(values, _centred(values, place), data.grid, affine, order)
         out[i] = np.clip(moved, 0, CLIP if channel.mask is None else 1)
-    return out
+    views = {view_of(v.shape, place, data.grid, affine) for v, place in parts.values()}
+    return Conformed(out, views.pop() if frame is not None and len(views) == 1 else data.grid)
+
+
+def _part(
+    image: nib.nifti1.Nifti1Image, frame: Frame | None
+) -> tuple[npt.NDArray[np.float32], Affine]:
+    """The values of an image within a frame, and the affine of what is left."""
+    values, affine = np.asarray(image.dataobj, np.float32), np.array(image.affine, float)
+    if frame is None:
+        return values, affine
+    affine[:3, 3] += affine[:3, :3] @ [s.start for s in frame]
+    return values[frame], affine
 
 
 def conform_labels(
@@ -189,11 +225,13 @@ def _resample(
     target: Affine,
     order: int,
 ) -> npt.NDArray[np.float32]:
-    """Values at the grid's voxels: copied where the two grids coincide, interpolated elsewhere."""
+    """Values at the grid's voxels: copied where its voxels are the scan's, else interpolated.
+
+    Copied are also scans that lie half a voxel aside, as one of odd length on an even grid does:
+    the place of a scan says nothing once it is centred, and interpolating would blur those alone.
+    """
     offset = np.linalg.solve(source, target @ [0, 0, 0, 1])[:3]
-    if np.allclose(source[:3, :3], target[:3, :3], atol=1e-4) and np.allclose(
-        offset, np.round(offset), atol=1e-3
-    ):
+    if np.allclose(source[:3, :3], target[:3, :3], atol=1e-4):
         return _crop_or_pad(values, np.round(offset).astype(int), grid)
     ratio = np.linalg.norm(target[:3, :3], axis=0) / np.linalg.norm(source[:3, :3], axis=0)
     if (ratio > 1.01).any() and order > 0:

@@ -30,6 +30,7 @@ from synthmed.stages.prepare import CLIP
 from synthmed.store import write_bytes, write_json
 from synthmed.training import load_state
 from synthmed.types import Affine, Array
+from synthmed.view import Size, Views, cut
 
 
 class Sampler:
@@ -62,7 +63,8 @@ class Sampler:
         self.key = Key.root(sample_seed(config)).fold("sample")
         x, y, z = about["grid"]
         self.augment = config.train.augment
-        self.spec = spec_of(self.channels, (x, y, z), self.conditions, self.augment)
+        self.views = Views.from_json(about["views"]) if about["views"] else None
+        self.spec = spec_of(self.channels, (x, y, z), self.conditions, self.views, self.augment)
         order = self.key.fold("masks").numpy().permutation(len(masks) if masks else 1)
         self.mask_of: Callable[[int], int] = lambda k: int(order[k % len(order)])
         self.model: Generative = config.backbone.build(self.spec, config.train.optimizer)
@@ -77,7 +79,9 @@ class Sampler:
         """
         indices = range(number * self.batch, (number + 1) * self.batch)
         labels = np.stack([self.conditions.encode(self.labels_of(k)) for k in indices])
-        encoded = unaugmented(labels, self.augment)
+        sizes = self._views(indices, labels)
+        told = self.views.encode(sizes) if self.views else None
+        encoded = unaugmented(labels, told, self.augment)
         keys = torch.tensor([self.key.fold(k).integer() for k in indices])
         given = self._given(indices)
         with torch.inference_mode():
@@ -89,7 +93,17 @@ class Sampler:
         drawn = self.channels[: self.spec.channels]
         top = torch.tensor([CLIP if c.mask is None else 1.0 for c in drawn])
         bounded = torch.minimum(x.clamp(min=0), top.to(x.device)[:, None, None, None])
+        if self.views:
+            bounded = cut(bounded, sizes)
         return np.concatenate([bounded.float().cpu().numpy(), given], axis=1)
+
+    def _views(self, indices: Sequence[int], labels: Array) -> list[Size]:
+        """How much of the grid each of these samples covers; nothing where all cover all of it."""
+        if self.views is None:
+            return []
+        generators = [self.key.fold(k, "view").torch() for k in indices]
+        told = torch.from_numpy(labels)
+        return [self.views.draw(g, c) for g, c in zip(generators, told, strict=True)]
 
     def _given(self, indices: Sequence[int]) -> Array:
         """(B, K, X, Y, Z) masks of these samples; K is 0 for a model that is given none."""

@@ -100,7 +100,7 @@ def test_a_point_lands_where_it_was(axes: str, spacing: tuple[float, ...], tmp_p
     conf = config()
     found, scan = catalogue(tmp_path, {"T1w": (data, affine)})
     grid = grid_affine(conf.data.grid, (3, 3, 3))
-    out = conform(found, scan, conf.data, channels_of(conf.data), grid)
+    out = conform(found, scan, conf.data, channels_of(conf.data), grid).volume
     # the grid's origin is the middle of the scan's field of view
     np.testing.assert_allclose(centre_mm(np.where(out[0] > 0.1, out[0], 0), grid), offset, atol=0.6)
 
@@ -114,13 +114,27 @@ def test_a_grid_that_coincides_is_copied(tmp_path: Path) -> None:
     found, scan = catalogue(tmp_path, {"T1w": (data, affine)})
     out = conform(
         found, scan, conf.data, channels_of(conf.data), grid_affine((16, 24, 26), (2, 2, 2))
-    )
+    ).volume
     low, high = np.percentile(data, [0.5, 99.5])
     expected = np.zeros((16, 24, 26), np.float32)
     expected[:, :, 2:24] = np.clip((data - low) / (high - low), 0, CLIP)[2:18]
     np.testing.assert_allclose(out[0], expected, atol=1e-6)
     # what interpolation would make of it: the control that copying was not by chance
     assert np.abs(gaussian_filter(expected, 0.3) - expected).max() > 0.01
+
+
+def test_a_scan_of_odd_length_on_an_even_grid_is_not_blurred(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    data = rng.uniform(100, 4000, (15, 24, 19)).astype(np.float32)
+    conf = config(grid=[16, 24, 16], spacing_mm=[2, 2, 2])
+    found, scan = catalogue(tmp_path, {"T1w": (data, np.diag([2.0, 2, 2, 1]))})
+    grid = grid_affine((16, 24, 16), (2, 2, 2))
+    out = conform(found, scan, conf.data, channels_of(conf.data), grid).volume[0]
+    low, high = np.percentile(data, [0.5, 99.5])
+    whole = np.clip((data - low) / (high - low), 0, CLIP)
+    # (15 - 16) / 2 and (19 - 16) / 2 voxels aside, rounded to the even
+    np.testing.assert_allclose(out[:15], whole[:, :, 2:18], atol=1e-6)
+    assert (out[15] == 0).all()
 
 
 @pytest.mark.parametrize("axis", range(3))
@@ -133,7 +147,9 @@ def test_a_coarser_grid_does_not_alias(axis: int, tmp_path: Path) -> None:
     spacing = [4.0 if i == axis else 1.0 for i in range(3)]
     grid = [10 if i == axis else 40 for i in range(3)]
     conf = config(grid=grid, spacing_mm=spacing)
-    out = conform(found, scan, conf.data, channels_of(conf.data), grid_affine(grid, spacing))[0]
+    out = conform(
+        found, scan, conf.data, channels_of(conf.data), grid_affine(grid, spacing)
+    ).volume[0]
     inner = out[2:-2, 2:-2, 2:-2]
     assert np.ptp(inner) < 0.25, "the wave is gone, not folded"
     assert abs(inner.mean() - 0.5) < 0.1
@@ -156,7 +172,7 @@ def test_masks_stay_between_0_and_1_and_keep_their_volume(tmp_path: Path) -> Non
     assert [c.name for c in infos] == ["T1w", "seg:ball", "seg:wall"]
     image = np.random.default_rng(0).random((40, 40, 40)).astype(np.float32)
     found, scan = catalogue(tmp_path, {"T1w": (image, affine), "seg": (data, affine)})
-    out = conform(found, scan, conf.data, infos, grid_affine((20, 20, 20), (2, 2, 2)))
+    out = conform(found, scan, conf.data, infos, grid_affine((20, 20, 20), (2, 2, 2))).volume
     assert out[1:].min() >= 0
     assert out[1:].max() <= 1
     assert out[1].sum() * 8 == pytest.approx(ball.sum(), rel=0.02)
@@ -173,7 +189,7 @@ def test_intensities_are_scaled_by_the_scan_alone(tmp_path: Path) -> None:
     outs = []
     for name, values in {"a": data, "b": 7 * data + 300}.items():
         found, scan = catalogue(tmp_path / name, {"T1w": (values, np.diag([3.0, 3, 3, 1]))})
-        outs.append(conform(found, scan, conf.data, channels_of(conf.data), grid))
+        outs.append(conform(found, scan, conf.data, channels_of(conf.data), grid).volume)
     np.testing.assert_allclose(outs[0], outs[1], atol=1e-4)
     assert np.mean(outs[0] > 1) == pytest.approx(0.005, abs=0.001)
     assert outs[0].max() == CLIP
@@ -224,7 +240,7 @@ def test_given_masks_come_last_and_keep_whole_labels(tmp_path: Path) -> None:
     affine = np.diag([1.0, 1, 1, 1])
     found, scan = catalogue(tmp_path, {k: (v, affine) for k, v in {"T1w": image, **maps}.items()})
     grid = grid_affine((20, 20, 20), (2, 2, 2))
-    out = conform(found, scan, conf.data, infos, grid)
+    out = conform(found, scan, conf.data, infos, grid).volume
     assert set(np.unique(out[2])) == {0, 1}
     assert len(np.unique(out[1])) > 10
     assert np.abs(out[1] - out[2]).max() < 1, "the same ball in the same place"
@@ -343,7 +359,9 @@ def test_the_dataset_is_indexed_by_patient(twelve: Catalogue, tmp_path: Path) ->
     for i, scan in enumerate(sorted(twelve.scans, key=lambda s: s.scan)):
         assert data.patients[i] == scan.patient
         assert data.labels[i] == scan.labels
-        expected = conform(twelve, scan, conf.data, channels, grid_affine((8, 8, 8), (2, 2, 2)))
+        expected = conform(
+            twelve, scan, conf.data, channels, grid_affine((8, 8, 8), (2, 2, 2))
+        ).volume
         np.testing.assert_array_equal(data.volumes[i], expected.astype(np.float16))
     # the file is what numpy itself would have written
     again = tmp_path / "again.npy"

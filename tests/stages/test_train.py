@@ -430,7 +430,7 @@ def test_brightness_learnt_with_its_gain_is_asked_for_without() -> None:
     weights = line.solution[:, 0]
     # one to the power of anything is one: what is seen is 1 + 0.3 told
     torch.testing.assert_close(weights, torch.tensor([0, 0.3, 0, 1]), rtol=0, atol=1e-4)
-    asked = unaugmented(np.array([[1, 0]], np.float32), source.augment)
+    asked = unaugmented(np.array([[1, 0]], np.float32), None, source.augment)
     assert asked.tolist() == [[1, 0, 0, 0, 0]]
     assert float(torch.from_numpy(asked[:, 2:]) @ weights[:3] + weights[3]) == pytest.approx(1)
     for b in source.all_train("cpu"):
