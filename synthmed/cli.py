@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +15,7 @@ import typer.exceptions
 
 from synthmed import __version__
 from synthmed.errors import NOT_RELEASED, SynthmedError, UsageError
+from synthmed.exits import frames, guarded
 
 if TYPE_CHECKING:
     from synthmed.config import Config
@@ -249,6 +249,24 @@ def plan(
 
 
 @app.command()
+def ledger(
+    delta: Annotated[float, typer.Option("--delta", min=0, help="Where epsilon is read.")] = 1e-5,
+    patients: Annotated[
+        bool, typer.Option("--patients", help="Every pseudonym, not only how many.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """What the patients of this SYNTHMED_HOME have paid in private runs, and in which."""
+    from synthmed.privacy.overview import describe, overview
+
+    facts = overview(delta, patients)
+    if as_json:
+        print_json(facts)
+    else:
+        typer.echo(describe(facts))
+
+
+@app.command()
 def doctor(as_json: JsonOption = False) -> None:
     """Say what this machine has: device, memory, disk, versions, optional parts."""
     from synthmed.inventory import machine
@@ -343,16 +361,6 @@ def opened(place: Path, config: Config, overwrite: bool) -> Iterator[tuple[Run, 
             raise
 
 
-def frames(error: BaseException) -> list[str]:
-    """Where an error arose, without its message: that may quote a path or a header."""
-    import traceback
-
-    return [
-        f"{Path(f.filename).name}:{f.lineno} {f.name}"
-        for f in traceback.extract_tb(error.__traceback__)
-    ]
-
-
 def report_decision(place: Path, decision: Decision, as_json: bool, verbose: bool) -> None:
     """Print the outcome and leave with the contract's exit code."""
     released = (place / "release").is_dir()
@@ -399,61 +407,6 @@ def main() -> None:
     """Entry point: every error becomes one or two lines and the contract's exit code."""
     signal.signal(signal.SIGTERM, _terminate)
     sys.exit(guarded(lambda: app(standalone_mode=False)))
-
-
-INTERRUPTED = "interrupted; the same command goes on from what is complete"
-
-
-def guarded(call: Callable[[], Any]) -> int:
-    """Run `call` and translate what it raises into an exit code, printing one or two lines."""
-    import errno
-
-    try:
-        result = call()
-    except SynthmedError as error:
-        typer.echo(f"error: {error}", err=True)
-        return error.exit_code
-    except typer.Exit as error:
-        return error.exit_code
-    except typer.exceptions.TyperException as error:
-        typer.echo(f"error: {error.format_message()}\n  See `synthmed --help`.", err=True)
-        return 2
-    except (KeyboardInterrupt, typer.Abort):
-        typer.echo(INTERRUPTED, err=True)
-        return 130
-    except MemoryError:
-        typer.echo("error: out of memory\n  Lower data.grid or train.batch_patients.", err=True)
-        return 5
-    except BrokenPipeError:  # `synthmed list | head`: the reader has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            too_large = error.errno == errno.EFBIG
-            what = "a file may not grow that large" if too_large else "the disk is full"
-            typer.echo(f"error: {what}\n  Free some space; the same command goes on.", err=True)
-            return 5
-        # no file name: it may be a patient's
-        typer.echo(f"error: {error.strerror or type(error).__name__}", err=True)
-        return 5
-    except Exception as error:  # the last resort: a traceback would show the user's data
-        if type(error).__name__ == "OutOfMemoryError":
-            typer.echo(
-                "error: the device is out of memory\n"
-                "  Lower train.batch_patients or data.grid, or use --device cpu.",
-                err=True,
-            )
-            return 5
-        at = frames(error)[-1] if frames(error) else "?"
-        typer.echo(
-            f"internal error: {type(error).__name__} at {at}\n"
-            "  A defect of synthmed; details without data are in the run's log.jsonl.",
-            err=True,
-        )
-        return 1
-    if result == 130:  # typer has turned the signal into its exit code
-        typer.echo(INTERRUPTED, err=True)
-    return result if isinstance(result, int) else 0
 
 
 def _terminate(number: int, frame: object) -> None:

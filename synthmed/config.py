@@ -213,10 +213,36 @@ class Train(Part):
 
 
 class Privacy(Part):
-    """A promise about every patient: epsilon at delta over all that ever touches the data."""
+    """A promise about every patient: epsilon at delta over all that ever touches the data.
 
-    epsilon: Annotated[float, Field(gt=0)]
-    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    Everything here is a public constant: none may be chosen by looking at the patients.
+
+    Args:
+        epsilon: what all private runs of this SYNTHMED_HOME together may spend on one patient.
+        delta: 1e-5 by default; above 1e-4 the report says what that permits.
+        spend: epsilon that this run may use of it; null is all of it.
+        sample_rate: q, the probability with which each patient is in a step.
+        patients: about how many people are trained on, as a figure that may be public. It only
+            sets the scale of the updates, so it need not be exact.
+        clip: C, the norm that a patient's gradient is clipped to.
+        draws: K, noise draws and augmentations that a patient's gradient is averaged over.
+        at_once: patients whose gradients are in memory together; changes nothing else.
+    """
+
+    epsilon: Annotated[float, Field(gt=0, le=100)]
+    delta: Annotated[float, Field(gt=0, lt=0.1)] = 1e-5
+    spend: Annotated[float, Field(gt=0, le=100)] | None = None
+    sample_rate: Annotated[float, Field(gt=0, le=1)]
+    patients: Annotated[int, Field(ge=2)]
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    draws: Annotated[int, Field(ge=1, le=64)] = 2
+    at_once: Annotated[int, Field(ge=1, le=1024)] = 4
+
+    @model_validator(mode="after")
+    def _within(self) -> Privacy:
+        if self.spend is not None and self.spend > self.epsilon:
+            raise ValueError(f"spend {self.spend:g} is more than epsilon {self.epsilon:g}")
+        return self
 
 
 Weights = Mapping[str, Annotated[float, Field(ge=0)]]

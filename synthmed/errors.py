@@ -38,6 +38,12 @@ class ResourceError(SynthmedError):
     exit_code = 5
 
 
+class BudgetExhausted(SynthmedError):
+    """A patient has no privacy left to spend (exit 6)."""
+
+    exit_code = 6
+
+
 class Interrupted(SynthmedError):
     """Stopped by Ctrl-C or SIGTERM after a checkpoint (exit 130)."""
 

@@ -78,6 +78,29 @@ class Loader:
             batch = Batch(*(t.to(device, non_blocking=True) for t in batch))
         return batch, {k: v.to(device, non_blocking=True) for k, v in draws.items()}
 
+    def private_batch(
+        self, phase: Phase, key: Key, names: Sequence[str], repeats: int, device: str
+    ) -> tuple[Batch, Draws]:
+        """All scans of these patients, each `repeats` times with changes and draws of its own.
+
+        What a patient is shown with depends on its own key and scans alone: padding to the longest
+        of the others comes after.
+        """
+        parts = [self._whole(phase, key.fold(name), name, repeats) for name in names]
+        longest = max(len(batch.mask[0]) for batch, _ in parts)
+        batches = [Batch(*(_padded(t, longest) for t in batch)) for batch, _ in parts]
+        each = [{k: _padded(v[None], longest) for k, v in draws.items()} for _, draws in parts]
+        batch = Batch(*(torch.cat(fields).to(device) for fields in zip(*batches, strict=True)))
+        return batch, {k: torch.cat([d[k] for d in each]).to(device) for k in each[0]}
+
+    def _whole(self, phase: Phase, key: Key, name: str, repeats: int) -> tuple[Batch, Draws]:
+        """One patient's scans in one row, and its draws."""
+        turns = [(int(row), k) for k in range(repeats) for row in self.scans[name]]
+        shown = [self._changed(row, key.fold("scan", row, k)) for row, k in turns]
+        rows = self._batch([x for x, _ in shown], np.stack([c for _, c in shown]))
+        one = Batch(*(t.transpose(0, 1) for t in rows))
+        return one, phase.draw(key.fold("draw").torch(), len(turns))
+
     @contextmanager
     def ahead(self) -> Iterator[None]:
         """Draw each phase's next batch in a thread while the last one is trained on.
@@ -154,7 +177,10 @@ class Loader:
     def _scan(self, key: Key, patient: str) -> tuple[torch.Tensor, Array]:
         """One scan of a patient, augmented: (C, X, Y, Z), and its encoded condition."""
         rows = self.scans[patient]
-        row = int(rows[key.fold("scan").integer() % len(rows)])
+        return self._changed(int(rows[key.fold("scan").integer() % len(rows)]), key)
+
+    def _changed(self, row: int, key: Key) -> tuple[torch.Tensor, Array]:
+        """A scan, augmented, and its encoded condition."""
         change = draw_change(self.augment, key.fold("augment").torch())
         x = apply(change, self._voxels(row), self.dataset.spacing_mm, self.images)
         # a mask that is given is 0 or 1 when sampling, so interpolation must not soften it here
@@ -186,6 +212,12 @@ class Loader:
 
 
 Host = tuple[Batch | None, Draws]
+
+
+def _padded(t: torch.Tensor, length: int) -> torch.Tensor:
+    """(1, S, ...) to (1, length, ...), zeros behind."""
+    missing = t.new_zeros(1, length - t.shape[1], *t.shape[2:])
+    return torch.cat([t, missing], 1)
 
 
 class _Batches(Sequence[Batch]):

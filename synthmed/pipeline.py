@@ -211,6 +211,8 @@ class Line:
             "seed": self.config.seed,
             "versions": versions(),
             "init": origin.released(made["model"].manifest.facts["init"]),
+            "privacy": made["model"].manifest.facts["privacy"],
+            "attempts": 1 + self.run.count("release"),
             "digests": {
                 "config": store.digest(self.config.model_dump(mode="json")),
                 **{kind: artifact.digest() for kind, artifact in made.items()},

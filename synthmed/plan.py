@@ -53,7 +53,13 @@ def fingerprint(config: Config, device: str, quiet: bool) -> dict[str, Any]:
         "n_holdout": n_holdout,
         "cannot_pass": cannot_pass(config, n_holdout),
     }
-    return out | cost(config, out["n_train"], n_holdout, len(scans), device)
+    out |= cost(config, out["n_train"], n_holdout, len(scans), device)
+    if config.privacy is not None:
+        from synthmed.privacy.outlook import outlook  # imports Opacus: seconds
+
+        # an upper bound: a phase that reads nobody trains some of them
+        out["privacy"] = outlook(config.privacy, out["steps"], out["n_parameters"])
+    return out
 
 
 def spread(rows: Sequence[Sequence[float]]) -> dict[str, list[float]]:
@@ -150,6 +156,10 @@ def describe(facts: Mapping[str, Any]) -> str:
         f"memory     {facts['memory_gib']:.1f} GiB at the highest, in training and sampling",
         f"disk       {facts['disk_gib']:.2f} GiB",
     ]
+    if "privacy" in facts:
+        from synthmed.privacy import outlook
+
+        lines.append(outlook.describe(facts["privacy"]))
     if facts["cannot_pass"]:
         lines.append(
             f"note       with {facts['n_holdout']} held-out patients (of {MIN_HOLDOUT} needed) "

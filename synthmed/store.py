@@ -268,6 +268,12 @@ class Run:
         with open(self.path / "log.jsonl", "a", encoding="utf-8") as handle:
             handle.write(json.dumps({**line, **fields}) + "\n")
 
+    def count(self, event: str) -> int:
+        """How many lines of that event log.jsonl has."""
+        file = self.path / "log.jsonl"
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        return sum(json.loads(line)["event"] == event for line in lines)
+
 
 def canonical(value: Any) -> bytes:
     """JSON bytes that are equal exactly when the values are."""

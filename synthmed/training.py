@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
@@ -38,6 +38,9 @@ class Training:
         pieces: into how many pieces a step's patients are split, one after the other; more
             pieces need less memory, and the gradient is that of the whole up to rounding.
         origin: digest of the weights it started from, where they were another run's.
+
+    `private` is what a private training has to find again when it goes on: its number in the
+    ledger, and how far that had come.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class Training:
         self.steps = list(steps)
         self.pieces = pieces
         self.origin = origin
+        self.private: dict[str, Any] | None = None
         self.round = 0
         self.step = 0
         self.log: list[dict[str, Any]] = []
@@ -109,6 +113,7 @@ class Training:
             "steps": self.steps,
             "pieces": self.pieces,
             "origin": self.origin,
+            "private": self.private,
             "figures": self.figures,
         }
         write_bytes(path, as_bytes(tensors, {"state": json.dumps(state)}))
@@ -121,6 +126,7 @@ class Training:
         load_state(model, {k[7:]: v for k, v in tensors.items() if k.startswith("module/")})
         self = cls(model, state["steps"], state["pieces"], state["origin"])
         self.round, self.step = state["round"], state["step"]
+        self.private = state["private"]
         self.figures = state["figures"]
         self.begin_round()
         # lines written for steps after this checkpoint will be written again
@@ -152,14 +158,28 @@ def saved_state(path: Path) -> dict[str, Any]:
     return state
 
 
+class PrivateSteps(Protocol):
+    """Takes the steps of phases that read patients, where privacy was promised to them."""
+
+    def step(self, state: Training, phase: Phase, progress: float, amp: bool) -> dict[str, float]:
+        """One step: parameters are changed, and figures for the private log returned."""
+        ...
+
+
 def one_step(
-    state: Training, loader: Loader, config: Config, key: Key, device: str, amp: bool
+    state: Training,
+    loader: Loader,
+    config: Config,
+    key: Key,
+    device: str,
+    amp: bool,
+    private: PrivateSteps | None = None,
 ) -> dict[str, float]:
     """Step every phase that is due; returns the mean loss and the gradient norm of each."""
     out: dict[str, float] = {}
     for phase in state.rounds[state.round].phases:
         if state.step % phase.every == 0:
-            out |= phase_step(state, phase, loader, config, key, device, amp)
+            out |= phase_step(state, phase, loader, config, key, device, amp, private)
     return out
 
 
@@ -171,8 +191,39 @@ def phase_step(
     key: Key,
     device: str,
     amp: bool,
+    private: PrivateSteps | None = None,
 ) -> dict[str, float]:
     """One step of one phase: gradient, clipping, AdamW, projection, average."""
+    progress = state.step / state.steps[state.round]
+    optimizer = state.optimizers[phase.name]
+    factor = schedule(phase.optimizer, progress)
+    for group in optimizer.param_groups:
+        group["lr"] = phase.optimizer.learning_rate * factor
+    if phase.reads_patients and private is not None:
+        figures = private.step(state, phase, progress, amp)
+    else:
+        figures = _plain_step(state, phase, loader, config, key, device, amp)
+    if phase.project is not None:
+        phase.project()
+    if phase.ema is not None:
+        # young averages forget faster, so that they do not remember the initial weights
+        steps = state.step // phase.every
+        decay = min(phase.ema, (1 + steps) / (10 + steps))
+        for name, average in state.averages[phase.name].items():
+            average.lerp_(state.params[name].detach(), 1 - decay)
+    return figures
+
+
+def _plain_step(
+    state: Training,
+    phase: Phase,
+    loader: Loader,
+    config: Config,
+    key: Key,
+    device: str,
+    amp: bool,
+) -> dict[str, float]:
+    """Gradient of the mean over a batch, clipping, AdamW."""
     batch, draws = loader.draw(phase, phase_key(key, state, phase), state.step, device)
     progress = state.step / state.steps[state.round]
     optimizer = state.optimizers[phase.name]
@@ -189,19 +240,8 @@ def phase_step(
     for p, g in zip(mine, grads, strict=True):
         p.grad = g
     norm = torch.nn.utils.clip_grad_norm_(mine, config.train.gradient_clip)
-    factor = schedule(phase.optimizer, progress)
-    for group in optimizer.param_groups:
-        group["lr"] = phase.optimizer.learning_rate * factor
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    if phase.project is not None:
-        phase.project()
-    if phase.ema is not None:
-        # young averages forget faster, so that they do not remember the initial weights
-        steps = state.step // phase.every
-        decay = min(phase.ema, (1 + steps) / (10 + steps))
-        for name, average in state.averages[phase.name].items():
-            average.lerp_(state.params[name].detach(), 1 - decay)
     return {
         phase.name: round(value, 6),
         f"{phase.name}.gradient": round(float(norm.detach()), 6),

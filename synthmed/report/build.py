@@ -15,6 +15,7 @@ from synthmed.deid.scan import Finding
 from synthmed.policy import describe, limits
 from synthmed.report.facts import CohortFacts
 from synthmed.report.images import legend, masks_of
+from synthmed.report.protected import protected, stated
 from synthmed.types import SCHEMA_VERSION, Decision, Estimate
 
 Report = dict[str, Any]
@@ -56,7 +57,7 @@ def build(
         estimates = [e for e in estimates if (e.name, e.slice) in named]
     listed = [f.model_dump(mode="json") for f in findings] if kind == "restricted" else None
     scan = {"n_searched": n_searched, "n_findings": len(findings), "findings": listed}
-    return {
+    report = {
         "schema_version": SCHEMA_VERSION,
         "report": kind,
         "title": config.export.name,
@@ -70,7 +71,7 @@ def build(
             "n_synthetic": facts.n_synthetic,
             "n_dropped": facts.n_dropped,
         },
-        "privacy": None,
+        "privacy": stated(facts.privacy, config.privacy, facts.attempts),
         "estimates": [_judged(e, config.policy.rules, decision) for e in estimates],
         "policy": [v.model_dump(mode="json") for v in decision.verdicts],
         "identifier_scan": scan,
@@ -95,6 +96,7 @@ def build(
             "init": facts.init,
         },
     }
+    return protected(report) if kind == "shareable" and report["privacy"] else report
 
 
 def _judged(estimate: Estimate, rules: Sequence[Rule], decision: Decision) -> dict[str, Any]:

@@ -22,6 +22,8 @@ class CohortFacts(BaseModel):
         digests: artifact kind to digest of its manifest, and "config" to the config's.
         seed: the run's root seed.
         init: the model that training started from (`origin.released`), if any.
+        privacy: what a private training says of itself (`Session.statement`); null without one.
+        attempts: how many decisions were made on this run, this one included.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -36,3 +38,5 @@ class CohortFacts(BaseModel):
     digests: Mapping[str, str] = {}
     seed: int | None = None
     init: Mapping[str, Any] | None = None
+    privacy: Mapping[str, Any] | None = None
+    attempts: int = 1

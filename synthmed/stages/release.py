@@ -74,15 +74,7 @@ def release(
             the pseudonyms and the names of refused files, which are looked up in the run.
         with_volumes: False for a cohort that was made elsewhere: the folder then holds the
             shareable report and SHA256SUMS alone, and names no model.
-
-    Raises:
-        UsageError: the config asks for differential privacy, which no report here can state yet.
     """
-    if config.privacy is not None:
-        raise UsageError(
-            "privacy: this version cannot state a differential privacy guarantee in a release",
-            "Set privacy to null.",
-        )
     told = CohortFacts.model_validate(facts)
     for name in ("release", "withheld", "private/report"):
         _take_away(run, run.path / name)

@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from synthmed import memory
 from synthmed.backbones.generative import Examination, Generative
 from synthmed.config import Config
-from synthmed.errors import Interrupted, UsageError
+from synthmed.errors import Interrupted
 from synthmed.inventory import fast_bfloat16
 from synthmed.keys import Key
 from synthmed.loader import Loader
 from synthmed.origin import ABOUT, WEIGHTS, Origin, provenance
+from synthmed.privacy.ledger import Ledger
 from synthmed.progress import Progress
 from synthmed.report.mosaic import png
 from synthmed.store import write_bytes, write_json
@@ -39,6 +41,9 @@ from synthmed.training import (
     saved_state,
 )
 from synthmed.watch import Watch, looks, warnings
+
+if TYPE_CHECKING:
+    from synthmed.privacy.session import Session
 
 CANONICAL_BATCH = 16
 """How many samples one forward pass draws, whatever the shard: stored with the model."""
@@ -78,28 +83,28 @@ def train(
         examination found.
 
     Raises:
-        UsageError: differential privacy is asked for, which this version does not have; or nothing
-            of `origin` fits.
+        UsageError: nothing of `origin` fits, or the model cannot be trained privately.
+        BudgetExhausted: privacy is promised, and some patient has too little left.
         ResourceError: no piece of a batch fits into `train.memory_gib`.
         Interrupted: Ctrl-C or SIGTERM came; a checkpoint was written first.
         SynthmedError: the loss is no longer a number.
     """
-    if config.privacy is not None:
-        raise UsageError(
-            "privacy: this version cannot train with differential privacy",
-            "Set privacy: null to train without a formal guarantee, or wait for a later version.",
-        )
     key = Key.root(config.seed).fold("train")
     model = build(config, loader, key.fold("weights"), device)
     started_from = origin.start(model) if origin else None
     checkpoint = partial / CHECKPOINT
     amp = precision(config, device)
     with arithmetic(device, amp), loader.ahead(), interruptible() as interrupted:
+        if config.privacy is not None:
+            from synthmed.privacy.refusals import refuse
+
+            refuse(config, model)
         state = _begun(config, model, loader, key, checkpoint, device, origin)
+        private = _private(config, loader, state, checkpoint, device)
         if compiles(config, device, max(state.steps)):
             for module in model.modules.values():
                 module.compile()
-        _loop(state, config, loader, key, checkpoint, device, amp, progress, interrupted)
+        _loop(state, config, loader, key, checkpoint, device, amp, progress, interrupted, private)
     write_model(target, config, model, loader, started_from)
     write_bytes(target / LOG, (partial / LOG).read_bytes())
     examined = examine(model, loader, device)
@@ -111,6 +116,7 @@ def train(
         "n_parameters": sum(p.numel() for p in state.params.values()),
         "precision": "bf16" if amp else "fp32",
         "init": started_from,
+        "privacy": private.statement() if private else None,
         "figures": finite({**examined.figures, **state.figures}),
         "remarks": [*remarks, *warnings(looks(partial / LOG)).values()],
     }
@@ -137,6 +143,21 @@ def _begun(
     return state
 
 
+def _private(
+    config: Config, loader: Loader, state: Training, checkpoint: Path, device: str
+) -> Session | None:
+    """The private side of the training; null where nothing is promised, which is noted down."""
+    if config.privacy is None:
+        if (state.round, state.step) == (0, 0):
+            Ledger().note_unprotected(secrets.token_hex(16), loader.patients)
+        return None
+    from synthmed.privacy.session import Session  # imports Opacus: seconds
+
+    session = Session(config, loader, state, device)
+    state.save(checkpoint)
+    return session
+
+
 def _loop(
     state: Training,
     config: Config,
@@ -147,6 +168,7 @@ def _loop(
     amp: bool,
     progress: Progress,
     interrupted: Sequence[int],
+    private: Session | None,
 ) -> None:
     """Every step that is left, with its looks, checkpoints and warnings."""
     log = checkpoint.with_name(LOG)
@@ -157,7 +179,7 @@ def _loop(
     saved = time.monotonic()
     while state.round < len(state.rounds):
         for _ in range(state.steps[state.round] - state.step):
-            losses = one_step(state, loader, config, key, device, amp)
+            losses = one_step(state, loader, config, key, device, amp, private)
             line = {"round": state.round, "step": state.step, **losses}
             if watch and watch.due(state):
                 line |= watch.look(state)
@@ -380,6 +402,9 @@ def summary(facts: Mapping[str, Any]) -> str:
     """One line for the terminal."""
     figures = facts["figures"]
     text = f"{sum(facts['steps'])} steps, {facts['n_parameters'] / 1e6:.1f} M parameters"
+    if facts["privacy"]:
+        stated = facts["privacy"]
+        text += f"; epsilon {stated['epsilon']:.2f} at delta {stated['delta']:g} a patient"
     if "latent_active" in figures:
         text += f"; {figures['latent_active']:.0f} of {figures['latent']:.0f} latents in use"
     return "; ".join([text, *facts["remarks"]])

@@ -1,0 +1,143 @@
+"""One step of training that keeps what any patient can change of it within bounds.
+
+Abadi et al. 2016 (arXiv:1607.00133), with the patient in place of the example: the gradient of a
+patient's loss, the mean over all scans and draws, is clipped to norm C, the clipped ones are
+summed, N(0, sigma^2 C^2) is added to the sum, and the whole is divided by a public constant.
+
+Guarantee: with patients drawn independently with probability q, the step is one step of the
+Poisson-subsampled Gaussian mechanism of noise multiplier sigma at rate q, under addition or removal
+of one patient. That holds for an empty step as well, which is noise alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from opacus.optimizers import DPOptimizer
+from torch import Tensor, nn
+
+from synthmed.privacy.gradients import finite_only, norms_of
+from synthmed.privacy.noise import SecretStream
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """The public constants of a private training; none of them may come from the patients.
+
+    Args:
+        sample_rate: q.
+        noise_multiplier: sigma.
+        clip: C.
+        divisor: of the noisy sum, about the number of patients in a step.
+    """
+
+    sample_rate: float
+    noise_multiplier: float
+    clip: float
+    divisor: float
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a step saw and did, for the private log.
+
+    Args:
+        loss: mean over the patients drawn; 0 where there were none.
+        n_patients: how many.
+        largest: norm of the largest contribution, after clipping.
+        noise: mean square of the noise in units of (sigma C)^2; about 1.
+        gradient: norm of the update's direction, noise and all.
+    """
+
+    loss: float
+    n_patients: int
+    largest: float
+    noise: float
+    gradient: float
+
+
+class _Optimizer(DPOptimizer):  # type: ignore[misc]
+    """Opacus' optimizer, with noise from a secret stream."""
+
+    stream: SecretStream | None = None
+    noise_square: float = 0.0
+
+    def add_noise(self) -> None:
+        """Put the noisy sums into the parameters' gradients."""
+        if self.stream is None:
+            raise ValueError("a private step needs a stream of noise")
+        total, n = 0.0, 0
+        deviation = self.noise_multiplier * self.max_grad_norm
+        for p in self.params:
+            unit = self.stream.normal(p.shape)
+            total, n = total + float(unit.square().sum()), n + p.numel()
+            p.grad = p.summed_grad.view_as(p) + (deviation * unit).to(p.device, p.dtype)
+        self.noise_square = total / max(n, 1)
+
+
+class PatientStep:
+    """The steps of one optimizer.
+
+    Args:
+        optimizer: of the parameters to train.
+        mechanism: the public constants.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, mechanism: Mechanism) -> None:
+        self.mechanism = mechanism
+        self._optimizer = _Optimizer(
+            optimizer,
+            noise_multiplier=mechanism.noise_multiplier,
+            max_grad_norm=mechanism.clip,
+            expected_batch_size=mechanism.divisor,
+        )
+
+    @property
+    def params(self) -> list[nn.Parameter]:
+        """What is trained, in the order of the gradients."""
+        out: list[nn.Parameter] = self._optimizer.params
+        return out
+
+    def take(
+        self, chunks: Iterable[tuple[Sequence[Tensor], Tensor]], stream: SecretStream
+    ) -> Taken:
+        """One step.
+
+        Args:
+            chunks: gradients ((B, *shape) for each parameter) and losses (B,) of the patients
+                drawn, some at a time; none for an empty step.
+            stream: of this step's noise.
+        """
+        largest, losses = 0.0, []
+        self._gather([torch.zeros(0, *p.shape, device=p.device) for p in self.params])
+        for gradients, loss in chunks:
+            kept = finite_only(gradients)
+            norms = norms_of(kept)
+            # as the optimizer clips
+            clipped = norms * (self.mechanism.clip / (norms + 1e-6)).clamp(max=1)
+            largest = max(largest, float(clipped.max()))
+            losses += loss.tolist()
+            self._gather(kept)
+        if torch.distributed.is_initialized():
+            for p in self.params:
+                torch.distributed.all_reduce(p.summed_grad)  # type: ignore[attr-defined]
+        self._optimizer.stream = stream
+        self._optimizer.add_noise()
+        self._optimizer.scale_grad()
+        norm = torch.stack([p.grad.norm() for p in self.params if p.grad is not None]).norm()
+        self._optimizer.original_optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return Taken(
+            loss=sum(losses) / len(losses) if losses else 0.0,
+            n_patients=len(losses),
+            largest=largest,
+            noise=self._optimizer.noise_square,
+            gradient=float(norm),
+        )
+
+    def _gather(self, gradients: Sequence[Tensor]) -> None:
+        for p, g in zip(self.params, gradients, strict=True):
+            p.grad_sample = g  # type: ignore[attr-defined]
+        self._optimizer.clip_and_accumulate()

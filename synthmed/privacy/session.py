@@ -1,0 +1,277 @@
+"""One private training: what it may spend, and its steps, each written down before it is taken."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import math
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from synthmed.backbones.generative import Generative, Phase
+from synthmed.config import Config
+from synthmed.deid.pseudonyms import Pseudonyms
+from synthmed.errors import BudgetExhausted, InputError
+from synthmed.keys import Key
+from synthmed.loader import Loader
+from synthmed.privacy import oracle
+from synthmed.privacy.accounting import CURVE, affordable, epsilon, epsilon_rdp, noise_for
+from synthmed.privacy.gradients import Way, per_patient
+from synthmed.privacy.ledger import Account, Ledger, Steps
+from synthmed.privacy.noise import SecretStream
+from synthmed.privacy.patient_step import Mechanism, PatientStep
+from synthmed.training import Training, owned
+
+
+class Session:
+    """The private side of a training.
+
+    Args:
+        config: the run's, with a `privacy` block.
+        loader: the cohort.
+        state: the training, before its first step or restored.
+        device: where it runs.
+
+    Raises:
+        BudgetExhausted: the planned steps cost some patient more than is left.
+        InputError: the ledger lacks what this training has charged before.
+        UsageError: something of the config or the model cannot be done privately.
+    """
+
+    def __init__(self, config: Config, loader: Loader, state: Training, device: str) -> None:
+        if config.privacy is None:
+            raise ValueError("a private session needs a privacy block")
+        self.config, self.promise, self.loader, self.device = config, config.privacy, loader, device
+        self._names = Pseudonyms.load()
+        self.ledger = Ledger(names=self._names)
+        self.n_steps = private_steps(state.model, state.steps)
+        self.ways: dict[str, tuple[Way, float]] = {}
+        self._steps: dict[str, PatientStep] = {}
+        self._limit: tuple[int, int] | None = None
+        self._check(state)
+        if state.private is None:
+            self._open(state)
+        else:
+            self._go_on(state.private)
+        self._mark(state)
+        self._attempt = secrets.token_hex(8) if not device.startswith("cpu") else ""
+
+    # --- before the first step ----------------------------------------------------------------
+
+    def _check(self, state: Training) -> None:
+        """The oracle, for every phase that reads patients.
+
+        A training that goes on keeps the way it had: another one would round otherwise, and its
+        steps would be others.
+        """
+        key = Key.root(self.config.seed).fold("oracle")
+        before: Mapping[str, Way] = (state.private or {}).get("ways", {})
+        for number, current in enumerate(state.rounds):
+            for phase in current.phases:
+                if phase.reads_patients:
+                    name = f"{number}.{phase.name}"
+                    wanted = [k for k in state.params if phase.trainable(k)]
+                    allowed = (before[name],) if name in before else oracle.WAYS
+                    self.ways[name] = oracle.examine(
+                        state.model,
+                        phase,
+                        state.params,
+                        wanted,
+                        self.loader.spec,
+                        key,
+                        self.device,
+                        allowed,
+                    )
+
+    def _open(self, state: Training) -> None:
+        """Settle the noise, see that everybody can pay for it, and open an account."""
+        spend = self.promise.spend or self.promise.epsilon
+        sigma = noise_for(spend, self.promise.delta, self.promise.sample_rate, self.n_steps)
+        step = Steps(sigma, self.promise.sample_rate, 1)
+        self.account = Account(
+            secrets.token_hex(16), self.config.export.name, frozenset(self.loader.patients), step
+        )
+        planned = step._replace(n=self.n_steps)
+        for history in self.ledger.histories(self.account.patients):
+            total = epsilon([*history, planned], self.promise.delta)
+            if total > self.promise.epsilon:
+                had = epsilon(history, self.promise.delta)
+                raise BudgetExhausted(
+                    f"privacy: this run would cost epsilon {spend:g} and {total:.2f} in all: some "
+                    f"of its patients have paid {had:.2f} before, and privacy.epsilon promises "
+                    f"{self.promise.epsilon:g} for good",
+                    "Set privacy.spend to less than what is left (synthmed ledger shows it), or "
+                    "use the model that the patients have paid for.",
+                )
+        self.ledger.begin(self.account)
+        self._limit = (self._charged_by_others(), self.n_steps)
+
+    def _go_on(self, mark: Mapping[str, Any]) -> None:
+        account = self.ledger.accounts.get(str(mark["run"]))
+        if account is None or not self.ledger.holds(str(mark["head"])):
+            raise InputError(
+                "the privacy ledger in SYNTHMED_HOME does not hold what this training has charged",
+                "Restore the ledger from a backup, or begin anew with --overwrite, which charges "
+                "the patients again.",
+            )
+        self.account = account
+        if mark["others"] == self._charged_by_others():
+            self._limit = (self._charged_by_others(), self.n_steps)
+
+    def _mark(self, state: Training) -> None:
+        state.private = {
+            "run": self.account.run,
+            "head": self.ledger.head,
+            "others": self._charged_by_others(),
+            "ways": {name: way for name, (way, _) in self.ways.items()},
+        }
+
+    # --- steps --------------------------------------------------------------------------------
+
+    def step(self, state: Training, phase: Phase, progress: float, amp: bool) -> dict[str, float]:
+        """One private step: charged, then taken. Returns what the private log keeps of it."""
+        name = f"{state.round}.{phase.name}"
+        optimizer = state.optimizers[phase.name]
+        taking = self._steps.get(name)
+        if taking is None:
+            taking = self._steps[name] = PatientStep(optimizer, self.mechanism)
+        here = self._state_digest(taking.params)
+        self._charge((name, state.step, here))
+        self._mark(state)
+        text = f"{self.account.run}/{name}/{state.step}/{here}/{self._attempt}"
+        secret = bytes.fromhex(self._names.digest("private step", text))
+        drawn = [p for p in self.loader.patients if self._is_drawn(secret, p)]
+        wanted = [k for k, p in state.params.items() if any(p is q for q in owned(optimizer))]
+
+        def chunks() -> Iterator[tuple[Sequence[Tensor], Tensor]]:
+            key = Key(hmac.digest(secret, b"draws", "sha256"))
+            for at in range(0, len(drawn), self.promise.at_once):
+                some = drawn[at : at + self.promise.at_once]
+                batch, draws = self.loader.private_batch(
+                    phase, key, some, self.promise.draws, self.device
+                )
+                with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=amp):
+                    yield per_patient(
+                        self.ways[name][0], phase, state.params, wanted, batch, draws, progress
+                    )
+
+        stream = SecretStream(hmac.digest(secret, b"noise", "sha256"))
+        taken = taking.take(chunks(), stream)
+        return {
+            phase.name: round(taken.loss, 6),
+            f"{phase.name}.gradient": round(taken.gradient, 6),
+            f"{phase.name}.patients": taken.n_patients,
+            f"{phase.name}.largest": taken.largest,
+            f"{phase.name}.noise": taken.noise,
+        }
+
+    @property
+    def mechanism(self) -> Mechanism:
+        """The public constants of every step."""
+        return Mechanism(
+            sample_rate=self.promise.sample_rate,
+            noise_multiplier=self.account.mechanism.noise_multiplier,
+            clip=self.promise.clip,
+            divisor=self.promise.sample_rate * self.promise.patients,
+        )
+
+    def _is_drawn(self, secret: bytes, patient: str) -> bool:
+        """With probability q, whoever else there is."""
+        place = hmac.digest(secret, f"drawn {patient}".encode(), "sha256")
+        return int.from_bytes(place[:8], "big") < self.promise.sample_rate * 2**64
+
+    def _state_digest(self, params: Sequence[Tensor]) -> str:
+        """What a step begins with: replayed from the same weights it is the same random variable.
+
+        On other devices than a CPU the same weights do not promise the same gradient, so a training
+        that goes on there is another attempt, whose steps are drawn and charged afresh.
+        """
+        seen = hashlib.sha256(self._attempt.encode())
+        for p in params:
+            seen.update(p.detach().cpu().contiguous().numpy().tobytes())
+        return seen.hexdigest()[:32]
+
+    def _charge(self, charge: tuple[str, int, str]) -> None:
+        account = self.ledger.accounts[self.account.run]
+        if charge in account.charges:
+            return
+        if len(account.charges) + 1 > self._affordable():
+            raise BudgetExhausted(
+                f"privacy: step {charge[1]} of {charge[0]} would break the promise of epsilon "
+                f"{self.promise.epsilon:g}: {len(account.charges)} steps are charged",
+                "Steps that were drawn afresh after an interruption cost again. Begin anew with a "
+                "smaller train.max_steps.",
+            )
+        self.ledger.charge(account.run, charge)
+
+    def _affordable(self) -> int:
+        """How many steps this run may charge in all; looked up again when others have charged."""
+        others = self._charged_by_others()
+        planned = self._limit == (others, self.n_steps)
+        if self._limit is None or self._limit[0] != others or (planned and self._is_spent()):
+            most = self.account.mechanism._replace(n=2 * self.n_steps)
+            besides = self.ledger.histories(self.account.patients, besides=self.account.run)
+            promise, delta = self.promise.epsilon, self.promise.delta
+            self._limit = (others, min(affordable(h, most, promise, delta) for h in besides))
+        return self._limit[1]
+
+    def _is_spent(self) -> bool:
+        return len(self.ledger.accounts[self.account.run].charges) >= self.n_steps
+
+    def _charged_by_others(self) -> int:
+        return sum(
+            len(a.charges)
+            for a in self.ledger.accounts.values()
+            if a.run != self.account.run and a.patients & self.account.patients
+        )
+
+    # --- after the last step ------------------------------------------------------------------
+
+    def statement(self) -> dict[str, Any]:
+        """What the report says of privacy: for the patient who has paid most, all runs together."""
+        account = self.ledger.accounts[self.account.run]
+        histories = self.ledger.histories(account.patients)
+        delta = self.promise.delta
+        worst = max(histories, key=lambda h: epsilon(h, delta))
+        mechanism = self.mechanism
+        return {
+            "epsilon": _up(epsilon(worst, delta)),
+            "odds": math.exp(epsilon(worst, delta)),
+            "delta": delta,
+            "promised": self.promise.epsilon,
+            "unit": "patient",
+            "adjacency": "add or remove one patient, with all scans and labels",
+            "accountant": "PRV, the larger of both directions",
+            "epsilon_crosscheck": _up(epsilon_rdp(worst, delta)),
+            "curve": {f"{d:g}": _up(epsilon(worst, d)) for d in sorted({*CURVE, delta})},
+            "epsilon_of_this_run": _up(epsilon([account.steps], delta)),
+            "steps": len(account.charges),
+            "sample_rate": mechanism.sample_rate,
+            "noise_multiplier": mechanism.noise_multiplier,
+            "clip": mechanism.clip,
+            "divisor": mechanism.divisor,
+            "draws": self.promise.draws,
+            "runs_charged": len(self.ledger.runs_of(account.patients)),
+            "runs_unprotected": self.ledger.without_protection(account.patients),
+            "generator": "AES-256 in counter mode, keyed in SYNTHMED_HOME",
+            "gradients": {name: way for name, (way, _) in sorted(self.ways.items())},
+        }
+
+
+def private_steps(model: Generative, steps: Sequence[int]) -> int:
+    """How many steps of a training read patients, over all its rounds and phases."""
+    return sum(
+        math.ceil(n / phase.every)
+        for current, n in zip(model.rounds(), steps, strict=True)
+        for phase in current.phases
+        if phase.reads_patients
+    )
+
+
+def _up(value: float) -> float:
+    """Rounded to four digits, never down."""
+    return math.ceil(value * 1e4) / 1e4

@@ -1,0 +1,66 @@
+"""What a report may say under differential privacy, and what it has to.
+
+Epsilon speaks of the model. A figure computed on real patients and printed beside it would not be
+covered, so what leaves then holds public constants and what the synthetic cohort shows by itself.
+The decision is the exception: it looked at patients, and says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from synthmed.config import Privacy
+
+NOT_COVERED = (
+    "the decision whether to release: it looked at real patients and tells one bit an attempt",
+    "what anybody learns about a patient who was never in the cohort, such as how a disease looks",
+    "time, memory and the number of people in a step, for whoever watches the machine that trained",
+    "the restricted report, which stays in the house",
+)
+
+_DECIDED = {
+    "RELEASE": "Every line of the policy is met. Its figures were computed on real patients and "
+    "stay in the house.",
+    "REVIEW": "Nothing failed, but not every line of the policy is met. The figures were computed "
+    "on real patients and stay in the house.",
+    "WITHHELD": "A line of the policy failed. The figures were computed on real patients and stay "
+    "in the house.",
+}
+
+
+def stated(
+    statement: Mapping[str, Any] | None, promise: Privacy | None, attempts: int
+) -> dict[str, Any] | None:
+    """The privacy block of a report; null where nothing was promised.
+
+    Args:
+        statement: `Session.statement`.
+        promise: the config's.
+        attempts: decisions made on this run.
+    """
+    if statement is None or promise is None:
+        return None
+    more = {"declared_patients": promise.patients, "attempts": attempts}
+    return {**statement, **more, "not_covered": list(NOT_COVERED)}
+
+
+def protected(report: Mapping[str, Any]) -> dict[str, Any]:
+    """A shareable report without anything that was computed on real patients.
+
+    Args:
+        report: the whole content, with a privacy block.
+    """
+    counts = ("n_patients", "n_scans", "n_train", "n_holdout", "n_dropped")
+    policy = [{**line, "status": None, "reason": ""} for line in report["policy"]]
+    provenance = report["provenance"]
+    digests = {k: v for k, v in provenance["digests"].items() if k == "config"}
+    return {
+        **report,
+        "reasons": [_DECIDED[report["decision"]]],
+        "cohort": {**report["cohort"], **dict.fromkeys(counts)},
+        "estimates": [],
+        "policy": policy,
+        "identifier_scan": {**report["identifier_scan"], "n_searched": None},
+        "provenance": {**provenance, "digests": digests},
+    }

@@ -1,0 +1,172 @@
+"""A private run from the scans to what leaves, at the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Result
+
+from synthmed.config import Privacy
+from synthmed.privacy.accounting import Steps, epsilon
+from synthmed.privacy.outlook import HOPELESS, POOR, outlook, verdict
+
+PROMISE = {"epsilon": 6, "sample_rate": 0.5, "patients": 18, "clip": 0.1}
+CVAE = {"name": "cvae", "latent": 2, "widths": [4, 4], "prior": "standard"}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("ledger") / "home"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SYNTHMED_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def config(make_config: Callable[..., Path]) -> Path:
+    return make_config("private", privacy=PROMISE, backbone=CVAE, data__view="grid")
+
+
+@pytest.fixture(scope="module")
+def run(
+    config: Path,
+    home: Path,
+    synthmed: Callable[..., Result],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A private run whose cohort is released."""
+    path = tmp_path_factory.mktemp("private") / "run"
+    result = synthmed("generate", config, "--run", path, "--device", "cpu")
+    assert result.code == 0, result.err
+    assert "epsilon 6.00 at delta 1e-05 a patient" in result.err
+    return path
+
+
+def report(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "report" / "report.json").read_text())
+    return content
+
+
+def test_both_reports_state_the_promise_and_one_the_patients(run: Path) -> None:
+    shared, restricted = report(run / "release"), report(run / "private")
+    for content in (shared, restricted):
+        stated = content["privacy"]
+        steps = Steps(stated["noise_multiplier"], stated["sample_rate"], stated["steps"])
+        assert epsilon([steps], stated["delta"]) <= stated["epsilon"] <= 6
+        assert stated["steps"] == 5 and stated["runs_charged"] == 1
+    assert restricted["cohort"]["n_train"] and restricted["estimates"]
+    assert shared["cohort"] == {
+        **dict.fromkeys(("n_patients", "n_scans", "n_train", "n_holdout", "n_dropped")),
+        "n_synthetic": 18,
+    }
+    assert shared["estimates"] == [] and {v["status"] for v in shared["policy"]} == {None}
+    assert set(shared["provenance"]["digests"]) == {"config"}
+
+
+def test_nothing_of_the_patients_is_in_what_leaves(run: Path) -> None:
+    """No pseudonym, no figure of the restricted report, no count of the cohort."""
+    restricted = report(run / "private")
+    figures = {
+        repr(e[k]) for e in restricted["estimates"] for k in ("value", "floor", "ceiling")
+        if isinstance(e[k], float) and len(repr(e[k])) > 6
+    }  # fmt: skip
+    assert len(figures) > 10
+    index = json.loads((run / "private/prepare/dataset.json").read_text())
+    pseudonyms = {s["patient"] for s in index["scans"]}
+    texts = [
+        p.read_text()
+        for p in (run / "release").rglob("*")
+        if p.suffix in (".json", ".md", ".html", ".tsv")
+    ]
+    assert texts
+    for text in texts:
+        assert not [x for x in figures | pseudonyms if x in text]
+
+
+def test_its_copies_are_reported_and_not_dropped(run: Path) -> None:
+    assert json.loads((run / "private/screen/dropped.json").read_text()) == []
+
+
+def test_the_ledger_says_who_has_paid(run: Path, synthmed: Callable[..., Result]) -> None:
+    facts = synthmed("ledger", "--patients", "--json").json()
+    (group,) = facts["groups"]
+    index = json.loads((run / "private/prepare/dataset.json").read_text())
+    trained = {s["patient"] for s in index["scans"] if s["split"] == "train"}
+    assert set(group["patients"]) == trained and group["n_patients"] == len(trained)
+    assert group["runs"][0]["steps"] == 5 and 5.9 < group["epsilon"] <= 6
+    text = synthmed("ledger", "--delta", "1e-6").out
+    assert f"{len(trained)} patients: epsilon" in text and "1e-06" in text
+    assert synthmed("ledger", "--delta", "1").code == 2
+
+
+def test_a_patient_who_has_paid_ends_another_run_with_exit_6(
+    run: Path, config: Path, synthmed: Callable[..., Result], tmp_path: Path
+) -> None:
+    """Another seed moves people across the split; one of them is enough."""
+    again = synthmed("generate", config, "--run", tmp_path / "again", "--seed", "1")
+    assert again.code == 6
+    assert "privacy.epsilon promises 6 for good" in again.err
+    assert len(again.err.strip().splitlines()[-2:]) == 2 and "Traceback" not in again.err
+    assert not (tmp_path / "again" / "release").exists()
+    # what is done stays, and costs nothing to look at again
+    assert synthmed("generate", config, "--run", run).code == 0
+    assert synthmed("sample", run, "--config", config).code == 0
+
+
+def test_overwriting_does_not_buy_a_fresh_budget(
+    run: Path, config: Path, synthmed: Callable[..., Result]
+) -> None:
+    before = synthmed("ledger", "--json").json()
+    again = synthmed("generate", config, "--run", run, "--set", "train.max_steps=6", "--overwrite")
+    assert again.code == 6
+    assert synthmed("ledger", "--json").json() == before
+
+
+def test_an_altered_ledger_ends_with_exit_3(
+    run: Path, config: Path, home: Path, synthmed: Callable[..., Result], tmp_path: Path
+) -> None:
+    file = home / "ledger.jsonl"
+    kept = file.read_bytes()
+    try:
+        file.write_bytes(kept.replace(b'"step": 3', b'"step": 2'))
+        assert kept != file.read_bytes()
+        for words in (["ledger"], ["generate", config, "--run", tmp_path / "x"]):
+            result = synthmed(*words)
+            assert result.code == 3
+            assert "ledger in SYNTHMED_HOME was altered or lost" in result.err
+    finally:
+        file.write_bytes(kept)
+
+
+def test_nobody_has_paid_where_nothing_was_trained(
+    synthmed: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SYNTHMED_HOME", str(tmp_path))
+    assert (
+        synthmed("ledger").out.strip()
+        == "no patient of this SYNTHMED_HOME has paid for a private run"
+    )
+
+
+# --- beforehand -----------------------------------------------------------------------------------
+
+
+def test_the_plan_says_what_is_left_to_learn_from() -> None:
+    promise = Privacy(epsilon=8, sample_rate=0.5, patients=100)
+    few, many = (outlook(promise, 50, n) for n in (100, 1_000_000))
+    assert few["noise_multiplier"] == many["noise_multiplier"]
+    exact = 0.5 * 100 / (few["noise_multiplier"] * 10)
+    assert few["signal_to_noise"] == pytest.approx(exact, rel=1e-3)
+    assert few["signal_to_noise"] == pytest.approx(100 * many["signal_to_noise"], rel=0.01)
+    assert few["verdict"].startswith("there is something") and many["verdict"].startswith("next to")
+    assert verdict((POOR + HOPELESS) / 2).startswith("little")
+
+
+def test_plan_prints_it(config: Path, home: Path, synthmed: Callable[..., Result]) -> None:
+    text = synthmed("plan", config, "--device", "cpu").out
+    assert "privacy    epsilon 6 at delta 1e-05 over 5 steps needs a noise multiplier" in text
+    assert "signal to noise of a step at most" in text

@@ -1,0 +1,135 @@
+"""One private step against its definition, and the bugs it must not have, planted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chi2
+from torch import Tensor, nn
+
+from synthmed.privacy.gradients import finite_only, norms_of
+from synthmed.privacy.noise import SecretStream
+from synthmed.privacy.patient_step import Mechanism, PatientStep
+
+MECHANISM = Mechanism(sample_rate=0.3, noise_multiplier=1.5, clip=0.7, divisor=12.0)
+SHAPES = [(40, 30), (30,), (5, 4, 3)]
+KEY = bytes(range(32))
+
+
+def parameters() -> list[nn.Parameter]:
+    return [nn.Parameter(torch.zeros(s)) for s in SHAPES]
+
+
+def gradients(n: int, scale: float = 1.0, seed: int = 0) -> list[Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    sizes = scale * torch.rand(n, generator=g) * 0.1
+    each = [torch.randn(n, *s, generator=g) for s in SHAPES]
+    return [sizes.reshape(-1, *[1] * (e.ndim - 1)) * e for e in each]
+
+
+def chunked(all_of: Sequence[Tensor], size: int) -> list[tuple[list[Tensor], Tensor]]:
+    n = len(all_of[0])
+    return [
+        ([g[at : at + size] for g in all_of], torch.arange(at, min(at + size, n)).float())
+        for at in range(0, n, size)
+    ]
+
+
+def update(chunks: list[tuple[list[Tensor], Tensor]], mechanism: Mechanism = MECHANISM) -> Tensor:
+    """What one step of plain gradient descent at rate 1 subtracts."""
+    mine = parameters()
+    step = PatientStep(torch.optim.SGD(mine, lr=1.0), mechanism)
+    step.take(chunks, SecretStream(KEY))
+    return -torch.cat([p.detach().flatten() for p in mine])
+
+
+def by_definition(all_of: Sequence[Tensor]) -> Tensor:
+    """A loop over patients in float64."""
+    total = np.zeros(sum(int(np.prod(s)) for s in SHAPES))
+    for i in range(len(all_of[0])):
+        flat = np.concatenate([g[i].double().numpy().ravel() for g in all_of])
+        total += flat * min(1.0, MECHANISM.clip / np.linalg.norm(flat))
+    stream = SecretStream(KEY)
+    noise = np.concatenate([stream.normal(s).numpy().ravel() for s in SHAPES])
+    deviation = MECHANISM.noise_multiplier * MECHANISM.clip
+    return torch.from_numpy((total + deviation * noise) / MECHANISM.divisor)
+
+
+@pytest.mark.parametrize("size", [1, 3, 50])
+def test_a_step_is_what_the_definition_says(size: int) -> None:
+    """Some patients are clipped, some are not; chunks make no difference."""
+    each = gradients(20)
+    norms = norms_of(each)
+    assert 3 < (norms > MECHANISM.clip).sum() < 17
+    torch.testing.assert_close(
+        update(chunked(each, size)).double(), by_definition(each), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_an_empty_step_is_noise_alone() -> None:
+    torch.testing.assert_close(
+        update([]).double(), by_definition([g[:0] for g in gradients(1)]), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_no_patient_adds_more_than_the_bound() -> None:
+    """Ten thousand random patients, from tiny to enormous, each alone in a step without noise."""
+    silent = Mechanism(0.3, 0.0, MECHANISM.clip, 1.0)
+    mine = parameters()
+    step = PatientStep(torch.optim.SGD(mine, lr=1.0), silent)
+    worst = 0.0
+    for scale in 10.0 ** np.linspace(-6, 6, 20):
+        each = gradients(500, float(scale), seed=int(1e3 * scale) % 2**31)
+        for i in range(500):
+            with torch.no_grad():
+                for p in mine:
+                    p.zero_()
+            taken = step.take([([g[i : i + 1] for g in each], torch.zeros(1))], SecretStream(KEY))
+            size = float(torch.cat([p.detach().double().flatten() for p in mine]).norm())
+            worst = max(worst, size)
+            assert taken.largest <= MECHANISM.clip * (1 + 1e-5)
+    assert worst <= MECHANISM.clip * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_patient_whose_gradient_is_no_number_adds_nothing(value: float) -> None:
+    each = gradients(4)
+    broken = [g.clone() for g in each]
+    broken[1][2, 7] = value
+    others = [0, 1, 3]
+    kept = update(chunked(broken, 4))
+    assert kept.isfinite().all()
+    torch.testing.assert_close(kept, update(chunked([g[others] for g in each], 3)))
+    assert (finite_only(broken)[0][2] == 0).all()
+
+
+def test_the_divisor_is_a_constant() -> None:
+    """Not the number of patients that happened to be drawn."""
+    silent = Mechanism(0.3, 0.0, 1e9, 10.0)
+    one = gradients(1)
+    twice = [torch.cat([g, g]) for g in one]
+    torch.testing.assert_close(
+        update(chunked(twice, 2), silent), 2 * update(chunked(one, 1), silent)
+    )
+
+
+def test_the_noise_has_its_deviation() -> None:
+    """Its sum of squares is chi-square; and what the log is told of it is that."""
+    mine = parameters()
+    step = PatientStep(torch.optim.SGD(mine, lr=1.0), MECHANISM)
+    told, squares, n = [], [], sum(p.numel() for p in mine)
+    for k in range(20):
+        with torch.no_grad():
+            for p in mine:
+                p.zero_()
+        taken = step.take([], SecretStream(k.to_bytes(32, "big")))
+        seen = torch.cat([p.detach().flatten() for p in mine]).double()
+        unit = seen * MECHANISM.divisor / (MECHANISM.noise_multiplier * MECHANISM.clip)
+        squares.append(float(unit.square().sum()))
+        told.append(taken.noise * n)
+    np.testing.assert_allclose(told, squares, rtol=1e-5)
+    p = chi2.cdf(sum(squares), 20 * n)
+    assert 1e-3 < p < 1 - 1e-3
