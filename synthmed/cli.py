@@ -184,8 +184,7 @@ def report(run: RunArg) -> None:
     from synthmed.stages.release import rebuild
     from synthmed.store import Run
 
-    if not (run / "config.yaml").is_file():
-        raise UsageError(f"run {run}: no run in this folder")
+    _require_run(run)
     folder = Run(run)
     with folder.lock():
         rebuild(folder)
@@ -249,6 +248,27 @@ def plan(
 
 
 @app.command()
+def audit(
+    run: RunArg,
+    canaries: Annotated[int, typer.Option("--canaries", min=20, help="How many.")] = 1000,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the audit.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a private run: its records against its claim, and what canaries can find out."""
+    from synthmed import configfile
+    from synthmed.privacy.run_audit import describe, perform
+
+    _require_run(run)
+    with opened(run, configfile.load(run / "config.yaml"), overwrite=False) as (there, config):
+        result = perform(there, config, there.require("model"), canaries, seed)
+    if as_json:
+        print_json(result)
+    else:
+        typer.echo(describe(result))
+    raise typer.Exit(0 if result["passed"] else NOT_RELEASED)
+
+
+@app.command()
 def ledger(
     delta: Annotated[float, typer.Option("--delta", min=0, help="Where epsilon is read.")] = 1e-5,
     patients: Annotated[
@@ -303,6 +323,11 @@ def assess(
 
     decision = run_assess(real, synthetic, out, patient, holdout, config, seed, quiet)
     report_decision(out, decision, as_json, verbose)
+
+
+def _require_run(place: Path) -> None:
+    if not (place / "config.yaml").is_file():
+        raise UsageError(f"run {place}: no run in this folder")
 
 
 def parse_labels(items: list[str]) -> dict[str, dict[str, int]]:

@@ -25,6 +25,8 @@ from synthmed.errors import UsageError
 from synthmed.given import given_masks
 from synthmed.inventory import versions
 from synthmed.loader import Loader
+from synthmed.privacy import audited
+from synthmed.privacy.ledger import Ledger
 from synthmed.progress import Progress
 from synthmed.stages import evaluate, ingest, prepare, release, sample, screen, train
 from synthmed.stages.identifiers import source_names
@@ -198,7 +200,15 @@ class Line:
         """Evidence to a decision, both reports, and release/ or withheld/."""
         made = {kind: self.run.require(kind) for kind in FOLDER}
         progress = Progress("release", self.quiet)
-        made_from = store.digest([made["evidence"].digest(), DEPENDS["release"](self.config)])
+        evidence = evaluate.read_estimates(made["evidence"].path)
+        evidence += audited.estimates(self.run, made["model"])
+        made_from = store.digest(
+            [
+                made["evidence"].digest(),
+                DEPENDS["release"](self.config),
+                *[e.model_dump(mode="json") for e in evidence if e.group == "audit"],
+            ]
+        )
         decision = release.standing(self.run, made_from)
         if decision is not None:
             progress.done(decision.decision, skipped=True)
@@ -221,7 +231,7 @@ class Line:
         decision = release.release(
             self.run,
             self.config,
-            evaluate.read_estimates(made["evidence"].path),
+            evidence,
             shipped,
             facts,
             real=Dataset.open(made["dataset"].path),
@@ -324,10 +334,29 @@ def begin(run: Run, config: Config, overwrite: bool) -> None:
                 "Pass --overwrite to make them anew, or choose another folder with --run.",
             )
         if stale and stale[0] != "release":
+            if stale[0] == "train":
+                _check_can_be_paid_again(run, config)
             run.discard(KINDS[stale[0]])
     if overwrite:
         run.discard_damaged()
     store.write_bytes(file, text.encode())
+
+
+def _check_can_be_paid_again(run: Run, config: Config) -> None:
+    """Keep a private model that its patients cannot pay for a second time.
+
+    Raises:
+        BudgetExhausted: the new training would be refused, after the old model was gone.
+    """
+    dataset, there = run.load("dataset"), run.load("model")
+    steps = config.train.max_steps
+    if config.privacy is None or dataset is None or there is None or steps is None:
+        return
+    if there.manifest.facts["privacy"] is not None:
+        from synthmed.privacy.session import require_budget  # imports Opacus: seconds
+
+        patients = Dataset.open(dataset.path).train_patients()
+        require_budget(Ledger(), patients, config.privacy, steps)
 
 
 def stale_stages(run: Run, old: Config, new: Config) -> list[str]:

@@ -47,13 +47,15 @@ class Taken:
         loss: mean over the patients drawn; 0 where there were none.
         n_patients: how many.
         largest: norm of the largest contribution, after clipping.
-        noise: mean square of the noise in units of (sigma C)^2; about 1.
+        off: distance of the sum from that of the clipped gradients by definition, in units of C.
+        noise: mean square of what was added to the sum, in units of (sigma C)^2; about 1.
         gradient: norm of the update's direction, noise and all.
     """
 
     loss: float
     n_patients: int
     largest: float
+    off: float
     noise: float
     gradient: float
 
@@ -62,19 +64,15 @@ class _Optimizer(DPOptimizer):  # type: ignore[misc]
     """Opacus' optimizer, with noise from a secret stream."""
 
     stream: SecretStream | None = None
-    noise_square: float = 0.0
 
     def add_noise(self) -> None:
         """Put the noisy sums into the parameters' gradients."""
         if self.stream is None:
             raise ValueError("a private step needs a stream of noise")
-        total, n = 0.0, 0
         deviation = self.noise_multiplier * self.max_grad_norm
         for p in self.params:
-            unit = self.stream.normal(p.shape)
-            total, n = total + float(unit.square().sum()), n + p.numel()
-            p.grad = p.summed_grad.view_as(p) + (deviation * unit).to(p.device, p.dtype)
-        self.noise_square = total / max(n, 1)
+            noise = deviation * self.stream.normal(p.shape)
+            p.grad = p.summed_grad.view_as(p) + noise.to(p.device, p.dtype)
 
 
 class PatientStep:
@@ -103,7 +101,7 @@ class PatientStep:
     def take(
         self, chunks: Iterable[tuple[Sequence[Tensor], Tensor]], stream: SecretStream
     ) -> Taken:
-        """One step.
+        """One step, in float32 whatever is around it: a sum in bfloat16 would pass the bound.
 
         Args:
             chunks: gradients ((B, *shape) for each parameter) and losses (B,) of the patients
@@ -112,19 +110,26 @@ class PatientStep:
         """
         largest, losses = 0.0, []
         self._gather([torch.zeros(0, *p.shape, device=p.device) for p in self.params])
+        meant = [torch.zeros_like(p) for p in self.params]
         for gradients, loss in chunks:
             kept = finite_only(gradients)
-            norms = norms_of(kept)
-            # as the optimizer clips
-            clipped = norms * (self.mechanism.clip / (norms + 1e-6)).clamp(max=1)
-            largest = max(largest, float(clipped.max()))
+            with self._exactly():
+                norms = norms_of(kept)
+                factors = (self.mechanism.clip / norms.clamp(min=1e-12)).clamp(max=1)
+                for total, g in zip(meant, kept, strict=True):
+                    total += torch.tensordot(factors, g, dims=1)
+            largest = max(largest, float((norms * factors).max()))
             losses += loss.tolist()
             self._gather(kept)
+        off = self._distance(meant) / self.mechanism.clip
         if torch.distributed.is_initialized():
             for p in self.params:
                 torch.distributed.all_reduce(p.summed_grad)  # type: ignore[attr-defined]
         self._optimizer.stream = stream
         self._optimizer.add_noise()
+        added = self._distance([p.grad for p in self.params if p.grad is not None])
+        scale = self.mechanism.noise_multiplier * self.mechanism.clip
+        n = sum(p.numel() for p in self.params)
         self._optimizer.scale_grad()
         norm = torch.stack([p.grad.norm() for p in self.params if p.grad is not None]).norm()
         self._optimizer.original_optimizer.step()
@@ -133,11 +138,23 @@ class PatientStep:
             loss=sum(losses) / len(losses) if losses else 0.0,
             n_patients=len(losses),
             largest=largest,
-            noise=self._optimizer.noise_square,
+            off=off,
+            noise=(added / scale) ** 2 / n if scale else 0.0,
             gradient=float(norm),
         )
+
+    def _distance(self, other: Sequence[Tensor]) -> float:
+        """Norm of the difference between the clipped sum and something of its shape."""
+        pairs = zip(self.params, other, strict=True)
+        sums = [(p.summed_grad.view_as(p) - o).double() for p, o in pairs]  # type: ignore[attr-defined]
+        return float(torch.stack([d.square().sum() for d in sums]).sum().sqrt())
 
     def _gather(self, gradients: Sequence[Tensor]) -> None:
         for p, g in zip(self.params, gradients, strict=True):
             p.grad_sample = g  # type: ignore[attr-defined]
-        self._optimizer.clip_and_accumulate()
+        with self._exactly():
+            self._optimizer.clip_and_accumulate()
+
+    def _exactly(self) -> torch.autocast:
+        """float32, whatever is around it or was left open by what makes the chunks."""
+        return torch.autocast(self.params[0].device.type, enabled=False)

@@ -6,14 +6,14 @@ import hashlib
 import hmac
 import math
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from synthmed.backbones.generative import Generative, Phase
-from synthmed.config import Config
+from synthmed.config import Config, Privacy
 from synthmed.deid.pseudonyms import Pseudonyms
 from synthmed.errors import BudgetExhausted, InputError
 from synthmed.keys import Key
@@ -89,24 +89,11 @@ class Session:
 
     def _open(self, state: Training) -> None:
         """Settle the noise, see that everybody can pay for it, and open an account."""
-        spend = self.promise.spend or self.promise.epsilon
-        sigma = noise_for(spend, self.promise.delta, self.promise.sample_rate, self.n_steps)
-        step = Steps(sigma, self.promise.sample_rate, 1)
+        patients = frozenset(self.loader.patients)
+        planned = require_budget(self.ledger, patients, self.promise, self.n_steps)
         self.account = Account(
-            secrets.token_hex(16), self.config.export.name, frozenset(self.loader.patients), step
+            secrets.token_hex(16), self.config.export.name, patients, planned._replace(n=1)
         )
-        planned = step._replace(n=self.n_steps)
-        for history in self.ledger.histories(self.account.patients):
-            total = epsilon([*history, planned], self.promise.delta)
-            if total > self.promise.epsilon:
-                had = epsilon(history, self.promise.delta)
-                raise BudgetExhausted(
-                    f"privacy: this run would cost epsilon {spend:g} and {total:.2f} in all: some "
-                    f"of its patients have paid {had:.2f} before, and privacy.epsilon promises "
-                    f"{self.promise.epsilon:g} for good",
-                    "Set privacy.spend to less than what is left (synthmed ledger shows it), or "
-                    "use the model that the patients have paid for.",
-                )
         self.ledger.begin(self.account)
         self._limit = (self._charged_by_others(), self.n_steps)
 
@@ -155,9 +142,10 @@ class Session:
                     phase, key, some, self.promise.draws, self.device
                 )
                 with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=amp):
-                    yield per_patient(
+                    found = per_patient(
                         self.ways[name][0], phase, state.params, wanted, batch, draws, progress
                     )
+                yield found
 
         stream = SecretStream(hmac.digest(secret, b"noise", "sha256"))
         taken = taking.take(chunks(), stream)
@@ -166,6 +154,7 @@ class Session:
             f"{phase.name}.gradient": round(taken.gradient, 6),
             f"{phase.name}.patients": taken.n_patients,
             f"{phase.name}.largest": taken.largest,
+            f"{phase.name}.off": taken.off,
             f"{phase.name}.noise": taken.noise,
         }
 
@@ -255,11 +244,37 @@ class Session:
             "clip": mechanism.clip,
             "divisor": mechanism.divisor,
             "draws": self.promise.draws,
+            "run": self.account.run,
             "runs_charged": len(self.ledger.runs_of(account.patients)),
             "runs_unprotected": self.ledger.without_protection(account.patients),
             "generator": "AES-256 in counter mode, keyed in SYNTHMED_HOME",
             "gradients": {name: way for name, (way, _) in sorted(self.ways.items())},
         }
+
+
+def require_budget(
+    ledger: Ledger, patients: Collection[str], promise: Privacy, n_steps: int
+) -> Steps:
+    """The steps that a new run will take, which every patient can pay for.
+
+    Raises:
+        BudgetExhausted: some cannot.
+    """
+    spend = promise.spend or promise.epsilon
+    sigma = noise_for(spend, promise.delta, promise.sample_rate, n_steps)
+    planned = Steps(sigma, promise.sample_rate, n_steps)
+    for history in ledger.histories(patients):
+        total = epsilon([*history, planned], promise.delta)
+        if total > promise.epsilon:
+            had = epsilon(history, promise.delta)
+            raise BudgetExhausted(
+                f"privacy: this run would cost epsilon {spend:g} and {total:.2f} in all: some of "
+                f"its patients have paid {had:.2f} before, and privacy.epsilon promises "
+                f"{promise.epsilon:g} for good",
+                "Set privacy.spend to less than what is left (synthmed ledger shows it), or use "
+                "the model that the patients have paid for.",
+            )
+    return planned
 
 
 def private_steps(model: Generative, steps: Sequence[int]) -> int:

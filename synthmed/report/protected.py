@@ -61,6 +61,7 @@ def protected(report: Mapping[str, Any]) -> dict[str, Any]:
         "cohort": {**report["cohort"], **dict.fromkeys(counts)},
         "estimates": [],
         "policy": policy,
+        "privacy": {k: v for k, v in report["privacy"].items() if k != "run"},
         "identifier_scan": {**report["identifier_scan"], "n_searched": None},
         "provenance": {**provenance, "digests": digests},
     }

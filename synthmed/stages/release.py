@@ -74,8 +74,16 @@ def release(
             the pseudonyms and the names of refused files, which are looked up in the run.
         with_volumes: False for a cohort that was made elsewhere: the folder then holds the
             shareable report and SHA256SUMS alone, and names no model.
+
+    Raises:
+        UsageError: the config promises privacy that the model states nothing of.
     """
     told = CohortFacts.model_validate(facts)
+    if config.privacy is not None and told.privacy is None:
+        raise UsageError(
+            "privacy: the config promises it, and nothing says that the model keeps it",
+            "Train the model anew with --overwrite.",
+        )
     for name in ("release", "withheld", "private/report"):
         _take_away(run, run.path / name)
     searched = identifiers(run, config, evidence, forbidden)

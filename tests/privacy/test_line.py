@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Result
+from conftest import Finished, Result
 
 from synthmed.config import Privacy
 from synthmed.privacy.accounting import Steps, epsilon
@@ -124,6 +126,9 @@ def test_overwriting_does_not_buy_a_fresh_budget(
     again = synthmed("generate", config, "--run", run, "--set", "train.max_steps=6", "--overwrite")
     assert again.code == 6
     assert synthmed("ledger", "--json").json() == before
+    # nor does it cost the model that was paid for
+    assert (run / "private/model/weights.safetensors").is_file() and (run / "release").is_dir()
+    assert synthmed("generate", config, "--run", run).code == 0
 
 
 def test_an_altered_ledger_ends_with_exit_3(
@@ -150,6 +155,54 @@ def test_nobody_has_paid_where_nothing_was_trained(
         synthmed("ledger").out.strip()
         == "no patient of this SYNTHMED_HOME has paid for a private run"
     )
+
+
+# --- the audit ------------------------------------------------------------------------------------
+
+
+def test_an_audit_stands_beside_the_claim_in_the_restricted_report(
+    run: Path, synthmed: Callable[..., Result]
+) -> None:
+    before = (run / "release" / "SHA256SUMS").read_bytes()
+    result = synthmed("audit", run, "--canaries", "200", "--json")
+    assert result.code == 0, result.out
+    found = result.json()
+    assert found["passed"] and len(found["records"]) == 5
+    assert 0 <= found["canaries"]["epsilon_lower_bound"] <= found["epsilon_claimed"] <= 6
+    assert synthmed("release", run).code == 0
+    (estimate,) = [e for e in report(run / "private")["estimates"] if e["group"] == "audit"]
+    assert estimate["name"] == "epsilon_lower_bound"
+    assert estimate["value"] == found["canaries"]["epsilon_lower_bound"]
+    assert estimate["ceiling"] == found["epsilon_claimed"]
+    # the audit looked at nobody's scan, but the number of records is the cohort's: it stays inside
+    assert before != b"" and report(run / "release")["estimates"] == []
+
+
+def test_a_record_that_was_tampered_with_fails_the_audit(
+    run: Path, synthmed: Callable[..., Result], tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy, symlinks=True)
+    log = copy / "private/model/training.jsonl"
+    lines = [json.loads(x) for x in log.read_text().splitlines()]
+    lines[2]["elbo.largest"] = 0.2
+    text = "".join(json.dumps(x) + "\n" for x in lines)
+    log.write_text(text)
+    manifest = json.loads((copy / "private/model/manifest.json").read_text())
+    manifest["files"]["training.jsonl"] = hashlib.sha256(text.encode()).hexdigest()
+    (copy / "private/model/manifest.json").write_text(json.dumps(manifest))
+    result = synthmed("audit", copy, "--canaries", "100")
+    assert result.code == 4
+    assert "largest contribution: 0.2, claimed 0.1: NOT MET" in result.out
+    assert "FAILED: do not release" in result.out
+
+
+def test_only_a_private_run_has_a_claim_to_audit(
+    finished: Finished, synthmed: Callable[..., Result], tmp_path: Path
+) -> None:
+    result = synthmed("audit", finished.path)
+    assert result.code == 2 and "there is no claim to audit" in result.err
+    assert synthmed("audit", tmp_path).code == 2
 
 
 # --- beforehand -----------------------------------------------------------------------------------

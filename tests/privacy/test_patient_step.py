@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -38,7 +38,9 @@ def chunked(all_of: Sequence[Tensor], size: int) -> list[tuple[list[Tensor], Ten
     ]
 
 
-def update(chunks: list[tuple[list[Tensor], Tensor]], mechanism: Mechanism = MECHANISM) -> Tensor:
+def update(
+    chunks: Iterable[tuple[list[Tensor], Tensor]], mechanism: Mechanism = MECHANISM
+) -> Tensor:
     """What one step of plain gradient descent at rate 1 subtracts."""
     mine = parameters()
     step = PatientStep(torch.optim.SGD(mine, lr=1.0), mechanism)
@@ -67,6 +69,22 @@ def test_a_step_is_what_the_definition_says(size: int) -> None:
     torch.testing.assert_close(
         update(chunked(each, size)).double(), by_definition(each), rtol=1e-5, atol=1e-6
     )
+
+
+def test_half_precision_around_it_does_not_loosen_the_bound() -> None:
+    """Sums in bfloat16 would be off by some thousandths of C."""
+    each = gradients(20)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = update(chunked(each, 3))
+
+        def within() -> Iterator[tuple[list[Tensor], Tensor]]:
+            for chunk in chunked(each, 3):
+                with torch.autocast("cpu", torch.bfloat16):  # still entered at the yield
+                    yield chunk
+
+        suspended = update(within())
+    torch.testing.assert_close(found.double(), by_definition(each), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(suspended, found, rtol=1e-5, atol=1e-6)
 
 
 def test_an_empty_step_is_noise_alone() -> None:

@@ -375,7 +375,11 @@ def test_the_median_voxel_size_unless_privacy_forbids(twelve: Catalogue, tmp_pat
     facts = prepare(conf, twelve, tmp_path, QUIET)
     assert facts["spacing_mm"] == [2, 2, 2.6]
     private = configfile.validate(
-        {**conf.model_dump(mode="json"), "privacy": {"epsilon": 3}}, "test"
+        {
+            **conf.model_dump(mode="json"),
+            "privacy": {"epsilon": 3, "sample_rate": 0.5, "patients": 9},
+        },
+        "test",
     )
     with pytest.raises(UsageError, match=r"data\.spacing_mm: null takes the cohort's median"):
         prepare(private, twelve, tmp_path, QUIET)

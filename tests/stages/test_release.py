@@ -376,8 +376,9 @@ def test_rebuild_gives_the_same_pages(house: House) -> None:
 
 
 def test_differential_privacy_is_not_passed_over_in_silence(house: House) -> None:
-    with pytest.raises(UsageError, match="differential privacy"):
-        house.release(PASSING, config=config(privacy={"epsilon": 8}))
+    promise = {"epsilon": 8, "sample_rate": 0.5, "patients": 20}
+    with pytest.raises(UsageError, match="nothing says that the model keeps it"):
+        house.release(PASSING, config=config(privacy=promise))
     assert house.there == set()
 
 

@@ -22,7 +22,7 @@ from synthmed.backbones.cvae import ConditionalVAE
 from synthmed.backbones.generative import Batch, Examination, Phase
 from synthmed.conditions import Conditions
 from synthmed.config import Augment, Config, Optimizer
-from synthmed.errors import Interrupted, SynthmedError, UsageError
+from synthmed.errors import Interrupted, SynthmedError
 from synthmed.keys import Key
 from synthmed.loader import Loader, unaugmented
 from synthmed.progress import Progress
@@ -327,11 +327,6 @@ def test_a_loss_that_is_no_number_says_what_to_do(tmp_path: Path) -> None:
     ) as e:
         run(config(), tmp_path, data=bad)
     assert "learning_rate" in str(e.value)
-
-
-def test_privacy_is_refused_where_there_is_none(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot train with differential privacy"):
-        run(config(privacy={"epsilon": 3}), tmp_path)
 
 
 def test_what_is_kept_of_a_model_names_no_patient(tmp_path: Path) -> None:

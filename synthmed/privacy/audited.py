@@ -1,0 +1,42 @@
+"""What a report says of an audit that was made of its run."""
+
+from __future__ import annotations
+
+import json
+
+from synthmed.store import Artifact, Run
+from synthmed.types import Estimate
+
+FILE = "audit.json"
+
+
+def estimates(run: Run, model: Artifact) -> list[Estimate]:
+    """What a report says of the audit; nothing where this very model has had none."""
+    file = run.private / "audit" / FILE
+    if not file.is_file():
+        return []
+    result = json.loads(file.read_text(encoding="utf-8"))
+    if result["model"] != model.digest():
+        return []
+    found = result["canaries"]
+    failed = [c["name"] for c in result["records"] if not c["passed"]]
+    records = f"failed: {', '.join(failed)}" if failed else "all as claimed"
+    return [
+        Estimate(
+            name="epsilon_lower_bound",
+            group="audit",
+            value=found["epsilon_lower_bound"],
+            ci=None,
+            n=found["n_canaries"],
+            better="lower",
+            floor=0.0,
+            ceiling=result["epsilon_claimed"],
+            method=f"Canaries of norm C in one parameter each, under the run's own mechanism on "
+            f"made-up patients; {found['n_guesses']} guesses, {found['n_right']} right; confidence "
+            f"0.95 (Steinke, Nasr and Jagielski 2023). Ceiling: the claim. If every guess were "
+            f"right it would be {found['best_possible']:.2f}.",
+            seed=result["seed"],
+            note=f"records of the run: {records}",
+            n_holdout=None,
+        )
+    ]

@@ -1,0 +1,109 @@
+"""The audit of one private run: its records, and canaries under its own mechanism."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor
+
+from synthmed.config import Config
+from synthmed.errors import UsageError
+from synthmed.keys import Key
+from synthmed.privacy import audit
+from synthmed.privacy.audited import FILE
+from synthmed.privacy.gradients import per_patient
+from synthmed.privacy.ledger import Ledger
+from synthmed.privacy.patient_step import Mechanism
+from synthmed.stages import train
+from synthmed.store import Artifact, Run, write_json
+from synthmed.training import LOG, named_parameters
+from synthmed.trial import noise_loader
+
+COMPANY = 2
+"""Made-up patients in each step of the canaries' training."""
+
+
+def perform(
+    run: Run, config: Config, model: Artifact, n_canaries: int, seed: int
+) -> dict[str, Any]:
+    """Audit a trained model, and write RUN/private/audit/audit.json.
+
+    Raises:
+        UsageError: the run was trained without a promise, or has too few parameters for canaries.
+    """
+    stated = model.manifest.facts["privacy"]
+    if config.privacy is None or stated is None:
+        raise UsageError(
+            f"run {run.path}: it was trained without differential privacy, so there is no claim to "
+            "audit",
+            "Membership is attacked in every run: see membership_auc in its report.",
+        )
+    mechanism = Mechanism(
+        stated["sample_rate"], stated["noise_multiplier"], stated["clip"], stated["divisor"]
+    )
+    key = Key.root(seed).fold("audit")
+    loader = noise_loader(config, 2 * COMPANY, COMPANY)
+    made = train.build(config, loader, key.fold("weights"), "cpu")
+    params = named_parameters(made)
+    reading = [p for r in made.rounds() for p in r.phases if p.reads_patients]
+    account = Ledger().accounts[stated["run"]]
+    lines = [json.loads(x) for x in (model.path / LOG).read_text(encoding="utf-8").splitlines()]
+    checks = []
+    for phase in reading:
+        size = sum(p.numel() for k, p in params.items() if phase.trainable(k))
+        charged = sum(c[0].partition(".")[2] == phase.name for c in account.charges)
+        checks += audit.records(lines, phase.name, mechanism, len(account.patients), size, charged)
+    first = reading[0]
+    wanted = [k for k in params if first.trainable(k)]
+    if sum(params[k].numel() for k in wanted) < n_canaries:
+        raise UsageError(f"--canaries {n_canaries}: the model has fewer trained parameters")
+
+    def company(step: int) -> tuple[Sequence[Tensor], Tensor]:
+        names = loader.patients[:COMPANY]
+        batch, draws = loader.private_batch(first, key.fold("company", step), names, 1, "cpu")
+        return per_patient("loop", first, params, wanted, batch, draws, 0.5)
+
+    found = audit.canaries(
+        [params[k] for k in wanted],
+        mechanism,
+        account.steps.n,
+        n_canaries,
+        stated["delta"],
+        key,
+        company,
+    )
+    result = {
+        "model": model.digest(),
+        "seed": seed,
+        "epsilon_claimed": stated["epsilon_of_this_run"],
+        "delta": stated["delta"],
+        "canaries": found,
+        "records": [asdict(c) for c in checks],
+        "passed": all(c.passed for c in checks)
+        and found["epsilon_lower_bound"] <= stated["epsilon_of_this_run"],
+    }
+    folder = run.private / "audit"
+    folder.mkdir(exist_ok=True)
+    write_json(folder / FILE, result)
+    return result
+
+
+def describe(result: Mapping[str, Any]) -> str:
+    """The audit as text."""
+    found = result["canaries"]
+    lines = [
+        f"claim      epsilon {result['epsilon_claimed']:.2f} at delta {result['delta']:g}",
+        f"canaries   at least {found['epsilon_lower_bound']:.2f} (confidence 0.95; "
+        f"{found['n_right']} of {found['n_guesses']} guesses right, "
+        f"{found['best_possible']:.2f} if all were)",
+    ]
+    for c in result["records"]:
+        mark = "met" if c["passed"] else "NOT MET"
+        lines.append(
+            f"record     {c['name']}: {c['found']:.6g}, claimed {c['claimed']:.6g}: {mark}"
+        )
+    lines.append("audit      " + ("passed" if result["passed"] else "FAILED: do not release"))
+    return "\n".join(lines)

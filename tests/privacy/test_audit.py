@@ -1,0 +1,180 @@
+"""The audit: bounds that hold and find something, and records that give planted bugs away."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom
+from torch import nn
+
+from synthmed.keys import Key
+from synthmed.privacy import patient_step
+from synthmed.privacy.accounting import noise_for
+from synthmed.privacy.audit import LEVEL, Check, canaries, guesses, lower_bound, records
+from synthmed.privacy.noise import SecretStream
+from synthmed.privacy.patient_step import Mechanism, PatientStep
+
+DELTA = 1e-5
+N_STEPS, N_PATIENTS = 40, 60
+
+
+def parameters() -> list[nn.Parameter]:
+    return [nn.Parameter(torch.zeros(40, 30)), nn.Parameter(torch.zeros(100))]
+
+
+# --- the bound ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [20, 200])
+def test_without_delta_the_bound_is_that_of_a_binomial(n: int) -> None:
+    """Exactly: the epsilon at which so many right guesses have probability `LEVEL`."""
+    for right in (n // 2, int(0.8 * n), n):
+        bound = lower_bound(1000, n, right, 0.0)
+        if binom.sf(right - 1, n, 0.5) >= LEVEL:
+            assert bound == 0
+            continue
+        for eps, above in ((bound - 2e-3, False), (bound + 2e-3, True)):
+            assert (binom.sf(right - 1, n, 1 / (1 + math.exp(-eps))) >= LEVEL) == above
+
+
+def test_a_larger_delta_and_fewer_hits_bound_less() -> None:
+    full = lower_bound(1000, 100, 98, 1e-6)
+    assert full > lower_bound(1000, 100, 98, 1e-4) > lower_bound(1000, 100, 98, 1e-3)
+    assert full > lower_bound(1000, 100, 90, 1e-6) > lower_bound(1000, 100, 60, 1e-6)
+    assert lower_bound(1000, 100, 50, 1e-6) == 0
+
+
+def test_randomised_response_is_bounded_rightly() -> None:
+    """The mechanism that the bound is tight for: it exceeds the truth in 5 % of audits at most."""
+    rng, eps, n = np.random.default_rng(0), 1.5, 400
+    right = rng.binomial(n, 1 / (1 + math.exp(-eps)), 2000)
+    table = {k: lower_bound(n, n, int(k), 0.0) for k in np.unique(right)}
+    bounds = np.array([table[k] for k in right])
+    assert (bounds > eps).mean() <= LEVEL + 4 * math.sqrt(LEVEL / 2000)
+    assert bounds.mean() > 0.8 * eps
+
+
+# --- canaries -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("q", [0.5, 1.0])
+def test_canaries_find_much_of_the_claim_and_never_more(q: float) -> None:
+    claim = 8.0
+    mechanism = Mechanism(q, noise_for(claim, DELTA, q, 20), clip=0.7, divisor=50.0)
+    found = [canaries(parameters(), mechanism, 20, 1000, DELTA, Key.root(k)) for k in range(5)]
+    bounds = [f["epsilon_lower_bound"] for f in found]
+    assert max(bounds) <= claim
+    assert np.mean(bounds) >= 0.3 * claim
+    assert all(f["best_possible"] >= f["epsilon_lower_bound"] for f in found)
+    again = canaries(parameters(), mechanism, 20, 1000, DELTA, Key.root(0))
+    assert again == found[0]
+
+
+def test_the_number_of_guesses_is_a_function_of_public_constants() -> None:
+    mechanism = Mechanism(0.5, 2.0, 1.0, 10.0)
+    n = guesses(1000, mechanism, 20, DELTA)
+    assert n == guesses(1000, mechanism, 20, DELTA) and 10 < n < 500 and n % 2 == 0
+    assert guesses(1000, mechanism, 200, DELTA) > n, "easier to tell apart: more are guessed"
+
+
+def test_noise_that_is_missing_is_found_by_canaries() -> None:
+    """Half the noise of the claim: the bound rises above what was promised."""
+    claim = 1.0
+    honest = Mechanism(1.0, noise_for(claim, DELTA, 1.0, 20), clip=1.0, divisor=50.0)
+    weak = Mechanism(1.0, honest.noise_multiplier / 6, clip=1.0, divisor=50.0)
+    assert (
+        canaries(parameters(), honest, 20, 1000, DELTA, Key.root(1))["epsilon_lower_bound"] <= claim
+    )
+    assert canaries(parameters(), weak, 20, 1000, DELTA, Key.root(1))["epsilon_lower_bound"] > claim
+
+
+def test_canaries_need_room() -> None:
+    with pytest.raises(ValueError, match="5000 canaries need as many parameters"):
+        canaries(parameters(), Mechanism(1.0, 1.0, 1.0, 1.0), 1, 5000, DELTA, Key.root(0))
+
+
+# --- the records of a run, and planted bugs -------------------------------------------------------
+
+CLAIMED = Mechanism(0.3, 1.5, clip=0.7, divisor=18.0)
+
+
+def log_of(
+    seed: int,
+    step_of: Callable[[torch.optim.Optimizer], Any] = lambda o: PatientStep(o, CLAIMED),
+    rate: float = CLAIMED.sample_rate,
+) -> list[dict[str, float]]:
+    """A private log of `N_STEPS` steps on patients with gradients of all sizes."""
+    rng = np.random.default_rng(seed)
+    mine = parameters()
+    step = step_of(torch.optim.SGD(mine, lr=1e-3))
+    g = torch.Generator().manual_seed(seed)
+    lines = []
+    for k in range(N_STEPS):
+        n = int(rng.binomial(N_PATIENTS, rate))
+        each = [torch.randn(n, *p.shape, generator=g) * 0.03 for p in mine]
+        chunks = [(each, torch.zeros(n))] if n else []
+        taken = step.take(chunks, SecretStream(Key.root(seed).fold(k).digest))
+        lines.append(
+            {
+                "x.patients": taken.n_patients,
+                "x.largest": taken.largest,
+                "x.off": taken.off,
+                "x.noise": taken.noise,
+            }
+        )
+    return lines
+
+
+def verdicts(lines: list[dict[str, float]], n_charged: int = N_STEPS) -> dict[str, Check]:
+    checks = records(lines, "x", CLAIMED, N_PATIENTS, 1300, n_charged)
+    return {c.name: c for c in checks}
+
+
+def test_an_honest_run_raises_no_alarm() -> None:
+    """A hundred runs: at 1e-4 a check, one alarm among them is already unlikely."""
+    alarms = sum(not c.passed for seed in range(100) for c in verdicts(log_of(seed)).values())
+    assert alarms == 0
+
+
+class _Half(patient_step._Optimizer):
+    """Adds noise of half the deviation."""
+
+    def add_noise(self) -> None:
+        self.noise_multiplier /= 2
+        super().add_noise()
+        self.noise_multiplier *= 2
+
+
+class _Unclipped(patient_step._Optimizer):
+    """Adds gradients up as they are."""
+
+    def clip_and_accumulate(self) -> None:
+        self.max_grad_norm *= 1e6
+        super().clip_and_accumulate()
+        self.max_grad_norm /= 1e6
+
+
+@pytest.mark.parametrize(
+    ("bug", "given_away"), [(_Half, "noise variance"), (_Unclipped, "sum of contributions, off by")]
+)
+def test_an_optimizer_that_does_less_is_found(
+    bug: type, given_away: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patient_step, "_Optimizer", bug)
+    found = verdicts(log_of(0))
+    assert not found[given_away].passed
+    assert sum(not c.passed for c in found.values()) == 1
+
+
+def test_another_rate_is_found() -> None:
+    assert not verdicts(log_of(0, rate=0.4))["inclusion rate"].passed
+
+
+def test_a_step_that_was_not_paid_for_is_found() -> None:
+    """As when a step drawn afresh on resume is charged once."""
+    assert not verdicts(log_of(0), n_charged=N_STEPS - 1)["steps charged"].passed
