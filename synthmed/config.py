@@ -227,6 +227,8 @@ class Privacy(Part):
         clip: C, the norm that a patient's gradient is clipped to.
         draws: K, noise draws and augmentations that a patient's gradient is averaged over.
         at_once: patients whose gradients are in memory together; changes nothing else.
+        init_is_public: declares that the weights of `train.init` were trained on nobody (phantoms)
+            or on public data. The report says so; without it they are refused.
     """
 
     epsilon: Annotated[float, Field(gt=0, le=100)]
@@ -237,6 +239,7 @@ class Privacy(Part):
     clip: Annotated[float, Field(gt=0)] = 1.0
     draws: Annotated[int, Field(ge=1, le=64)] = 2
     at_once: Annotated[int, Field(ge=1, le=1024)] = 4
+    init_is_public: bool = False
 
     @model_validator(mode="after")
     def _within(self) -> Privacy:
@@ -387,6 +390,44 @@ class Config(Part):
         if isinstance(self.sample.prior, Mapping):
             for name, wanted in self.sample.prior.items():
                 self._check_prior(name, wanted)
+        return self
+
+    @model_validator(mode="after")
+    def _public_constants(self) -> Config:
+        """Under differential privacy nothing may be taken from the patients without being paid."""
+        if self.privacy is None:
+            return self
+        refused = {
+            "train.max_minutes: how many steps fit into a time depends on the machine's load and "
+            "the patients, and their number is a part of the promise; set max_steps instead": (
+                self.train.max_minutes is not None
+            ),
+            "data.view: drawn fits the sizes of the patients' fields of view; set grid": (
+                self.data.view != "grid"
+            ),
+            "data.spacing_mm: null takes the cohort's median; write the voxel size down": (
+                self.data.spacing_mm is None
+            ),
+            "data.patient: name the column that says who is one person (or set data.format: dicom, "
+            "where it is PatientID): a person under two names would pay twice as little": (
+                self.data.patient is None and self.data.format != "dicom"
+            ),
+            "sample.prior: cohort draws labels as the patients have them; use uniform, or declare "
+            "a distribution that is public": self.sample.prior == "cohort",
+            "train.precision: bf16 is not what the gradients are checked in; leave it out": (
+                self.train.precision == "bf16"
+            ),
+            "train.compile: compiled code is not what the gradients are checked in; leave it out": (
+                self.train.compile == "on"
+            ),
+            "train.init: those weights were trained on somebody; set privacy.init_is_public: true "
+            "only if they were trained on phantoms or on public data": (
+                self.train.init is not None and not self.privacy.init_is_public
+            ),
+        }
+        for message, applies in refused.items():
+            if applies:
+                raise ValueError(f"{message} (privacy is promised)")
         return self
 
     @model_validator(mode="after")

@@ -47,6 +47,7 @@ class Loader:
         self.augment = augment
         self.patients = dataset.train_patients()
         self.batch_patients = min(batch_patients, len(self.patients))
+        self.asked = batch_patients
         self.scans = {
             p: np.flatnonzero((dataset.patients == p) & ~dataset.holdout) for p in self.patients
         }
@@ -124,7 +125,8 @@ class Loader:
             scans = [self._scan(key.fold(step, name), name) for name in names]
             batch = self._batch([x for x, _ in scans], np.stack([c for _, c in scans]))
         else:
-            names = [str(i) for i in range(self.batch_patients)]
+            # not clamped: how many people there are is theirs
+            names = [str(i) for i in range(self.asked)]
             batch = None
         each = [phase.draw(key.fold(step, name, "draw").torch(), 1) for name in names]
         draws = {k: torch.stack([d[k] for d in each]) for k in each[0]}

@@ -19,7 +19,7 @@ from synthmed.config import Config
 from synthmed.configfile import init_folder
 from synthmed.errors import UsageError
 from synthmed.store import file_sha256
-from synthmed.training import load_state, named_state
+from synthmed.training import load_state, named_parameters, named_state
 
 WEIGHTS = "weights.safetensors"
 ABOUT = "model.json"
@@ -39,14 +39,21 @@ class Origin:
     digest: str
     about: Mapping[str, Any]
 
-    def start(self, model: Generative) -> dict[str, Any]:
+    def start(self, model: Generative, buffers: bool = True) -> dict[str, Any]:
         """Set the weights that fit; returns the provenance, and which tensors stayed fresh.
+
+        Args:
+            model: to start.
+            buffers: take these too; a private training leaves them, since some are fitted to
+                the other run's patients and nothing would fit them anew.
 
         Raises:
             UsageError: no tensor fits.
         """
         there = load_file(self.path / WEIGHTS)
         mine = named_state(model)
+        if not buffers:
+            there = {k: v for k, v in there.items() if k in named_parameters(model)}
         taken = {
             k: there[k]
             for k, v in mine.items()

@@ -50,7 +50,10 @@ _READ = {
     *("channels", "conditions", "missing_labels"),
 }
 DEPENDS: Mapping[str, Callable[[Config], Any]] = {
-    "ingest": lambda c: c.data.model_dump(mode="json", include=_READ),
+    "ingest": lambda c: {
+        **c.data.model_dump(mode="json", include=_READ),
+        "private": c.privacy is not None,
+    },
     "prepare": lambda c: {
         **c.data.model_dump(mode="json", exclude=_READ),
         "seed": c.seed,
@@ -334,7 +337,7 @@ def begin(run: Run, config: Config, overwrite: bool) -> None:
                 "Pass --overwrite to make them anew, or choose another folder with --run.",
             )
         if stale and stale[0] != "release":
-            if stale[0] == "train":
+            if "train" in stale:
                 _check_can_be_paid_again(run, config)
             run.discard(KINDS[stale[0]])
     if overwrite:

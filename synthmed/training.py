@@ -161,7 +161,7 @@ def saved_state(path: Path) -> dict[str, Any]:
 class PrivateSteps(Protocol):
     """Takes the steps of phases that read patients, where privacy was promised to them."""
 
-    def step(self, state: Training, phase: Phase, progress: float, amp: bool) -> dict[str, float]:
+    def step(self, state: Training, phase: Phase, progress: float) -> dict[str, float]:
         """One step: parameters are changed, and figures for the private log returned."""
         ...
 
@@ -200,7 +200,7 @@ def phase_step(
     for group in optimizer.param_groups:
         group["lr"] = phase.optimizer.learning_rate * factor
     if phase.reads_patients and private is not None:
-        figures = private.step(state, phase, progress, amp)
+        figures = private.step(state, phase, progress)
     else:
         figures = _plain_step(state, phase, loader, config, key, device, amp)
     if phase.project is not None:

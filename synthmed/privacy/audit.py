@@ -22,15 +22,12 @@ from torch import Tensor
 
 from synthmed.keys import Key
 from synthmed.privacy.noise import SecretStream
-from synthmed.privacy.patient_step import Mechanism, PatientStep
+from synthmed.privacy.patient_step import OFF, Mechanism, PatientStep
 
 LEVEL = 0.05
 """Chance with which a lower bound may exceed the truth."""
 ALARM = 1e-4
 """p-value of a record below which a mechanism is not the one it claims to be."""
-
-OFF = 1e-3
-"""Distance in units of C by which rounding may move the sum of clipped gradients."""
 
 Gradients = Callable[[int], tuple[Sequence[Tensor], Tensor] | None]
 """Gradients and losses of the made-up patients of a step; None where nobody is drawn."""

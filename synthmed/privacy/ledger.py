@@ -15,7 +15,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +55,7 @@ class Account:
         title: what the run calls itself (export.name); never a path.
         patients: pseudonyms of everybody it trains on.
         mechanism: noise multiplier and sampling rate, with n = 1.
+        promise: epsilon and delta that its report states for good.
         charges: every distinct step.
     """
 
@@ -62,6 +63,7 @@ class Account:
     title: str
     patients: frozenset[str]
     mechanism: Steps
+    promise: tuple[float, float]
     charges: set[Charge] = field(default_factory=set)
 
     @property
@@ -114,15 +116,25 @@ class Ledger:
                 "patients": sorted(account.patients),
                 "noise_multiplier": account.mechanism.noise_multiplier,
                 "sample_rate": account.mechanism.sample_rate,
+                "epsilon": account.promise[0],
+                "delta": account.promise[1],
             }
         )
 
-    def charge(self, run: str, charge: Charge) -> bool:
-        """Write a step down, synced, before it is taken; False where it is written already."""
+    def charge(self, run: str, charge: Charge, before: Callable[[], None] = lambda: None) -> bool:
+        """Write a step down, synced, before it is taken; False where it is written already.
+
+        Args:
+            run: its number.
+            charge: the step.
+            before: raises where it must not be taken; called when nobody else can write, with
+                everything known that others have written.
+        """
         if charge in self.accounts[run].charges:
             return False
         phase, step, state = charge
-        self._append({"kind": "step", "run": run, "phase": phase, "step": step, "state": state})
+        entry = {"kind": "step", "run": run, "phase": phase, "step": step, "state": state}
+        self._append(entry, before)
         return True
 
     def note_unprotected(self, run: str, patients: Iterable[str]) -> None:
@@ -131,8 +143,8 @@ class Ledger:
 
     # --- reading ------------------------------------------------------------------------------
 
-    def histories(self, patients: Iterable[str], besides: str | None = None) -> list[list[Steps]]:
-        """The different histories among these patients, mostly one or two.
+    def histories(self, patients: Iterable[str], besides: str | None = None) -> list[list[Account]]:
+        """The different sets of charged accounts among these patients, mostly one or two.
 
         Args:
             patients: pseudonyms.
@@ -140,7 +152,7 @@ class Ledger:
         """
         charged = [a for a in self.accounts.values() if a.charges and a.run != besides]
         found = {frozenset(a.run for a in charged if p in a.patients) for p in patients}
-        return [[a.steps for a in charged if a.run in runs] for runs in sorted(found, key=sorted)]
+        return [[a for a in charged if a.run in runs] for runs in sorted(found, key=sorted)]
 
     def runs_of(self, patients: Iterable[str]) -> list[Account]:
         """Accounts that any of these patients has paid into, in the order they were opened."""
@@ -154,10 +166,11 @@ class Ledger:
 
     # --- the file -----------------------------------------------------------------------------
 
-    def _append(self, entry: dict[str, Any]) -> None:
+    def _append(self, entry: dict[str, Any], before: Callable[[], None] = lambda: None) -> None:
         with self._locked():
             self._read_on()
             self._compare_head()
+            before()
             line = json.dumps({**entry, "before": self._digest}, sort_keys=True).encode() + b"\n"
             path = self.folder / FILE
             try:
@@ -210,7 +223,8 @@ class Ledger:
         if kind == "run":
             mechanism = Steps(float(entry["noise_multiplier"]), float(entry["sample_rate"]), 1)
             people = frozenset(entry["patients"])
-            account = Account(entry["run"], entry["title"], people, mechanism)
+            promise = (float(entry["epsilon"]), float(entry["delta"]))
+            account = Account(entry["run"], entry["title"], people, mechanism, promise)
             self.accounts[account.run] = account
         elif kind == "step":
             charge = (str(entry["phase"]), int(entry["step"]), str(entry["state"]))

@@ -29,7 +29,7 @@ def overview(delta: float, with_patients: bool) -> dict[str, Any]:
     together: dict[frozenset[str], list[str]] = {}
     for p in everybody:
         together.setdefault(frozenset(a.run for a in charged if p in a.patients), []).append(p)
-    groups = []
+    groups: list[dict[str, Any]] = []
     for runs, people in together.items():
         mine = [a for a in charged if a.run in runs]
         groups.append(
@@ -39,6 +39,7 @@ def overview(delta: float, with_patients: bool) -> dict[str, Any]:
                 "runs": [
                     {"run": a.run[:12], "title": a.title, "steps": len(a.charges)} for a in mine
                 ],
+                "promised": min(a.promise[0] for a in mine),
                 "n_unprotected_runs": ledger.without_protection(people),
                 **({"patients": people} if with_patients else {}),
             }
@@ -54,7 +55,10 @@ def describe(facts: Mapping[str, Any]) -> str:
     lines = []
     for group in facts["groups"]:
         people = "1 patient" if group["n_patients"] == 1 else f"{group['n_patients']} patients"
-        lines.append(f"{people}: epsilon {group['epsilon']:.2f} at delta {facts['delta']:g}")
+        lines.append(
+            f"{people}: epsilon {group['epsilon']:.2f} at delta {facts['delta']:g}, of "
+            f"{group['promised']:g} promised for good"
+        )
         for run in group["runs"]:
             lines.append(f"  {run['run']}  {run['steps']:>6} steps  {run['title']}")
         if group["n_unprotected_runs"]:

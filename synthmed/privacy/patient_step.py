@@ -18,8 +18,12 @@ import torch
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
+from synthmed.errors import SynthmedError
 from synthmed.privacy.gradients import finite_only, norms_of
 from synthmed.privacy.noise import SecretStream
+
+OFF = 1e-3
+"""Distance in units of C by which rounding may move the sum of clipped gradients."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,9 @@ class PatientStep:
             chunks: gradients ((B, *shape) for each parameter) and losses (B,) of the patients
                 drawn, some at a time; none for an empty step.
             stream: of this step's noise.
+
+        Raises:
+            SynthmedError: what was summed is not what was meant; nothing is changed then.
         """
         largest, losses = 0.0, []
         self._gather([torch.zeros(0, *p.shape, device=p.device) for p in self.params])
@@ -122,9 +129,11 @@ class PatientStep:
             losses += loss.tolist()
             self._gather(kept)
         off = self._distance(meant) / self.mechanism.clip
-        if torch.distributed.is_initialized():
-            for p in self.params:
-                torch.distributed.all_reduce(p.summed_grad)  # type: ignore[attr-defined]
+        if off > OFF:
+            raise SynthmedError(
+                f"privacy: the sum of clipped gradients is off by {off:.2g} of the bound",
+                "A defect of synthmed or Opacus: no private model can be made here.",
+            )
         self._optimizer.stream = stream
         self._optimizer.add_noise()
         added = self._distance([p.grad for p in self.params if p.grad is not None])

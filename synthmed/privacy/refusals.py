@@ -1,4 +1,4 @@
-"""What cannot be done under differential privacy, and what to do instead."""
+"""Backbones that cannot be trained under differential privacy, and what to do instead."""
 
 from __future__ import annotations
 
@@ -8,29 +8,11 @@ from synthmed.errors import UsageError
 
 
 def refuse(config: Config, model: Generative) -> None:
-    """Raise for what cannot be done under differential privacy, before anything is read.
+    """Raise where a model's training ends with a fit that reads patients.
 
     Raises:
-        UsageError: names the setting, why, and what to set instead.
+        UsageError: names the backbone, and what to set instead.
     """
-    if config.train.max_minutes is not None:
-        raise UsageError(
-            "train.max_minutes: how many steps fit into a time depends on the patients, and the "
-            "number of steps is a part of the promise",
-            "Set train.max_steps, and leave max_minutes out.",
-        )
-    if config.data.view != "grid":
-        raise UsageError(
-            "data.view: drawn fits the sizes of the patients' fields of view, which privacy does "
-            "not cover",
-            "Set data.view: grid.",
-        )
-    if config.sample.prior == "cohort":
-        raise UsageError(
-            "sample.prior: cohort draws labels as the patients have them, which privacy does not "
-            "cover",
-            "Use uniform, or declare a distribution that is public.",
-        )
     for current in model.rounds():
         if current.finish is not None and current.finish_privacy != "none":
             raise UsageError(

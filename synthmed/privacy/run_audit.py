@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from synthmed.config import Config
-from synthmed.errors import UsageError
+from synthmed.errors import InputError, UsageError
 from synthmed.keys import Key
 from synthmed.privacy import audit
 from synthmed.privacy.audited import FILE
@@ -33,6 +33,7 @@ def perform(
 
     Raises:
         UsageError: the run was trained without a promise, or has too few parameters for canaries.
+        InputError: the ledger is another one.
     """
     stated = model.manifest.facts["privacy"]
     if config.privacy is None or stated is None:
@@ -47,9 +48,14 @@ def perform(
     key = Key.root(seed).fold("audit")
     loader = noise_loader(config, 2 * COMPANY, COMPANY)
     made = train.build(config, loader, key.fold("weights"), "cpu")
-    params = named_parameters(made)
+    params = {k: p for k, p in named_parameters(made).items() if p.requires_grad}
     reading = [p for r in made.rounds() for p in r.phases if p.reads_patients]
-    account = Ledger().accounts[stated["run"]]
+    account = Ledger().accounts.get(stated["lifetime"]["run"])
+    if account is None:
+        raise InputError(
+            f"run {run.path}: the ledger in SYNTHMED_HOME does not know it",
+            "Set SYNTHMED_HOME to the one that it was trained with.",
+        )
     lines = [json.loads(x) for x in (model.path / LOG).read_text(encoding="utf-8").splitlines()]
     checks = []
     for phase in reading:
@@ -78,12 +84,12 @@ def perform(
     result = {
         "model": model.digest(),
         "seed": seed,
-        "epsilon_claimed": stated["epsilon_of_this_run"],
+        "epsilon_claimed": stated["epsilon"],
         "delta": stated["delta"],
         "canaries": found,
         "records": [asdict(c) for c in checks],
         "passed": all(c.passed for c in checks)
-        and found["epsilon_lower_bound"] <= stated["epsilon_of_this_run"],
+        and found["epsilon_lower_bound"] <= stated["epsilon"],
     }
     folder = run.private / "audit"
     folder.mkdir(exist_ok=True)

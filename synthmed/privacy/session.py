@@ -9,7 +9,6 @@ import secrets
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from synthmed.backbones.generative import Generative, Phase
@@ -21,7 +20,7 @@ from synthmed.loader import Loader
 from synthmed.privacy import oracle
 from synthmed.privacy.accounting import CURVE, affordable, epsilon, epsilon_rdp, noise_for
 from synthmed.privacy.gradients import Way, per_patient
-from synthmed.privacy.ledger import Account, Ledger, Steps
+from synthmed.privacy.ledger import Account, Charge, Ledger, Steps
 from synthmed.privacy.noise import SecretStream
 from synthmed.privacy.patient_step import Mechanism, PatientStep
 from synthmed.training import Training, owned
@@ -92,7 +91,11 @@ class Session:
         patients = frozenset(self.loader.patients)
         planned = require_budget(self.ledger, patients, self.promise, self.n_steps)
         self.account = Account(
-            secrets.token_hex(16), self.config.export.name, patients, planned._replace(n=1)
+            secrets.token_hex(16),
+            self.config.export.name,
+            patients,
+            planned._replace(n=1),
+            (self.promise.epsilon, self.promise.delta),
         )
         self.ledger.begin(self.account)
         self._limit = (self._charged_by_others(), self.n_steps)
@@ -104,6 +107,12 @@ class Session:
                 "the privacy ledger in SYNTHMED_HOME does not hold what this training has charged",
                 "Restore the ledger from a backup, or begin anew with --overwrite, which charges "
                 "the patients again.",
+            )
+        same = account.mechanism.sample_rate == self.promise.sample_rate
+        if account.patients != frozenset(self.loader.patients) or not same:
+            raise InputError(
+                "the checkpoint of this training was charged to other patients, or at another rate",
+                "It comes from another run: begin anew with --overwrite.",
             )
         self.account = account
         if mark["others"] == self._charged_by_others():
@@ -119,7 +128,7 @@ class Session:
 
     # --- steps --------------------------------------------------------------------------------
 
-    def step(self, state: Training, phase: Phase, progress: float, amp: bool) -> dict[str, float]:
+    def step(self, state: Training, phase: Phase, progress: float) -> dict[str, float]:
         """One private step: charged, then taken. Returns what the private log keeps of it."""
         name = f"{state.round}.{phase.name}"
         optimizer = state.optimizers[phase.name]
@@ -141,11 +150,9 @@ class Session:
                 batch, draws = self.loader.private_batch(
                     phase, key, some, self.promise.draws, self.device
                 )
-                with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=amp):
-                    found = per_patient(
-                        self.ways[name][0], phase, state.params, wanted, batch, draws, progress
-                    )
-                yield found
+                yield per_patient(
+                    self.ways[name][0], phase, state.params, wanted, batch, draws, progress
+                )
 
         stream = SecretStream(hmac.digest(secret, b"noise", "sha256"))
         taken = taking.take(chunks(), stream)
@@ -184,18 +191,20 @@ class Session:
             seen.update(p.detach().cpu().contiguous().numpy().tobytes())
         return seen.hexdigest()[:32]
 
-    def _charge(self, charge: tuple[str, int, str]) -> None:
+    def _charge(self, charge: Charge) -> None:
+        """Write the step down, unless it would break a promise that stands on a patient."""
         account = self.ledger.accounts[self.account.run]
-        if charge in account.charges:
-            return
-        if len(account.charges) + 1 > self._affordable():
-            raise BudgetExhausted(
-                f"privacy: step {charge[1]} of {charge[0]} would break the promise of epsilon "
-                f"{self.promise.epsilon:g}: {len(account.charges)} steps are charged",
-                "Steps that were drawn afresh after an interruption cost again. Begin anew with a "
-                "smaller train.max_steps.",
-            )
-        self.ledger.charge(account.run, charge)
+
+        def before() -> None:
+            if len(account.charges) + 1 > self._affordable():
+                raise BudgetExhausted(
+                    f"privacy: step {charge[1]} of {charge[0]} would break a promise made to its "
+                    f"patients: {len(account.charges)} steps are charged to this run",
+                    "Steps that were drawn afresh after an interruption cost again, and other runs "
+                    "may have charged since. What these patients had to spend is spent.",
+                )
+
+        self.ledger.charge(account.run, charge, before)
 
     def _affordable(self) -> int:
         """How many steps this run may charge in all; looked up again when others have charged."""
@@ -204,8 +213,12 @@ class Session:
         if self._limit is None or self._limit[0] != others or (planned and self._is_spent()):
             most = self.account.mechanism._replace(n=2 * self.n_steps)
             besides = self.ledger.histories(self.account.patients, besides=self.account.run)
-            promise, delta = self.promise.epsilon, self.promise.delta
-            self._limit = (others, min(affordable(h, most, promise, delta) for h in besides))
+            limits = [
+                affordable([a.steps for a in history], most, *promise)
+                for history in besides
+                for promise in promises(history, self.promise)
+            ]
+            self._limit = (others, min(limits))
         return self._limit[1]
 
     def _is_spent(self) -> bool:
@@ -221,35 +234,47 @@ class Session:
     # --- after the last step ------------------------------------------------------------------
 
     def statement(self) -> dict[str, Any]:
-        """What the report says of privacy: for the patient who has paid most, all runs together."""
+        """What the reports say of privacy.
+
+        `epsilon`, with the curve and the cross-check, is this run's own, from public constants
+        alone. `lifetime` is what the patient who has paid most has paid in all runs: it tells who
+        was in which, and stays in the house.
+        """
         account = self.ledger.accounts[self.account.run]
+        delta, own = self.promise.delta, [account.steps]
         histories = self.ledger.histories(account.patients)
-        delta = self.promise.delta
-        worst = max(histories, key=lambda h: epsilon(h, delta))
         mechanism = self.mechanism
         return {
-            "epsilon": _up(epsilon(worst, delta)),
-            "odds": math.exp(epsilon(worst, delta)),
+            "epsilon": _up(epsilon(own, delta)),
+            "odds": math.exp(epsilon(own, delta)),
             "delta": delta,
             "promised": self.promise.epsilon,
             "unit": "patient",
             "adjacency": "add or remove one patient, with all scans and labels",
             "accountant": "PRV, the larger of both directions",
-            "epsilon_crosscheck": _up(epsilon_rdp(worst, delta)),
-            "curve": {f"{d:g}": _up(epsilon(worst, d)) for d in sorted({*CURVE, delta})},
-            "epsilon_of_this_run": _up(epsilon([account.steps], delta)),
+            "epsilon_crosscheck": _up(epsilon_rdp(own, delta)),
+            "curve": {f"{d:g}": _up(epsilon(own, d)) for d in sorted({*CURVE, delta})},
             "steps": len(account.charges),
             "sample_rate": mechanism.sample_rate,
             "noise_multiplier": mechanism.noise_multiplier,
             "clip": mechanism.clip,
             "divisor": mechanism.divisor,
             "draws": self.promise.draws,
-            "run": self.account.run,
-            "runs_charged": len(self.ledger.runs_of(account.patients)),
-            "runs_unprotected": self.ledger.without_protection(account.patients),
+            "init_is_public": self.promise.init_is_public,
             "generator": "AES-256 in counter mode, keyed in SYNTHMED_HOME",
             "gradients": {name: way for name, (way, _) in sorted(self.ways.items())},
+            "lifetime": {
+                "run": self.account.run,
+                "epsilon": _up(max(epsilon([a.steps for a in h], delta) for h in histories)),
+                "runs_charged": len(self.ledger.runs_of(account.patients)),
+                "runs_unprotected": self.ledger.without_protection(account.patients),
+            },
         }
+
+
+def promises(history: Sequence[Account], mine: Privacy) -> list[tuple[float, float]]:
+    """Every (epsilon, delta) that was promised for good to the patients of a history, and ours."""
+    return sorted({a.promise for a in history} | {(mine.epsilon, mine.delta)})
 
 
 def require_budget(
@@ -264,16 +289,17 @@ def require_budget(
     sigma = noise_for(spend, promise.delta, promise.sample_rate, n_steps)
     planned = Steps(sigma, promise.sample_rate, n_steps)
     for history in ledger.histories(patients):
-        total = epsilon([*history, planned], promise.delta)
-        if total > promise.epsilon:
-            had = epsilon(history, promise.delta)
-            raise BudgetExhausted(
-                f"privacy: this run would cost epsilon {spend:g} and {total:.2f} in all: some of "
-                f"its patients have paid {had:.2f} before, and privacy.epsilon promises "
-                f"{promise.epsilon:g} for good",
-                "Set privacy.spend to less than what is left (synthmed ledger shows it), or use "
-                "the model that the patients have paid for.",
-            )
+        spent = [a.steps for a in history]
+        for most, delta in promises(history, promise):
+            total = epsilon([*spent, planned], delta)
+            if total > most:
+                raise BudgetExhausted(
+                    f"privacy: this run would cost epsilon {spend:g} and {total:.2f} in all: some "
+                    f"of its patients have paid {epsilon(spent, delta):.2f} before, and {most:g} "
+                    f"at delta {delta:g} was promised to them for good",
+                    "Set privacy.spend to less than what is left (synthmed ledger shows it), or "
+                    "use the model that the patients have paid for.",
+                )
     return planned
 
 

@@ -16,6 +16,7 @@ NOT_COVERED = (
     "the decision whether to release: it looked at real patients and tells one bit an attempt",
     "what anybody learns about a patient who was never in the cohort, such as how a disease looks",
     "time, memory and the number of people in a step, for whoever watches the machine that trained",
+    "earlier runs without protection on the same patients, if there were any",
     "the restricted report, which stays in the house",
 )
 
@@ -61,7 +62,8 @@ def protected(report: Mapping[str, Any]) -> dict[str, Any]:
         "cohort": {**report["cohort"], **dict.fromkeys(counts)},
         "estimates": [],
         "policy": policy,
-        "privacy": {k: v for k, v in report["privacy"].items() if k != "run"},
+        # who has paid in which other runs tells who is in this one
+        "privacy": {k: v for k, v in report["privacy"].items() if k != "lifetime"},
         "identifier_scan": {**report["identifier_scan"], "n_searched": None},
         "provenance": {**provenance, "digests": digests},
     }

@@ -63,7 +63,8 @@ def ingest(
         progress: called with (done, total).
         min_patients: fewer usable patients are an error; quarantine.tsv is there all the same.
         use_split: carry the table's column `split` (train, holdout) to the scans.
-        allow_copies: keep scans with the same voxels, as a cohort under test may have.
+        allow_copies: keep scans with the same voxels, as a cohort under test may have. Under
+            differential privacy they are kept as well: one person's must not remove another's.
 
     Returns:
         Counts for the manifest and the report; no identity is in them.
@@ -88,7 +89,12 @@ def ingest(
         for path, reason, person in plan.refused:
             quarantine.add(path, reason, pseudonyms.patient(person) if person else "")
         reading = _Reading(
-            config.data.channels or {}, pseudonyms, quarantine, target, use_split, allow_copies
+            config.data.channels or {},
+            pseudonyms,
+            quarantine,
+            target,
+            use_split,
+            allow_copies or config.privacy is not None,
         )
         scans = reading.scans(plan.candidates, progress)
     lines = [scan.model_dump_json() + "\n" for scan in scans]

@@ -22,7 +22,7 @@ from scipy.ndimage import gaussian_filter
 
 from synthmed.artifacts import Catalogue, ChannelInfo, Scan
 from synthmed.config import Channel, Config, Data
-from synthmed.errors import InputError, ResourceError, UsageError
+from synthmed.errors import InputError, ResourceError
 from synthmed.keys import Key
 from synthmed.progress import Progress
 from synthmed.store import write_json
@@ -261,11 +261,6 @@ def _crop_or_pad(
 def _spacing(config: Config, scans: Sequence[Scan]) -> tuple[float, float, float]:
     if config.data.spacing_mm is not None:
         return config.data.spacing_mm
-    if config.privacy is not None:
-        raise UsageError(
-            "data.spacing_mm: null takes the cohort's median, which privacy does not cover",
-            "Write the voxel size into the config: it is then a public constant.",
-        )
     x, y, z = np.median([s.spacing_mm for s in scans], axis=0)
     return float(x), float(y), float(z)
 

@@ -121,7 +121,7 @@ def release(
         names_model=with_volumes,
         examination=examination.read(run.folder("model")),
     )
-    signature = _still_signed(run, decision, shareable)
+    signature = _still_signed(run, decision, shareable, restricted)
     if signature:
         restricted["signature"] = signature
         _sign_folder(new, shareable, signature)
@@ -192,7 +192,7 @@ def sign(run: Run, name: str, reason: str) -> None:
         "reason": reason.strip(),
         "when": time.strftime("%Y-%m-%d", time.gmtime()),
     }
-    record = {**signature, "report": digest(shareable)}
+    record = {**signature, "report": _signed_content(shareable, restricted)}
     _sign_folder(new, shareable, signature)
     write_json(run.private / "signed.json", record)
     run.log("signed", name=record["name"], reason=record["reason"])
@@ -290,13 +290,25 @@ def _sign_folder(folder: Path, report: Report, signature: Mapping[str, str]) -> 
     close(folder)
 
 
-def _still_signed(run: Run, decision: Decision, shareable: Report) -> dict[str, str] | None:
+def _signed_content(shareable: Report, restricted: Report) -> str:
+    """Digest of what a signature stands for: all that leaves, and all that it was decided by.
+
+    How often it was decided is no part of it.
+    """
+    privacy = {k: v for k, v in (shareable["privacy"] or {}).items() if k != "attempts"}
+    decided_by = {k: restricted[k] for k in ("estimates", "policy")}
+    return digest([{**shareable, "signature": None, "privacy": privacy}, decided_by])
+
+
+def _still_signed(
+    run: Run, decision: Decision, shareable: Report, restricted: Report
+) -> dict[str, str] | None:
     """The signature, if the very report that was signed has been made again."""
     file = run.private / "signed.json"
     if decision.decision != "REVIEW" or not file.is_file():
         return None
     record: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
-    if record.pop("report") != digest(shareable):
+    if record.pop("report") != _signed_content(shareable, restricted):
         return None
     return record
 

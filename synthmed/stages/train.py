@@ -91,7 +91,8 @@ def train(
     """
     key = Key.root(config.seed).fold("train")
     model = build(config, loader, key.fold("weights"), device)
-    started_from = origin.start(model) if origin else None
+    private_run = config.privacy is not None
+    started_from = origin.start(model, buffers=not private_run) if origin else None
     checkpoint = partial / CHECKPOINT
     amp = precision(config, device)
     with arithmetic(device, amp), loader.ahead(), interruptible() as interrupted:
@@ -101,7 +102,7 @@ def train(
             refuse(config, model)
         state = _begun(config, model, loader, key, checkpoint, device, origin)
         private = _private(config, loader, state, checkpoint, device)
-        if compiles(config, device, max(state.steps)):
+        if private is None and compiles(config, device, max(state.steps)):
             for module in model.modules.values():
                 module.compile()
         _loop(state, config, loader, key, checkpoint, device, amp, progress, interrupted, private)
@@ -372,6 +373,8 @@ def precision(config: Config, device: str) -> bool:
     """Whether to train in bfloat16: asked for, or `auto` on hardware that multiplies it faster."""
     if config.train.precision != "auto":
         return config.train.precision == "bf16"
+    if config.privacy is not None:  # as the gradients were checked
+        return False
     return fast_bfloat16(device)
 
 

@@ -18,7 +18,7 @@ STEP = Steps(2.0, 0.25, 1)
 
 
 def account(run: str, *patients: str) -> Account:
-    return Account(run, f"cohort {run}", frozenset(patients), STEP)
+    return Account(run, f"cohort {run}", frozenset(patients), STEP, (8.0, 1e-5))
 
 
 def filled(folder: Path, n: int = 5) -> Ledger:
@@ -36,13 +36,16 @@ def test_charges_are_read_back(tmp_path: Path) -> None:
     ledger.note_unprotected("c", ["p3", "p4"])
     again = Ledger(tmp_path, NAMES)
     assert again.head == ledger.head
-    both = [STEP._replace(n=5), STEP._replace(n=1)]
-    assert again.histories(["p1"]) == [both[:1]]
-    assert again.histories(["p2"]) == [both]
-    assert sorted(again.histories(["p1", "p2", "p3", "p4"])) == sorted(
-        [both[:1], both, both[1:], []]
-    )
-    assert again.histories(["p2"], besides="a") == [both[1:]]
+
+    def paid(*patients: str, besides: str | None = None) -> list[list[tuple[str, int]]]:
+        found = again.histories(patients, besides)
+        return sorted([(a.run, a.steps.n) for a in accounts] for accounts in found)
+
+    assert paid("p1") == [[("a", 5)]]
+    assert paid("p2") == [[("a", 5), ("b", 1)]]
+    assert paid("p1", "p2", "p3", "p4") == [[], [("a", 5)], [("a", 5), ("b", 1)], [("b", 1)]]
+    assert paid("p2", besides="a") == [[("b", 1)]]
+    assert {a.promise for a in again.accounts.values()} == {(8.0, 1e-5)}
     assert [a.run for a in again.runs_of(["p2"])] == ["a", "b"]
     assert again.without_protection(["p1"]) == 0 and again.without_protection(["p1", "p4"]) == 1
 
@@ -53,6 +56,21 @@ def test_a_step_replayed_from_the_same_state_is_charged_once(tmp_path: Path) -> 
     assert ledger.charge("a", ("0.elbo", 3, "another state"))
     assert not Ledger(tmp_path, NAMES).charge("a", ("0.elbo", 3, "another state"))
     assert ledger.accounts["a"].steps.n == 6
+
+
+def test_what_must_not_be_taken_is_not_written(tmp_path: Path) -> None:
+    """The check sees what another process has written until then."""
+    first, second = filled(tmp_path), Ledger(tmp_path, NAMES)
+    second.charge("a", ("0.elbo", 70, "other"))
+    seen: list[int] = []
+
+    def refuse() -> None:
+        seen.append(first.accounts["a"].steps.n)
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        first.charge("a", ("0.elbo", 71, "x"), refuse)
+    assert seen == [6] and Ledger(tmp_path, NAMES).accounts["a"].steps.n == 6
 
 
 def test_a_line_is_on_the_disk_before_the_step(tmp_path: Path) -> None:

@@ -30,7 +30,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def config(make_config: Callable[..., Path]) -> Path:
-    return make_config("private", privacy=PROMISE, backbone=CVAE, data__view="grid")
+    return make_config(
+        "private", privacy=PROMISE, backbone=CVAE, data__view="grid", data__patient="participant_id"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,9 @@ def test_both_reports_state_the_promise_and_one_the_patients(run: Path) -> None:
         stated = content["privacy"]
         steps = Steps(stated["noise_multiplier"], stated["sample_rate"], stated["steps"])
         assert epsilon([steps], stated["delta"]) <= stated["epsilon"] <= 6
-        assert stated["steps"] == 5 and stated["runs_charged"] == 1
+        assert stated["steps"] == 5
+    assert restricted["privacy"]["lifetime"]["runs_charged"] == 1
+    assert "lifetime" not in shared["privacy"], "who paid in which runs tells who is in this one"
     assert restricted["cohort"]["n_train"] and restricted["estimates"]
     assert shared["cohort"] == {
         **dict.fromkeys(("n_patients", "n_scans", "n_train", "n_holdout", "n_dropped")),
@@ -111,7 +115,7 @@ def test_a_patient_who_has_paid_ends_another_run_with_exit_6(
     """Another seed moves people across the split; one of them is enough."""
     again = synthmed("generate", config, "--run", tmp_path / "again", "--seed", "1")
     assert again.code == 6
-    assert "privacy.epsilon promises 6 for good" in again.err
+    assert "6 at delta 1e-05 was promised to them for good" in again.err
     assert len(again.err.strip().splitlines()[-2:]) == 2 and "Traceback" not in again.err
     assert not (tmp_path / "again" / "release").exists()
     # what is done stays, and costs nothing to look at again
@@ -123,12 +127,21 @@ def test_overwriting_does_not_buy_a_fresh_budget(
     run: Path, config: Path, synthmed: Callable[..., Result]
 ) -> None:
     before = synthmed("ledger", "--json").json()
-    again = synthmed("generate", config, "--run", run, "--set", "train.max_steps=6", "--overwrite")
-    assert again.code == 6
+    for change in ("train.max_steps=6", "seed=5", "data.holdout=0.4"):
+        again = synthmed("generate", config, "--run", run, "--set", change, "--overwrite")
+        assert again.code == 6, change
     assert synthmed("ledger", "--json").json() == before
     # nor does it cost the model that was paid for
     assert (run / "private/model/weights.safetensors").is_file() and (run / "release").is_dir()
     assert synthmed("generate", config, "--run", run).code == 0
+
+
+def test_what_was_refused_for_training_is_refused_for_sampling(
+    run: Path, config: Path, synthmed: Callable[..., Result]
+) -> None:
+    """A change of `sample` alone needs no --overwrite, and no training to be refused by."""
+    result = synthmed("generate", config, "--run", run, "--set", "sample.prior=cohort")
+    assert result.code == 2 and "sample.prior: cohort" in result.err
 
 
 def test_an_altered_ledger_ends_with_exit_3(

@@ -27,13 +27,21 @@ from synthmed.config import Augment, Config, Optimizer
 from synthmed.errors import BudgetExhausted, InputError, Interrupted, UsageError
 from synthmed.keys import Key
 from synthmed.loader import Loader
+from synthmed.origin import Origin
 from synthmed.privacy import oracle
 from synthmed.privacy.accounting import epsilon
 from synthmed.privacy.gradients import per_patient
 from synthmed.privacy.ledger import FILE, HEAD, Ledger, Steps
 from synthmed.progress import Progress
 from synthmed.stages import train as stage
-from synthmed.training import CHECKPOINT, LOG, Training, saved_state
+from synthmed.training import (
+    CHECKPOINT,
+    LOG,
+    Training,
+    named_parameters,
+    named_state,
+    saved_state,
+)
 from synthmed.trial import noise_loader
 
 GRID = (8, 8, 8)
@@ -71,7 +79,14 @@ def dataset(n: int = 14, seed: int = 0) -> Dataset:
 
 def config(family: str = "cvae", **changes: Any) -> Config:
     tree: dict[str, Any] = {
-        "data": {"source": "x", "grid": GRID, "conditions": {"dx": DX}, "view": "grid"},
+        "data": {
+            "source": "x",
+            "patient": "patient",
+            "grid": GRID,
+            "spacing_mm": [2, 2, 3],
+            "conditions": {"dx": DX},
+            "view": "grid",
+        },
         "backbone": BACKBONES[family],
         "privacy": dict(PRIVATE),
         "train": {"max_steps": 6, "precision": "fp32"},
@@ -130,10 +145,11 @@ def test_every_step_that_reads_patients_is_charged_to_those_trained_on(
     assert stated["steps"] == account.steps.n == 6
     cost = epsilon([Steps(stated["noise_multiplier"], 0.4, 6)], 1e-5)
     assert 0.99 * 8 < cost <= stated["epsilon"] <= 8
-    assert stated["epsilon_of_this_run"] == stated["epsilon"] <= stated["epsilon_crosscheck"]
-    assert (stated["unit"], stated["runs_charged"], stated["runs_unprotected"]) == ("patient", 1, 0)
+    life = stated["lifetime"]
+    assert life["epsilon"] == stated["epsilon"] <= stated["epsilon_crosscheck"]
+    assert (stated["unit"], life["runs_charged"], life["runs_unprotected"]) == ("patient", 1, 0)
     phase = {"cvae": "elbo", "cgan": "critic", "ddpm": "denoising"}[backbone]
-    assert {c[0] for c in account.charges} == {f"{0 if backbone != 'x' else 1}.{phase}"}
+    assert {c[0] for c in account.charges} == {f"0.{phase}"}
     for line in log(tmp_path):
         assert line[f"{phase}.largest"] <= 1 + 1e-5
         assert 0.8 < line[f"{phase}.noise"] < 1.2
@@ -142,7 +158,7 @@ def test_every_step_that_reads_patients_is_charged_to_those_trained_on(
 
 
 def test_patients_are_drawn_at_the_rate_and_each_for_itself(tmp_path: Path) -> None:
-    """Counts over 60 steps are binomial, empty steps among them; removing one leaves the rest."""
+    """Counts over 60 steps are binomial, empty steps among them."""
     conf = config(train__max_steps=60, privacy__sample_rate=0.15)
     run(conf, tmp_path / "a")
     counts = [int(line["elbo.patients"]) for line in log(tmp_path / "a")]
@@ -173,8 +189,10 @@ def test_the_promise_holds_over_runs(tmp_path: Path) -> None:
     """Two runs may share it; a third, another seed or an overwritten one is refused, exit 6."""
     for name in ("a", "b"):
         facts = run(config(privacy__spend=3.0, seed=ord(name)), tmp_path / name)
-    assert facts["privacy"]["runs_charged"] == 2
-    assert 3.0 < facts["privacy"]["epsilon"] < 6.0, "composition is better than the sum"
+    stated = facts["privacy"]
+    assert stated["lifetime"]["runs_charged"] == 2
+    assert 3.0 < stated["lifetime"]["epsilon"] < 6.0, "composition is better than the sum"
+    assert stated["epsilon"] <= 3.0, "what leaves tells of this run alone"
     conf = config(seed=3)
     before = (tmp_path / "home" / FILE).read_bytes()
     with pytest.raises(
@@ -184,7 +202,15 @@ def test_the_promise_holds_over_runs(tmp_path: Path) -> None:
     assert e.value.exit_code == 6
     assert (tmp_path / "home" / FILE).read_bytes() == before, "nothing was charged"
     others = replace(dataset(), patients=np.array(["q" + p for p in dataset().patients]))
-    assert run(conf, tmp_path / "d", others)["privacy"]["runs_charged"] == 1
+    assert run(conf, tmp_path / "d", others)["privacy"]["lifetime"]["runs_charged"] == 1
+
+
+def test_an_earlier_promise_binds_a_later_run(tmp_path: Path) -> None:
+    """Its report has left: another config's larger epsilon, or looser delta, cannot break it."""
+    run(config(privacy__epsilon=2.0), tmp_path / "a")
+    for looser in ({"privacy__epsilon": 90.0}, {"privacy__delta": 1e-2, "privacy__spend": 1.0}):
+        with pytest.raises(BudgetExhausted, match="2 at delta 1e-05 was promised"):
+            run(config(**looser), tmp_path / "b")
 
 
 def test_one_patient_who_has_paid_is_enough(tmp_path: Path) -> None:
@@ -196,7 +222,7 @@ def test_one_patient_who_has_paid_is_enough(tmp_path: Path) -> None:
 
 def test_a_run_without_protection_is_remembered(tmp_path: Path) -> None:
     run(config(privacy=None), tmp_path / "a")
-    assert run(config(), tmp_path / "b")["privacy"]["runs_unprotected"] == 1
+    assert run(config(), tmp_path / "b")["privacy"]["lifetime"]["runs_unprotected"] == 1
 
 
 def test_steps_that_cost_again_end_before_the_promise_breaks(tmp_path: Path) -> None:
@@ -214,7 +240,7 @@ def test_steps_that_cost_again_end_before_the_promise_breaks(tmp_path: Path) -> 
             shutil.rmtree(tmp_path / "target")
             run(conf, tmp_path)
 
-    with pytest.raises(BudgetExhausted, match="would break the promise") as e:
+    with pytest.raises(BudgetExhausted, match="would break a promise") as e:
         again_and_again()
     assert e.value.exit_code == 6
     (account,) = Ledger().accounts.values()
@@ -295,6 +321,11 @@ def test_a_lost_ledger_means_a_refusal_not_a_fresh_budget(
     ("changes", "message"),
     [
         ({"train__max_minutes": 5}, "train.max_minutes"),
+        ({"train__precision": "bf16"}, "train.precision"),
+        ({"train__compile": "on"}, "train.compile"),
+        ({"train__init": "elsewhere"}, "privacy.init_is_public"),
+        ({"data__patient": None}, "data.patient"),
+        ({"data__spacing_mm": None}, "data.spacing_mm"),
         ({"data__view": "drawn"}, "data.view"),
         ({"sample__prior": "cohort"}, "sample.prior"),
         ({"backbone": {"name": "cvae", "latent": 2, "widths": [4, 4]}}, "prior: standard"),
@@ -309,6 +340,39 @@ def test_what_no_noise_covers_is_refused(
         run(config(**changes), tmp_path)
     assert message in str(error.value)
     assert not Ledger().accounts
+
+
+def test_weights_to_start_from_bring_no_fit_of_theirs(tmp_path: Path) -> None:
+    """Parameters are taken, buffers that were fitted to the other run's patients are not."""
+    fitted = config(privacy=None, backbone={**BACKBONES["cvae"], "prior": "fitted"})
+    run(fitted, tmp_path / "a")
+    there = weights(tmp_path / "a")
+    assert not torch.equal(there["prior.factor_LL"], torch.eye(3)), "the control: it was fitted"
+    conf = config()
+    model = stage.build(conf, loader(conf), Key.root(9), "cpu")
+    Origin(tmp_path / "a" / "target", "digest", {}).start(model, buffers=False)
+    mine = named_state(model)
+    assert torch.equal(mine["prior.factor_LL"], torch.eye(3))
+    assert all(torch.equal(mine[k], there[k]) for k in named_parameters(model))
+
+
+def test_a_phase_that_reads_nobody_does_not_tell_how_many_there_are() -> None:
+    """Its batch is the config's, not the smaller of that and the cohort."""
+    conf = config("cgan", train__batch_patients=64)
+    source = Loader(dataset(), Conditions(conf.data.conditions), 64, conf.train.augment)
+    assert source.batch_patients < 64
+    phases = conf.backbone.build(source.spec, conf.train.optimizer).rounds()[0].phases
+    (generator,) = [p for p in phases if not p.reads_patients]
+    _, draws = source.draw(generator, Key.root(0), 0, "cpu")
+    assert {len(v) for v in draws.values()} == {64}
+
+
+def test_a_checkpoint_of_another_cohort_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        run(config(), tmp_path, stop_at=4)
+    others = replace(dataset(), patients=np.array(["q" + p for p in dataset().patients]))
+    with pytest.raises(InputError, match="charged to other patients"):
+        run(config(), tmp_path, others)
 
 
 class Planted:

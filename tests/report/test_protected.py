@@ -24,17 +24,16 @@ STATEMENT: dict[str, Any] = {
     "accountant": "PRV, the larger of both directions",
     "epsilon_crosscheck": 3.6,
     "curve": {"1e-06": 3.9, "1e-05": 3.25},
-    "epsilon_of_this_run": 3.25,
     "steps": 200,
     "sample_rate": 0.25,
     "noise_multiplier": 2.5,
     "clip": 0.1,
     "divisor": 50.0,
     "draws": 1,
-    "runs_charged": 1,
-    "runs_unprotected": 2,
+    "init_is_public": False,
     "generator": "AES-256 in counter mode, keyed in SYNTHMED_HOME",
     "gradients": {"0.elbo": "vmap"},
+    "lifetime": {"run": "31337", "epsilon": 0.7193, "runs_charged": 31337, "runs_unprotected": 2},
 }
 SECRET = 0.7193
 """A number that stands wherever something was computed on patients."""
@@ -88,6 +87,7 @@ def test_no_figure_of_a_patient_is_in_any_file_that_leaves() -> None:
     assert str(SECRET) not in text and "31337" not in text and "31,337" not in text
     # the control: the restricted content does hold them, in every file that shows them
     assert str(SECRET) in json.dumps(report()) and "31337" in json.dumps(report())
+    assert "and 2 more without any protection" in render(report(), {})
 
 
 def test_what_leaves_states_the_promise_and_its_limits() -> None:
@@ -98,7 +98,7 @@ def test_what_leaves_states_the_promise_and_its_limits() -> None:
     for said in (
         "ε = 3.25", "δ = 1e-05", "add or remove one patient", "noise multiplier 2.5",
         "Rényi divergences 3.6", "about 200", "one bit", "3 so far", "not told",
-        "2 more without any protection", "AES-256", "epsilon 3.25 at delta 1e-05",
+        "at most 8.0 for any patient, for good", "AES-256", "epsilon 3.25 at delta 1e-05",
         "stay in the house",
     ):  # fmt: skip
         assert said in text, said

@@ -374,15 +374,11 @@ def test_the_median_voxel_size_unless_privacy_forbids(twelve: Catalogue, tmp_pat
     conf = config(grid=[8, 8, 8], spacing_mm=None)
     facts = prepare(conf, twelve, tmp_path, QUIET)
     assert facts["spacing_mm"] == [2, 2, 2.6]
-    private = configfile.validate(
-        {
-            **conf.model_dump(mode="json"),
-            "privacy": {"epsilon": 3, "sample_rate": 0.5, "patients": 9},
-        },
-        "test",
-    )
+    promise = {"epsilon": 3, "sample_rate": 0.5, "patients": 9}
+    tree = conf.model_dump(mode="json") | {"privacy": promise}
+    tree["data"] |= {"view": "grid", "patient": "patient"}
     with pytest.raises(UsageError, match=r"data\.spacing_mm: null takes the cohort's median"):
-        prepare(private, twelve, tmp_path, QUIET)
+        configfile.validate(tree, "test")
 
 
 def test_nobody_left_to_train_on(twelve: Catalogue, tmp_path: Path) -> None:
