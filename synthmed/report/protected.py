@@ -42,7 +42,11 @@ def stated(
     """
     if statement is None or promise is None:
         return None
-    more = {"declared_patients": promise.patients, "attempts": attempts}
+    more = {
+        "declared_patients": promise.patients,
+        "attempts": attempts,
+        "runs_charged": statement["lifetime"]["runs_charged"],
+    }
     return {**statement, **more, "not_covered": list(NOT_COVERED)}
 
 
@@ -63,7 +67,8 @@ def protected(report: Mapping[str, Any]) -> dict[str, Any]:
         "estimates": [],
         "policy": policy,
         # who has paid in which other runs tells who is in this one
-        "privacy": {k: v for k, v in report["privacy"].items() if k != "lifetime"},
+        "privacy": {k: v for k, v in report["privacy"].items() if k != "lifetime"}
+        | {"runs_charged": None},
         "identifier_scan": {**report["identifier_scan"], "n_searched": None},
         "provenance": {**provenance, "digests": digests},
     }
