@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import Finished, Result
 from scipy.stats import binom
 from torch import nn
 
@@ -184,3 +186,11 @@ def test_another_rate_is_found() -> None:
 def test_a_step_that_was_not_paid_for_is_found() -> None:
     """As when a step drawn afresh on resume is charged once."""
     assert not verdicts(log_of(0), n_charged=N_STEPS - 1)["steps charged"].passed
+
+
+def test_only_a_private_run_has_a_claim_to_audit(
+    finished: Finished, synthmed: Callable[..., Result], tmp_path: Path
+) -> None:
+    result = synthmed("audit", finished.path)
+    assert result.code == 2 and "there is no claim to audit" in result.err
+    assert synthmed("audit", tmp_path).code == 2

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Finished, Result
+from conftest import Result
 
 from synthmed.config import Privacy
 from synthmed.privacy.accounting import Steps, epsilon
@@ -208,14 +208,6 @@ def test_a_record_that_was_tampered_with_fails_the_audit(
     assert result.code == 4
     assert "largest contribution: 0.2, claimed 0.1: NOT MET" in result.out
     assert "FAILED: do not release" in result.out
-
-
-def test_only_a_private_run_has_a_claim_to_audit(
-    finished: Finished, synthmed: Callable[..., Result], tmp_path: Path
-) -> None:
-    result = synthmed("audit", finished.path)
-    assert result.code == 2 and "there is no claim to audit" in result.err
-    assert synthmed("audit", tmp_path).code == 2
 
 
 # --- beforehand -----------------------------------------------------------------------------------

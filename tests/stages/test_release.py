@@ -377,8 +377,10 @@ def test_rebuild_gives_the_same_pages(house: House) -> None:
 
 def test_differential_privacy_is_not_passed_over_in_silence(house: House) -> None:
     promise = {"epsilon": 8, "sample_rate": 0.5, "patients": 20}
+    data = {"source": "x", "grid": [8, 8, 8], "spacing_mm": [1, 1, 1], "view": "grid"}
+    data |= {"patient": "patient"}
     with pytest.raises(UsageError, match="nothing says that the model keeps it"):
-        house.release(PASSING, config=config(privacy=promise))
+        house.release(PASSING, config=config(privacy=promise, data=data))
     assert house.there == set()
 
 
