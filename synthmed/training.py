@@ -202,7 +202,7 @@ def phase_step(
     if phase.reads_patients and private is not None:
         figures = private.step(state, phase, progress)
     else:
-        figures = _plain_step(state, phase, loader, config, key, device, amp)
+        figures = _plain_step(state, phase, loader, config, key, device, amp, progress)
     if phase.project is not None:
         phase.project()
     if phase.ema is not None:
@@ -222,10 +222,10 @@ def _plain_step(
     key: Key,
     device: str,
     amp: bool,
+    progress: float,
 ) -> dict[str, float]:
     """Gradient of the mean over a batch, clipping, AdamW."""
     batch, draws = loader.draw(phase, phase_key(key, state, phase), state.step, device)
-    progress = state.step / state.steps[state.round]
     optimizer = state.optimizers[phase.name]
     mine = owned(optimizer)
     with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=amp):

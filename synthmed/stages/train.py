@@ -96,7 +96,7 @@ def train(
     checkpoint = partial / CHECKPOINT
     amp = precision(config, device)
     with arithmetic(device, amp), loader.ahead(), interruptible() as interrupted:
-        if config.privacy is not None:
+        if private_run:
             from synthmed.privacy.refusals import refuse
 
             refuse(config, model)
