@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from synthmed.backbones import Backbone
 from synthmed.metrics import DEFAULT_METRICS, Metric
+from synthmed.trainable import Choice
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=40)]
 CATEGORY = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
@@ -174,8 +175,9 @@ class Augment(Part):
 
 
 class Optimizer(Part):
-    """AdamW with a linear warm-up and a cosine decay to a tenth."""
+    """AdamW, or plain gradient descent, with a linear warm-up and a cosine decay to a tenth."""
 
+    rule: Literal["adamw", "sgd"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 1e-4
     betas: tuple[float, float] = (0.9, 0.99)
@@ -186,6 +188,8 @@ class Train(Part):
     """How long, how many patients a step, how often a checkpoint is written, and at what cost.
 
     `init` starts from the weights of another run (its folder, or its private/model).
+    `trainable` trains only a part of what `init` has brought, for cohorts too small to move more:
+    `norms_and_conditions`, or `adapters` of rank `adapter_rank` at every layer's weight.
     `watch` compares, now and then, the loss on training and on held-out patients, and warns where
     the model learns its patients by heart. `memory_gib` bounds the peak of training: a step's
     patients are worked through in pieces that fit. `compile` is torch.compile; `auto` uses it on
@@ -201,6 +205,8 @@ class Train(Part):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     augment: Augment = Augment()
     init: str | None = None
+    trainable: Choice = "all"
+    adapter_rank: Annotated[int, Field(ge=1, le=64)] = 4
     watch: bool = True
     memory_gib: Annotated[float, Field(gt=0)] | None = None
     compile: Literal["auto", "on", "off"] = "auto"
@@ -209,6 +215,15 @@ class Train(Part):
     def _bounded(self) -> Train:
         if self.max_minutes is None and self.max_steps is None:
             raise ValueError("give max_minutes or max_steps (or both: the smaller one holds)")
+        return self
+
+    @model_validator(mode="after")
+    def _trained_before(self) -> Train:
+        if self.trainable != "all" and self.init is None:
+            raise ValueError(
+                f"trainable: {self.trainable} leaves most weights as they begin, which is at "
+                "random; set train.init to a run whose weights they shall be"
+            )
         return self
 
 

@@ -52,6 +52,7 @@ class Measured:
 
     Args:
         n_parameters: of the model.
+        n_trained: those of them (or of adapters to them) that are trained.
         build_seconds: to make the model, libraries included.
         seconds_per_step: of each round.
         steps: of each round, within the config's steps and, at that speed, its minutes.
@@ -65,6 +66,7 @@ class Measured:
     """
 
     n_parameters: int
+    n_trained: int
     build_seconds: float
     seconds_per_step: tuple[float, ...]
     steps: tuple[int, ...]

@@ -21,7 +21,7 @@ from synthmed.policy import MIN_HOLDOUT
 from synthmed.progress import Progress, clock
 from synthmed.stages.ingest import ingest
 from synthmed.stages.sample import sample_count
-from synthmed.stages.train import CANONICAL_BATCH
+from synthmed.stages.train import CANONICAL_BATCH, parameters
 from synthmed.trial import noise_loader
 from synthmed.watch import FORWARD, look_steps
 
@@ -58,7 +58,7 @@ def fingerprint(config: Config, device: str, quiet: bool) -> dict[str, Any]:
         from synthmed.privacy.outlook import outlook  # imports Opacus: seconds
 
         # an upper bound: a phase that reads nobody trains some of them
-        out["privacy"] = outlook(config.privacy, out["steps"], out["n_parameters"])
+        out["privacy"] = outlook(config.privacy, out["steps"], out["n_trained"])
     return out
 
 
@@ -122,6 +122,7 @@ def cost(config: Config, n_train: int, n_holdout: int, n_scans: int, device: str
     return {
         "device": device,
         "n_parameters": measured.n_parameters,
+        "n_trained": measured.n_trained,
         "steps": sum(steps),
         "steps_by_round": list(steps),
         "pieces": pieces,
@@ -150,7 +151,7 @@ def describe(facts: Mapping[str, Any]) -> str:
     for name, values in facts["labels"].items():
         lines.append(f"label      {name}: " + ", ".join(f"{k} {v:g}" for k, v in values.items()))
     lines += [
-        f"model      {facts['n_parameters'] / 1e6:.1f} M parameters on {facts['device']}",
+        f"model      {parameters(facts)} on {facts['device']}",
         f"training   {facts['steps']} steps, about {clock(facts['train_seconds'])}",
         f"sampling   about {clock(facts['sample_seconds'])}",
         f"memory     {facts['memory_gib']:.1f} GiB at the highest, in training and sampling",

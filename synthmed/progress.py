@@ -74,3 +74,12 @@ def clock(seconds: float) -> str:
     hours, rest = divmod(whole, 3600)
     minutes, secs = divmod(rest, 60)
     return f"{hours}:{minutes:02}:{secs:02}" if hours else f"{minutes}:{secs:02}"
+
+
+def count(n: int) -> str:
+    """A number of things for a person.
+
+    >>> count(1_234_567), count(24_900), count(870)
+    ('1.2 M', '25 k', '870')
+    """
+    return f"{n / 1e6:.1f} M" if n >= 1e5 else f"{n / 1e3:.0f} k" if n >= 1e4 else str(n)

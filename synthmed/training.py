@@ -61,19 +61,13 @@ class Training:
 
     def begin_round(self) -> None:
         """Fresh optimizers and averages for the phases of the current round."""
-        self.optimizers: dict[str, torch.optim.AdamW] = {}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.averages: dict[str, dict[str, Tensor]] = {}
         if self.round == len(self.rounds):
             return
         for phase in self.rounds[self.round].phases:
             mine = {k: p for k, p in self.params.items() if phase.trainable(k) and p.requires_grad}
-            self.optimizers[phase.name] = torch.optim.AdamW(
-                mine.values(),
-                lr=phase.optimizer.learning_rate,
-                betas=phase.optimizer.betas,
-                weight_decay=phase.optimizer.weight_decay,
-                fused=True,
-            )
+            self.optimizers[phase.name] = optimizer_of(phase.optimizer, list(mine.values()))
             if phase.ema is not None:
                 self.averages[phase.name] = {k: p.detach().clone() for k, p in mine.items()}
 
@@ -193,7 +187,7 @@ def phase_step(
     amp: bool,
     private: PrivateSteps | None = None,
 ) -> dict[str, float]:
-    """One step of one phase: gradient, clipping, AdamW, projection, average."""
+    """One step of one phase: gradient, clipping, optimizer, projection, average."""
     progress = state.step / state.steps[state.round]
     optimizer = state.optimizers[phase.name]
     factor = schedule(phase.optimizer, progress)
@@ -224,7 +218,7 @@ def _plain_step(
     amp: bool,
     progress: float,
 ) -> dict[str, float]:
-    """Gradient of the mean over a batch, clipping, AdamW."""
+    """Gradient of the mean over a batch, clipping, optimizer."""
     batch, draws = loader.draw(phase, phase_key(key, state, phase), state.step, device)
     optimizer = state.optimizers[phase.name]
     mine = owned(optimizer)
@@ -263,7 +257,7 @@ def gradient(
     if state.pieces == 1:
         mean = phase.loss(state.params, batch, draws, progress).mean()
         return mean.detach(), list(torch.autograd.grad(mean, wanted, allow_unused=True))
-    n = len(next(iter(draws.values())))
+    n = len(batch.mask) if batch is not None else len(next(iter(draws.values())))
     total = torch.zeros((), device=wanted[0].device)
     sums: list[Tensor | None] = [None] * len(wanted)
     for part, noise in split(batch, draws, state.pieces):
@@ -292,6 +286,16 @@ def split(batch: Batch | None, draws: Draws, pieces: int) -> list[tuple[Batch | 
 def phase_key(key: Key, state: Training, phase: Phase) -> Key:
     """The key of a phase's draws in the current round."""
     return key.fold("round", state.round, phase.name)
+
+
+def optimizer_of(
+    settings: Optimizer, params: Sequence[torch.nn.Parameter]
+) -> torch.optim.Optimizer:
+    """What steps these parameters; `phase_step` sets its rate."""
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.rule == "sgd":
+        return torch.optim.SGD(params, lr=rate, weight_decay=decay, fused=True)
+    return torch.optim.AdamW(params, lr=rate, betas=settings.betas, weight_decay=decay, fused=True)
 
 
 def schedule(optimizer: Optimizer, progress: float) -> float:

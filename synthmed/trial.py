@@ -27,6 +27,8 @@ from synthmed.measure import Measured, Request, held_bytes, peak_bytes
 from synthmed.stages import train
 from synthmed.stages.prepare import channels_of, grid_affine
 from synthmed.stages.sample import Sampler
+from synthmed.trainable import merge, n_trained
+from synthmed.training import named_parameters
 from synthmed.types import Array
 
 PATIENCE = 30.0
@@ -74,6 +76,7 @@ def perform(config: Config, request: Request) -> Measured:
     key = Key.root(config.seed).fold("trial")
     started = time.monotonic()
     model = train.build(config, loader, key, device)
+    train.restricted(model, config, key)
     build_seconds = time.monotonic() - started
     built = held_bytes(device)
     amp = train.precision(config, device)
@@ -95,7 +98,9 @@ def perform(config: Config, request: Request) -> Measured:
         train.examine(model, loader, device)
         examining = time.monotonic() - started
     steps = tuple(train.steps_within(config, model, seconds))
-    n_parameters = sum(p.numel() for m in model.modules.values() for p in m.parameters())
+    trained = n_trained(model)
+    merge(model)
+    n_parameters = sum(p.numel() for p in named_parameters(model).values())
     times = [0.0, 0.0]
     if request.samples:
         with tempfile.TemporaryDirectory(prefix="synthmed-trial-") as folder:
@@ -105,6 +110,7 @@ def perform(config: Config, request: Request) -> Measured:
             times = _sampled(config, loader, place, device)
     return Measured(
         n_parameters=n_parameters,
+        n_trained=trained,
         build_seconds=build_seconds,
         seconds_per_step=tuple(seconds),
         steps=steps,

@@ -87,6 +87,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, **values: Any) -> list[Request]:
     """Let every trial end in these figures; returns the list of what was asked for."""
     figures = Measured(
         n_parameters=10,
+        n_trained=10,
         build_seconds=3.0,
         seconds_per_step=(0.5,),
         steps=(240,),

@@ -85,7 +85,7 @@ class Phase:
             nothing else that changes, and patient i's loss depends on patient i alone. `batch` is
             None where the phase reads no patients, B then being the draws' first axis. `progress`
             runs from 0 to 1 over the round.
-        optimizer: settings of its AdamW.
+        optimizer: what steps it, and how.
         reads_patients: True where the gradient must be privatised when privacy is asked for.
         ema: decay of the moving average whose weights are kept, or None.
         every: it steps at each `every`-th step of the round.

@@ -48,6 +48,7 @@ def perform(
     key = Key.root(seed).fold("audit")
     loader = noise_loader(config, 2 * COMPANY, COMPANY)
     made = train.build(config, loader, key.fold("weights"), "cpu")
+    train.restricted(made, config, key)
     params = {k: p for k, p in named_parameters(made).items() if p.requires_grad}
     reading = [p for r in made.rounds() for p in r.phases if p.reads_patients]
     account = Ledger().accounts.get(stated["lifetime"]["run"])

@@ -51,6 +51,7 @@ class Session:
         self.ways: dict[str, tuple[Way, float]] = {}
         self._steps: dict[str, PatientStep] = {}
         self._limit: tuple[int, int] | None = None
+        self._n_trained = 0
         self._check(state)
         if state.private is None:
             self._open(state)
@@ -73,7 +74,9 @@ class Session:
             for phase in current.phases:
                 if phase.reads_patients:
                     name = f"{number}.{phase.name}"
-                    wanted = [k for k in state.params if phase.trainable(k)]
+                    mine = {k for k, p in state.params.items() if p.requires_grad}
+                    wanted = [k for k in state.params if phase.trainable(k) and k in mine]
+                    self._n_trained += sum(state.params[k].numel() for k in wanted)
                     allowed = (before[name],) if name in before else oracle.WAYS
                     self.ways[name] = oracle.examine(
                         state.model,
@@ -262,6 +265,7 @@ class Session:
             "draws": self.promise.draws,
             "init_is_public": self.promise.init_is_public,
             "generator": "AES-256 in counter mode, keyed in SYNTHMED_HOME",
+            "n_trained": self._n_trained,
             "gradients": {name: way for name, (way, _) in sorted(self.ways.items())},
             "lifetime": {
                 "run": self.account.run,

@@ -26,15 +26,17 @@ from synthmed.keys import Key
 from synthmed.loader import Loader
 from synthmed.origin import ABOUT, WEIGHTS, Origin, provenance
 from synthmed.privacy.ledger import Ledger
-from synthmed.progress import Progress
+from synthmed.progress import Progress, count
 from synthmed.report.mosaic import png
 from synthmed.store import write_bytes, write_json
+from synthmed.trainable import merge, n_trained, restrict
 from synthmed.training import (
     CHECKPOINT,
     LOG,
     Training,
     as_bytes,
     load_state,
+    named_parameters,
     named_state,
     one_step,
     phase_step,
@@ -93,6 +95,7 @@ def train(
     model = build(config, loader, key.fold("weights"), device)
     private_run = config.privacy is not None
     started_from = origin.start(model, buffers=not private_run) if origin else None
+    restricted(model, config, key)
     checkpoint = partial / CHECKPOINT
     amp = precision(config, device)
     with arithmetic(device, amp), loader.ahead(), interruptible() as interrupted:
@@ -106,6 +109,8 @@ def train(
             for module in model.modules.values():
                 module.compile()
         _loop(state, config, loader, key, checkpoint, device, amp, progress, interrupted, private)
+    trained = n_trained(model)
+    merge(model)
     write_model(target, config, model, loader, started_from)
     write_bytes(target / LOG, (partial / LOG).read_bytes())
     examined = examine(model, loader, device)
@@ -114,7 +119,8 @@ def train(
     return {
         "steps": state.steps,
         "pieces": state.pieces,
-        "n_parameters": sum(p.numel() for p in state.params.values()),
+        "n_parameters": sum(p.numel() for p in named_parameters(model).values()),
+        "n_trained": trained,
         "precision": "bf16" if amp else "fp32",
         "init": started_from,
         "privacy": private.statement() if private else None,
@@ -335,6 +341,13 @@ def build(config: Config, loader: Loader, key: Key, device: str) -> Generative:
     return model
 
 
+def restricted(model: Generative, config: Config, key: Key) -> None:
+    """Keep from training what `train.trainable` leaves out; adapters are drawn from `key`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key.fold("adapters").integer())
+        restrict(model, config.train.trainable, config.train.adapter_rank)
+
+
 def channels_last(module: torch.nn.Module) -> None:
     """Lay the weights of 3D convolutions out as CUDA's tensor cores read them."""
     for part in module.modules():
@@ -401,10 +414,18 @@ def _stopped(done: int, total: int) -> Interrupted:
     )
 
 
+def parameters(facts: Mapping[str, Any]) -> str:
+    """How many a model has, and how many are trained: of them, or beside them as adapters."""
+    text = f"{count(facts['n_parameters'])} parameters"
+    if facts["n_trained"] != facts["n_parameters"]:
+        text += f" ({count(facts['n_trained'])} trained)"
+    return text
+
+
 def summary(facts: Mapping[str, Any]) -> str:
     """One line for the terminal."""
     figures = facts["figures"]
-    text = f"{sum(facts['steps'])} steps, {facts['n_parameters'] / 1e6:.1f} M parameters"
+    text = f"{sum(facts['steps'])} steps, {parameters(facts)}"
     if facts["privacy"]:
         stated = facts["privacy"]
         text += f"; epsilon {stated['epsilon']:.2f} at delta {stated['delta']:g} a patient"

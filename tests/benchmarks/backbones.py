@@ -269,9 +269,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parsed(arguments)
     values = {
         "train.max_minutes": options.minutes,
-        "train.max_steps": options.max_steps,
         "sample.count": options.count,
     }
+    if options.max_steps is not None:
+        values["train.max_steps"] = options.max_steps
     for item in options.overrides:
         path, _, text = item.partition("=")
         values[path] = configfile.parse(text)

@@ -65,8 +65,8 @@ class Part:
 
     Args:
         cohort: its name.
-        model: one of `HOUSE` or `OUTSIDE`.
-        config: the run's; its backbone counts for a model of `HOUSE` alone.
+        model: a backbone, or one of `OUTSIDE`.
+        config: of the run; its backbone does not count for a model of `OUTSIDE`.
         folder: of the run.
         result: file for its figures.
         device: where to train and sample.
@@ -146,7 +146,7 @@ def trained(part: Part) -> dict[str, Any]:
     """Train, unless that is done: steps, seconds (null for one that was resumed), memory."""
     record = part.folder / "training.json"
     if not record.is_file():
-        train = _train_house if part.model in HOUSE else _train_outside
+        train = _train_house if part.model not in OUTSIDE else _train_outside
         write_json(record, train(part) | {"peak_bytes": peak_bytes(part.device)})
     out: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
     return out
@@ -231,7 +231,7 @@ def drawn(part: Part, dataset: Dataset, count: int) -> tuple[Cohort, float]:
     target = part.folder / "private" / DRAWN
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
-    if part.model in HOUSE:
+    if part.model not in OUTSIDE:
         run = Run(part.folder)
         line = Line(run, part.config, part.device)
         sampler = line.sampler(run.require("model"), dataset)

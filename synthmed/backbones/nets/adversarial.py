@@ -139,6 +139,8 @@ class Generator(nn.Module):
         latent: L.
     """
 
+    CONDITIONING = ("style",)
+
     def __init__(
         self,
         channels: int,
@@ -228,6 +230,8 @@ class _GeneratorLevel(nn.Module):
 class _Styled(nn.Module):
     """Residual block: group norm, scale and shift by the style, activation, convolution."""
 
+    CONDITIONING = ("film",)
+
     def __init__(self, width: int, style: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(math.gcd(width, 8), width, affine=False)
@@ -258,6 +262,7 @@ class Critic(nn.Module):
             weight is divided by its own norm.
     """
 
+    CONDITIONING = ("score", "embed")
     gain: Tensor
 
     def __init__(

@@ -128,6 +128,8 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """(B, L) latent and (B, D) condition to the mean volume (B, C, X, Y, Z), float32."""
 
+    CONDITIONING = ("head.0",)
+
     def __init__(
         self,
         channels: int,

@@ -33,6 +33,8 @@ class UNet(nn.Module):
         condition_width: D.
     """
 
+    CONDITIONING = ("known",)
+
     def __init__(
         self,
         channels: int,
@@ -109,6 +111,8 @@ class UNet(nn.Module):
 
 class _Block(nn.Module):
     """Two convolutions; what is known scales and shifts the features between them."""
+
+    CONDITIONING = ("modulate",)
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
