@@ -251,16 +251,19 @@ def plan(
 def audit(
     run: RunArg,
     canaries: Annotated[int, typer.Option("--canaries", min=20, help="How many.")] = 1000,
+    worlds: Annotated[
+        int, typer.Option("--worlds", min=0, help="Trainings with and without one person.")
+    ] = 60,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the audit.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a private run: its records against its claim, and what canaries can find out."""
+    """Check a private run: its records against its claim, and what an attacker can find out."""
     from synthmed import configfile
     from synthmed.privacy.run_audit import describe, perform
 
     _require_run(run)
     with opened(run, configfile.load(run / "config.yaml"), overwrite=False) as (there, config):
-        result = perform(there, config, there.require("model"), canaries, seed)
+        result = perform(there, config, there.require("model"), canaries, worlds, seed)
     if as_json:
         print_json(result)
     else:

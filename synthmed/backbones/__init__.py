@@ -10,6 +10,7 @@ from synthmed.backbones.autoencoder import Autoencoder
 from synthmed.backbones.cgan import CGAN
 from synthmed.backbones.cvae import CVAE
 from synthmed.backbones.ddpm import DDPM
+from synthmed.backbones.spectral import Spectral
 
-Backbone = Annotated[Autoencoder | CVAE | CGAN | DDPM, Field(discriminator="name")]
+Backbone = Annotated[Autoencoder | CVAE | CGAN | DDPM | Spectral, Field(discriminator="name")]
 """Every backbone a config can name."""

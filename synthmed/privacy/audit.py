@@ -5,20 +5,23 @@ the cohort: the same mechanism (rate, steps, noise, clip, network) is run on mad
 whom some are canaries, each a gradient of norm C in one parameter, the most that anybody can add
 and the easiest to see. An attacker who watches every update guesses which canaries took part, and
 the share of right guesses bounds epsilon from below (Steinke, Nasr and Jagielski 2023,
-arXiv:2305.08846).
+arXiv:2305.08846). And a small network is trained many times in each of two worlds, with one person
+and without: how well its weights tell the two apart bounds epsilon as well (Jagielski, Ullman and
+Oprea 2020, arXiv:2006.07709).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import binom, chi2, norm
-from torch import Tensor
+from scipy.stats import beta, binom, chi2, norm
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from synthmed.keys import Key
 from synthmed.privacy.noise import SecretStream
@@ -232,3 +235,129 @@ def canaries(
         "n_guesses": n,
         "n_right": right,
     }
+
+
+# --- two worlds -----------------------------------------------------------------------------------
+
+WIDTH, HIDDEN, OTHERS = 16, 8, 12
+"""Inputs and hidden units of the small network, and the people who are in both worlds."""
+_FAR = 1e4
+"""Target of the person whose world it is."""
+_CENTRE = 5
+"""Trainings without noise that say where the world without the person lies."""
+_PACE = 0.01
+"""What a clipped gradient moves: little, so that the person's gradient keeps its direction."""
+
+
+def two_worlds(
+    mechanism: Mechanism, n_steps: int, delta: float, n_trials: int, key: Key
+) -> dict[str, float]:
+    """Train a small network with and without one person, `n_trials` times each, and guess which.
+
+    The person is as far from all others as can be: an input of its own with a target that no
+    network reaches, so that its gradient is clipped at every step. Clipping, noise, rate and steps
+    are the run's own. What is looked at is how far the trained weights lie along that gradient from
+    where they began, as an attacker sees it who knows everybody else; the threshold is set before
+    any trial.
+
+    Args:
+        mechanism: of the run.
+        n_steps: T.
+        delta: of the claim.
+        n_trials: trainings in each world.
+        key: all that it depends on.
+
+    Returns:
+        `epsilon_lower_bound` at confidence 0.95, `best_possible` if every guess were right, and how
+        often "with" was guessed in either world.
+    """
+    worlds = key.fold("worlds")
+
+    def moved(present: bool, by: Mechanism, trial: Key) -> float:
+        return _moved(present, by, n_steps, worlds, trial.fold(present))
+
+    q, sigma = mechanism.sample_rate, mechanism.noise_multiplier
+    silent = replace(mechanism, noise_multiplier=0.0)
+    centre = np.mean([moved(False, silent, key.fold("centre", k)) for k in range(_CENTRE)])
+    apart = q * n_steps / math.sqrt(n_steps * (sigma**2 + q * (1 - q)))
+    deviation = _PACE * sigma * math.sqrt(n_steps)
+    at = float(centre) + deviation * _threshold(n_trials, apart, delta)
+    trials = [key.fold("trial", k) for k in range(n_trials)]
+    n_without, n_with = (
+        sum(int(moved(present, mechanism, trial) > at) for trial in trials)
+        for present in (False, True)
+    )
+    return {
+        "epsilon_lower_bound": worlds_bound(n_with, n_without, n_trials, delta),
+        "best_possible": worlds_bound(n_trials, 0, n_trials, delta),
+        "n_trials": n_trials,
+        "guessed_with": n_with,
+        "guessed_without": n_without,
+    }
+
+
+def worlds_bound(n_true: int, n_false: int, n: int, delta: float) -> float:
+    """Epsilon that is exceeded with confidence 1 - `LEVEL`, given the guesses "with" of n each.
+
+    Under (epsilon, delta) the rate of a guess in one world is at most e^epsilon times that in the
+    other, plus delta. Both rates by Clopper and Pearson, at half the level each, and either guess
+    counts, so that each of the two has a half of that again.
+    """
+
+    def bound(hits: int, misses: int) -> float:
+        at = LEVEL / 4
+        low = float(beta.ppf(at, hits, n - hits + 1)) if hits else 0.0
+        high = float(beta.ppf(1 - at, misses + 1, n - misses)) if misses < n else 1.0
+        return math.log((low - delta) / high) if low > delta else 0.0
+
+    return max(0.0, bound(n_true, n_false), bound(n - n_false, n - n_true))
+
+
+def _threshold(n: int, apart: float, delta: float) -> float:
+    """In deviations above the world without: where n guesses in each would bound epsilon best if
+    the two were Gaussians so far apart."""
+
+    def worth(at: float) -> float:
+        hits, misses = n * float(norm.sf(at - apart)), n * float(norm.sf(at))
+        return worlds_bound(round(hits), round(misses), n, delta)
+
+    return float(max(np.linspace(-2, apart + 4, 121), key=worth))
+
+
+def _moved(present: bool, mechanism: Mechanism, n_steps: int, worlds: Key, trial: Key) -> float:
+    """How far one training in one of the worlds has moved along the person's first gradient."""
+    g = worlds.torch()
+    network = nn.Sequential(nn.Linear(WIDTH, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, 1))
+    names = dict(network.named_parameters())
+    with torch.no_grad():
+        for p in names.values():
+            p.copy_(torch.randn(p.shape, generator=g) / math.sqrt(WIDTH))
+    x = torch.randn(OTHERS, WIDTH, generator=g)
+    x[:, 0] = 0  # the first input is the person's own
+    y = torch.randn(OTHERS, generator=g)
+    person = torch.zeros(1, WIDTH)
+    person[0, 0] = 3.0
+
+    def loss(params: Mapping[str, Tensor], a: Tensor, b: Tensor) -> Tensor:
+        out: Tensor = functional_call(network, dict(params), (a[None],))
+        return (out.squeeze() - b).square()
+
+    each = torch.func.vmap(torch.func.grad_and_value(loss), in_dims=(None, 0, 0))
+    everyone, targets = torch.cat([x, person]), torch.cat([y, torch.tensor([_FAR])])
+    start = {k: p.detach().clone() for k, p in names.items()}
+    alone, _ = each(start, everyone[-1:], targets[-1:])
+    # a clipped gradient moves the weights by `_PACE`, whatever the public divisor
+    rate = _PACE * mechanism.divisor / mechanism.clip
+    step = PatientStep(torch.optim.SGD(network.parameters(), lr=rate), mechanism)
+    draw = trial.torch()
+    for number in range(n_steps):
+        drawn = torch.rand(len(everyone), generator=draw) < mechanism.sample_rate
+        drawn[-1] &= present
+        chunks = []
+        if drawn.any():
+            now = {k: p.detach() for k, p in names.items()}
+            gradients, losses = each(now, everyone[drawn], targets[drawn])
+            chunks = [([gradients[k] for k in names], losses)]
+        step.take(chunks, SecretStream(trial.fold("noise", number).digest))
+    along = sum(float(((start[k] - p.detach()) * alone[k][0]).sum()) for k, p in names.items())
+    return along / math.sqrt(sum(float(a.square().sum()) for a in alone.values()))

@@ -21,6 +21,8 @@ def estimates(run: Run, model: Artifact) -> list[Estimate]:
     found = result["canaries"]
     failed = [c["name"] for c in result["records"] if not c["passed"]]
     records = f"failed: {', '.join(failed)}" if failed else "all as claimed"
+    worlds = result["two_worlds"]
+    told = f"two worlds: at least {worlds['epsilon_lower_bound']:.2f}; " if worlds else ""
     return [
         Estimate(
             name="epsilon_lower_bound",
@@ -36,7 +38,7 @@ def estimates(run: Run, model: Artifact) -> list[Estimate]:
             f"0.95 (Steinke, Nasr and Jagielski 2023). Ceiling: the claim. If every guess were "
             f"right it would be {found['best_possible']:.2f}.",
             seed=result["seed"],
-            note=f"records of the run: {records}",
+            note=f"{told}records of the run: {records}",
             n_holdout=None,
         )
     ]

@@ -27,9 +27,11 @@ COMPANY = 2
 
 
 def perform(
-    run: Run, config: Config, model: Artifact, n_canaries: int, seed: int
+    run: Run, config: Config, model: Artifact, n_canaries: int, n_trials: int, seed: int
 ) -> dict[str, Any]:
     """Audit a trained model, and write RUN/private/audit/audit.json.
+
+    `n_trials` is how often a small network is trained in each of two worlds; 0 leaves it out.
 
     Raises:
         UsageError: the run was trained without a promise, or has too few parameters for canaries.
@@ -82,15 +84,21 @@ def perform(
         key,
         company,
     )
+    worlds = None
+    if n_trials:
+        worlds = audit.two_worlds(
+            mechanism, account.steps.n, stated["delta"], n_trials, key.fold("two worlds")
+        )
+    bounds = [x["epsilon_lower_bound"] for x in (found, worlds) if x is not None]
     result = {
         "model": model.digest(),
         "seed": seed,
         "epsilon_claimed": stated["epsilon"],
         "delta": stated["delta"],
         "canaries": found,
+        "two_worlds": worlds,
         "records": [asdict(c) for c in checks],
-        "passed": all(c.passed for c in checks)
-        and found["epsilon_lower_bound"] <= stated["epsilon"],
+        "passed": all(c.passed for c in checks) and max(bounds) <= stated["epsilon"],
     }
     folder = run.private / "audit"
     folder.mkdir(exist_ok=True)
@@ -107,6 +115,13 @@ def describe(result: Mapping[str, Any]) -> str:
         f"{found['n_right']} of {found['n_guesses']} guesses right, "
         f"{found['best_possible']:.2f} if all were)",
     ]
+    if worlds := result["two_worlds"]:
+        lines.append(
+            f"two worlds at least {worlds['epsilon_lower_bound']:.2f} (confidence 0.95; guessed "
+            f"with in {worlds['guessed_with']} and {worlds['guessed_without']} of "
+            f"{worlds['n_trials']} trainings with and without one person, "
+            f"{worlds['best_possible']:.2f} if always right)"
+        )
     for c in result["records"]:
         mark = "met" if c["passed"] else "NOT MET"
         lines.append(

@@ -142,7 +142,7 @@ class Session:
         self._charge((name, state.step, here))
         self._mark(state)
         text = f"{self.account.run}/{name}/{state.step}/{here}/{self._attempt}"
-        secret = bytes.fromhex(self._names.digest("private step", text))
+        secret = self._secret(text)
         drawn = [p for p in self.loader.patients if self._is_drawn(secret, p)]
         wanted = [k for k, p in state.params.items() if any(p is q for q in owned(optimizer))]
 
@@ -177,6 +177,10 @@ class Session:
             clip=self.promise.clip,
             divisor=self.promise.sample_rate * self.promise.patients,
         )
+
+    def _secret(self, text: str) -> bytes:
+        """What a step draws from: as unknown as the key in SYNTHMED_HOME."""
+        return bytes.fromhex(self._names.digest("private step", text))
 
     def _is_drawn(self, secret: bytes, patient: str) -> bool:
         """With probability q, whoever else there is."""

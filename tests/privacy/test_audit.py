@@ -5,29 +5,39 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from conftest import Finished, Result
 from scipy.stats import binom
-from torch import nn
 
 from synthmed.errors import SynthmedError
 from synthmed.keys import Key
 from synthmed.privacy import patient_step
 from synthmed.privacy.accounting import noise_for
-from synthmed.privacy.audit import LEVEL, Check, canaries, guesses, lower_bound, records
-from synthmed.privacy.noise import SecretStream
-from synthmed.privacy.patient_step import Mechanism, PatientStep
+from synthmed.privacy.audit import (
+    LEVEL,
+    Check,
+    canaries,
+    guesses,
+    lower_bound,
+    records,
+    two_worlds,
+    worlds_bound,
+)
+from synthmed.privacy.patient_step import Mechanism
+from tests.proofs.mechanism import (
+    CLAIMED,
+    N_PARAMETERS,
+    N_PATIENTS,
+    N_STEPS,
+    Half,
+    Unclipped,
+    log_of,
+    parameters,
+)
 
 DELTA = 1e-5
-N_STEPS, N_PATIENTS = 40, 60
-
-
-def parameters() -> list[nn.Parameter]:
-    return [nn.Parameter(torch.zeros(40, 30)), nn.Parameter(torch.zeros(100))]
 
 
 # --- the bound ------------------------------------------------------------------------------------
@@ -101,40 +111,44 @@ def test_canaries_need_room() -> None:
         canaries(parameters(), Mechanism(1.0, 1.0, 1.0, 1.0), 1, 5000, DELTA, Key.root(0))
 
 
+# --- two worlds -----------------------------------------------------------------------------------
+
+
+def test_the_bound_of_two_worlds_holds_for_randomised_response() -> None:
+    """Told apart at exactly e^epsilon: the bound exceeds that in 5 % of audits at most."""
+    rng, eps, n = np.random.default_rng(0), 1.0, 400
+    right = 1 / (1 + math.exp(-eps))
+    counts = zip(rng.binomial(n, right, 2000), rng.binomial(n, 1 - right, 2000), strict=True)
+    bounds = np.array([worlds_bound(int(a), int(b), n, 0.0) for a, b in counts])
+    assert (bounds > eps).mean() <= LEVEL + 4 * math.sqrt(LEVEL / 2000)
+    assert bounds.mean() > 0.5 * eps
+    assert worlds_bound(200, 200, n, 0.0) == 0
+    assert worlds_bound(400, 0, n, 0.0) > worlds_bound(400, 0, n, 0.01) > 4
+    assert worlds_bound(0, 400, n, 0.0) == 0, "wrong every time is not said to be known"
+
+
+def test_two_worlds_find_something_and_never_more_than_the_claim() -> None:
+    mechanism = Mechanism(1.0, noise_for(8.0, DELTA, 1.0, 4), clip=0.7, divisor=50.0)
+    found = [two_worlds(mechanism, 4, DELTA, 120, Key.root(k)) for k in range(3)]
+    bounds = [f["epsilon_lower_bound"] for f in found]
+    assert np.mean(bounds) > 0.5 and max(bounds) <= 8.0
+    assert two_worlds(mechanism, 4, DELTA, 120, Key.root(0)) == found[0]
+
+
+def test_noise_that_is_missing_is_found_by_two_worlds() -> None:
+    """A twentieth of the noise of the claim: the bound rises above what was promised."""
+    claim = 1.0
+    honest = Mechanism(1.0, noise_for(claim, DELTA, 1.0, 4), clip=1.0, divisor=50.0)
+    weak = Mechanism(1.0, honest.noise_multiplier / 20, clip=1.0, divisor=50.0)
+    assert two_worlds(honest, 4, DELTA, 80, Key.root(1))["epsilon_lower_bound"] <= claim
+    assert two_worlds(weak, 4, DELTA, 80, Key.root(1))["epsilon_lower_bound"] > claim
+
+
 # --- the records of a run, and planted bugs -------------------------------------------------------
-
-CLAIMED = Mechanism(0.3, 1.5, clip=0.7, divisor=18.0)
-
-
-def log_of(
-    seed: int,
-    step_of: Callable[[torch.optim.Optimizer], Any] = lambda o: PatientStep(o, CLAIMED),
-    rate: float = CLAIMED.sample_rate,
-) -> list[dict[str, float]]:
-    """A private log of `N_STEPS` steps on patients with gradients of all sizes."""
-    rng = np.random.default_rng(seed)
-    mine = parameters()
-    step = step_of(torch.optim.SGD(mine, lr=1e-3))
-    g = torch.Generator().manual_seed(seed)
-    lines = []
-    for k in range(N_STEPS):
-        n = int(rng.binomial(N_PATIENTS, rate))
-        each = [torch.randn(n, *p.shape, generator=g) * 0.03 for p in mine]
-        chunks = [(each, torch.zeros(n))] if n else []
-        taken = step.take(chunks, SecretStream(Key.root(seed).fold(k).digest))
-        lines.append(
-            {
-                "x.patients": taken.n_patients,
-                "x.largest": taken.largest,
-                "x.off": taken.off,
-                "x.noise": taken.noise,
-            }
-        )
-    return lines
 
 
 def verdicts(lines: list[dict[str, float]], n_charged: int = N_STEPS) -> dict[str, Check]:
-    checks = records(lines, "x", CLAIMED, N_PATIENTS, 1300, n_charged)
+    checks = records(lines, "x", CLAIMED, N_PATIENTS, N_PARAMETERS, n_charged)
     return {c.name: c for c in checks}
 
 
@@ -144,26 +158,8 @@ def test_an_honest_run_raises_no_alarm() -> None:
     assert alarms == 0
 
 
-class _Half(patient_step._Optimizer):
-    """Adds noise of half the deviation."""
-
-    def add_noise(self) -> None:
-        self.noise_multiplier /= 2
-        super().add_noise()
-        self.noise_multiplier *= 2
-
-
-class _Unclipped(patient_step._Optimizer):
-    """Adds gradients up as they are."""
-
-    def clip_and_accumulate(self) -> None:
-        self.max_grad_norm *= 1e6
-        super().clip_and_accumulate()
-        self.max_grad_norm /= 1e6
-
-
 def test_half_the_noise_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patient_step, "_Optimizer", _Half)
+    monkeypatch.setattr(patient_step, "_Optimizer", Half)
     found = verdicts(log_of(0))
     assert not found["noise variance"].passed
     assert sum(not c.passed for c in found.values()) == 1
@@ -171,7 +167,7 @@ def test_half_the_noise_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_clip_that_is_missing_ends_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is changed; and where such a step were logged, its record tells."""
-    monkeypatch.setattr(patient_step, "_Optimizer", _Unclipped)
+    monkeypatch.setattr(patient_step, "_Optimizer", Unclipped)
     with pytest.raises(SynthmedError, match="the sum of clipped gradients is off by"):
         log_of(0)
     monkeypatch.setattr(patient_step, "OFF", math.inf)

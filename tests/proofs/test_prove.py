@@ -33,6 +33,16 @@ def test_a_stopped_run_ends_in_the_same_bytes(
     assert prove.stopped(case, number, aims, seed=1) == result
 
 
+def test_a_killed_private_training_ends_as_one_that_was_left_alone(tmp_path: Path) -> None:
+    result = prove.killed_privately(tmp_path, kills=1, steps=30, seed=1)
+    assert result.passed, result.figures
+    assert result.figures.startswith("1 kills of 1 trainings")
+    whole, killed = (prove.Case(tmp_path / name) for name in ("whole", "killed-00"))
+    assert prove.unlike(whole, killed) == []
+    (killed.folder / "home/ledger.jsonl").write_bytes(b"changed")
+    assert prove.unlike(whole, killed) == ["home/ledger.jsonl"]
+
+
 def test_a_changed_byte_and_a_leftover_are_seen(case: prove.Case, tmp_path: Path) -> None:
     prove.whole_run(case)
     other = tmp_path / "other"

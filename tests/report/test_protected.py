@@ -30,6 +30,7 @@ STATEMENT: dict[str, Any] = {
     "clip": 0.1,
     "divisor": 50.0,
     "draws": 1,
+    "n_trained": 2600,
     "init_is_public": False,
     "generator": "AES-256 in counter mode, keyed in SYNTHMED_HOME",
     "gradients": {"0.elbo": "vmap"},
