@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.exceptions
 
-from synthmed import __version__
+from synthmed import __version__, ranks
 from synthmed.errors import NOT_RELEASED, SynthmedError, UsageError
 from synthmed.exits import frames, guarded
 
@@ -434,7 +434,19 @@ def _dry_run(place: Path, config: Config, as_json: bool) -> None:
 def main() -> None:
     """Entry point: every error becomes one or two lines and the contract's exit code."""
     signal.signal(signal.SIGTERM, _terminate)
+    if ranks.launched():
+        sys.exit(guarded(_together))
     sys.exit(guarded(lambda: app(standalone_mode=False)))
+
+
+def _together() -> Any:
+    """The command in process 0 of those that torchrun has started; the others follow it."""
+    with ranks.joined():
+        if ranks.rank() == 0:
+            return app(standalone_mode=False)
+        from synthmed.pipeline import follow
+
+        return follow()
 
 
 def _terminate(number: int, frame: object) -> None:

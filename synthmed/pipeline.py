@@ -9,6 +9,7 @@ Which parts of the config a stage depends on stands once, in `DEPENDS`.
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from synthmed import __version__, configfile, origin, store
+from synthmed import __version__, configfile, origin, ranks, store
 from synthmed.artifacts import Catalogue, Cohort, Dataset, ScreenedCohort
 from synthmed.conditions import Conditions
 from synthmed.config import Config
@@ -32,6 +33,7 @@ from synthmed.stages import evaluate, ingest, prepare, release, sample, screen, 
 from synthmed.stages.identifiers import source_names
 from synthmed.stages.sample import Sampler
 from synthmed.store import FOLDER, Artifact, Kind, Run
+from synthmed.training import CHECKPOINT
 from synthmed.types import Decision
 
 STAGES: Mapping[str, ModuleType] = {
@@ -132,6 +134,14 @@ class Line:
         def make(target: Path, progress: Progress) -> dict[str, Any]:
             # masks that cannot be used are found before an hour of training, not after it
             self._masks_digest(Dataset.open(dataset.path))
+            ranks.tell(
+                {
+                    "config": self.config.model_dump(mode="json"),
+                    "dataset": str(dataset.path.resolve()),
+                    "checkpoint": str((self.run.work("model") / CHECKPOINT).resolve()),
+                    "device": self.device,
+                }
+            )
             return train.train(
                 self.config,
                 self.loader(dataset),
@@ -248,12 +258,7 @@ class Line:
 
     def loader(self, dataset: Artifact) -> Loader:
         """Batches of the training patients."""
-        return Loader(
-            Dataset.open(dataset.path),
-            Conditions(self.config.data.conditions),
-            self.config.train.batch_patients,
-            self.config.train.augment,
-        )
+        return loader_of(self.config, dataset.path)
 
     def sampler(self, model: Artifact, dataset: Dataset) -> Sampler:
         """The trained model with the labels that the config asks for."""
@@ -305,6 +310,29 @@ class Line:
         self.run.record(__version__)
         progress.done(summary(facts))
         return self.run.require(kind)
+
+
+def loader_of(config: Config, dataset: Path) -> Loader:
+    """Batches of the training patients of a prepared cohort."""
+    return Loader(
+        Dataset.open(dataset),
+        Conditions(config.data.conditions),
+        config.train.batch_patients,
+        config.train.augment,
+    )
+
+
+def follow() -> int:
+    """The life of a process that torchrun started beside process 0, which runs the command."""
+    order = ranks.told()
+    if order is not None:
+        config = Config.model_validate(order["config"])
+        device = order["device"]
+        if device == "cuda":
+            device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        loader = loader_of(config, Path(order["dataset"]))
+        train.follow(config, loader, Path(order["checkpoint"]), device)
+    return 0
 
 
 def begin(run: Run, config: Config, overwrite: bool) -> None:

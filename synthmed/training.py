@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from synthmed import ranks
 from synthmed.backbones.generative import Batch, Draws, Generative, Phase
 from synthmed.config import Config, Optimizer
 from synthmed.errors import SynthmedError
@@ -113,8 +114,9 @@ class Training:
         write_bytes(path, as_bytes(tensors, {"state": json.dumps(state)}))
 
     @classmethod
-    def restore(cls, model: Generative, path: Path) -> Training:
-        """The state saved in `path`, on the model's device."""
+    def restore(cls, model: Generative, path: Path, log: bool = True) -> Training:
+        """The state saved in `path`, on the model's device; its log is cut to it unless told not
+        to."""
         state = saved_state(path)
         tensors = load_file(path)
         load_state(model, {k[7:]: v for k, v in tensors.items() if k.startswith("module/")})
@@ -123,14 +125,8 @@ class Training:
         self.private = state["private"]
         self.figures = state["figures"]
         self.begin_round()
-        # lines written for steps after this checkpoint will be written again
-        log = path.with_name(LOG)
-        lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
-        reached = (self.round, self.step)
-        # and a line that a kill or a full disk cut off is one of them: it has no end
-        whole = [x for x in lines if x.endswith("\n")]
-        kept = [x for x in whole if (json.loads(x)["round"], json.loads(x)["step"]) < reached]
-        write_bytes(log, "".join(kept).encode())
+        if log:
+            self._cut(path.with_name(LOG))
         for key, value in tensors.items():
             kind, _, rest = key.partition("/")
             if kind == "average":
@@ -143,6 +139,15 @@ class Training:
                 place = torch.zeros_like(p) if value.shape == p.shape else value.to(p.device)
                 self.optimizers[phase].state[p][slot] = place.copy_(value)
         return self
+
+    def _cut(self, log: Path) -> None:
+        """Lines written for steps after this checkpoint will be written again."""
+        lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
+        reached = (self.round, self.step)
+        # and a line that a kill or a full disk cut off is one of them: it has no end
+        whole = [x for x in lines if x.endswith("\n")]
+        kept = [x for x in whole if (json.loads(x)["round"], json.loads(x)["step"]) < reached]
+        write_bytes(log, "".join(kept).encode())
 
 
 def saved_state(path: Path) -> dict[str, Any]:
@@ -196,7 +201,8 @@ def phase_step(
     if phase.reads_patients and private is not None:
         figures = private.step(state, phase, progress)
     else:
-        figures = _plain_step(state, phase, loader, config, key, device, amp, progress)
+        with ranks.step(where(state, phase)):
+            figures = _plain_step(state, phase, loader, config, key, device, amp, progress)
     if phase.project is not None:
         phase.project()
     if phase.ema is not None:
@@ -206,6 +212,11 @@ def phase_step(
         for name, average in state.averages[phase.name].items():
             average.lerp_(state.params[name].detach(), 1 - decay)
     return figures
+
+
+def where(state: Training, phase: Phase) -> ranks.Message:
+    """Which step this is, for the processes that take it as well."""
+    return {"round": state.round, "step": state.step, "phase": phase.name}
 
 
 def _plain_step(

@@ -18,10 +18,13 @@ import torch
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
+from synthmed import ranks
 from synthmed.errors import SynthmedError
 from synthmed.privacy.gradients import finite_only, norms_of
 from synthmed.privacy.noise import SecretStream
 
+Chunk = tuple[Sequence[Tensor], Tensor]
+"""Gradients ((B, *shape) for each parameter) and losses (B,) of some patients."""
 OFF = 1e-3
 """Distance in units of C by which rounding may move the sum of clipped gradients."""
 
@@ -64,6 +67,15 @@ class Taken:
     gradient: float
 
 
+@dataclass(frozen=True)
+class _Part:
+    """What a chunk adds to a step: the sums by Opacus, then those by definition."""
+
+    sums: list[Tensor]
+    largest: float
+    losses: list[float]
+
+
 class _Optimizer(DPOptimizer):  # type: ignore[misc]
     """Opacus' optimizer, with noise from a secret stream."""
 
@@ -102,32 +114,32 @@ class PatientStep:
         out: list[nn.Parameter] = self._optimizer.params
         return out
 
-    def take(
-        self, chunks: Iterable[tuple[Sequence[Tensor], Tensor]], stream: SecretStream
-    ) -> Taken:
+    def take(self, chunks: Iterable[Chunk | None], stream: SecretStream) -> Taken:
         """One step, in float32 whatever is around it: a sum in bfloat16 would pass the bound.
 
         Args:
             chunks: gradients ((B, *shape) for each parameter) and losses (B,) of the patients
-                drawn, some at a time; none for an empty step.
-            stream: of this step's noise.
+                drawn, some at a time; none for an empty step. Of several processes each gives its
+                own, all of them equally many, null where it has none left.
+            stream: of this step's noise; the same in every process.
 
         Raises:
             SynthmedError: what was summed is not what was meant; nothing is changed then.
         """
         largest, losses = 0.0, []
-        self._gather([torch.zeros(0, *p.shape, device=p.device) for p in self.params])
-        meant = [torch.zeros_like(p) for p in self.params]
-        for gradients, loss in chunks:
-            kept = finite_only(gradients)
-            with self._exactly():
-                norms = norms_of(kept)
-                factors = (self.mechanism.clip / norms.clamp(min=1e-12)).clamp(max=1)
-                for total, g in zip(meant, kept, strict=True):
-                    total += torch.tensordot(factors, g, dims=1)
-            largest = max(largest, float((norms * factors).max()))
-            losses += loss.tolist()
-            self._gather(kept)
+        meant, summed = ([torch.zeros_like(p) for p in self.params] for _ in range(2))
+        for chunk in chunks:
+            # in the order of the chunks, whichever process worked them out
+            for part in ranks.gathered(None if chunk is None else self._clipped(*chunk)):
+                if part is not None:
+                    for total, more in zip([*summed, *meant], part.sums, strict=True):
+                        total += more.to(total.device)
+                    largest = max(largest, part.largest)
+                    losses += part.losses
+        for p, total in zip(self.params, summed, strict=True):
+            p.summed_grad = total  # type: ignore[attr-defined]
+            # Opacus asks for some, in an empty step as well
+            p.grad_sample = torch.zeros(0, *p.shape, device=p.device)  # type: ignore[attr-defined]
         off = self._distance(meant) / self.mechanism.clip
         if off > OFF:
             raise SynthmedError(
@@ -158,11 +170,19 @@ class PatientStep:
         sums = [(p.summed_grad.view_as(p) - o).double() for p, o in pairs]  # type: ignore[attr-defined]
         return float(torch.stack([d.square().sum() for d in sums]).sum().sqrt())
 
-    def _gather(self, gradients: Sequence[Tensor]) -> None:
-        for p, g in zip(self.params, gradients, strict=True):
-            p.grad_sample = g  # type: ignore[attr-defined]
+    def _clipped(self, gradients: Sequence[Tensor], losses: Tensor) -> _Part:
+        """A chunk's clipped gradients added up, by Opacus and by definition."""
+        kept = finite_only(gradients)
         with self._exactly():
+            norms = norms_of(kept)
+            factors = (self.mechanism.clip / norms.clamp(min=1e-12)).clamp(max=1)
+            meant = [torch.tensordot(factors, g, dims=1) for g in kept]
+            for p, g in zip(self.params, kept, strict=True):
+                p.grad_sample, p.summed_grad = g, None  # type: ignore[attr-defined]
             self._optimizer.clip_and_accumulate()
+        summed = [p.summed_grad.view_as(p) for p in self.params]  # type: ignore[attr-defined]
+        largest = float((norms * factors).max())
+        return _Part([*summed, *meant], largest, losses.tolist())
 
     def _exactly(self) -> torch.autocast:
         """float32, whatever is around it or was left open by what makes the chunks."""

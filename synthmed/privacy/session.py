@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from synthmed import ranks
 from synthmed.backbones.generative import Generative, Phase
 from synthmed.config import Config, Privacy
 from synthmed.deid.pseudonyms import Pseudonyms
@@ -22,8 +23,8 @@ from synthmed.privacy.accounting import CURVE, affordable, epsilon, epsilon_rdp,
 from synthmed.privacy.gradients import Way, per_patient
 from synthmed.privacy.ledger import Account, Charge, Ledger, Steps
 from synthmed.privacy.noise import SecretStream
-from synthmed.privacy.patient_step import Mechanism, PatientStep
-from synthmed.training import Training, owned
+from synthmed.privacy.patient_step import Chunk, Mechanism, PatientStep
+from synthmed.training import Training, owned, where
 
 
 class Session:
@@ -34,6 +35,7 @@ class Session:
         loader: the cohort.
         state: the training, before its first step or restored.
         device: where it runs.
+        attempt: of the process that this one follows, where it follows one.
 
     Raises:
         BudgetExhausted: the planned steps cost some patient more than is left.
@@ -41,7 +43,14 @@ class Session:
         UsageError: something of the config or the model cannot be done privately.
     """
 
-    def __init__(self, config: Config, loader: Loader, state: Training, device: str) -> None:
+    def __init__(
+        self,
+        config: Config,
+        loader: Loader,
+        state: Training,
+        device: str,
+        attempt: str | None = None,
+    ) -> None:
         if config.privacy is None:
             raise ValueError("a private session needs a privacy block")
         self.config, self.promise, self.loader, self.device = config, config.privacy, loader, device
@@ -58,7 +67,8 @@ class Session:
         else:
             self._go_on(state.private)
         self._mark(state)
-        self._attempt = secrets.token_hex(8) if not device.startswith("cpu") else ""
+        fresh = secrets.token_hex(8) if not device.startswith("cpu") else ""
+        self.attempt = fresh if attempt is None else attempt
 
     # --- before the first step ----------------------------------------------------------------
 
@@ -134,22 +144,35 @@ class Session:
     def step(self, state: Training, phase: Phase, progress: float) -> dict[str, float]:
         """One private step: charged, then taken. Returns what the private log keeps of it."""
         name = f"{state.round}.{phase.name}"
+        if ranks.rank() == 0:
+            here = self._state_digest(owned(state.optimizers[phase.name]))
+            self._charge((name, state.step, here))
+            self._mark(state)
+        with ranks.step(where(state, phase)):
+            ranks.same(list(state.params.values()))
+            return self._take(state, phase, name, progress)
+
+    def _take(self, state: Training, phase: Phase, name: str, progress: float) -> dict[str, float]:
+        """The step itself, in every process that takes part."""
         optimizer = state.optimizers[phase.name]
         taking = self._steps.get(name)
         if taking is None:
             taking = self._steps[name] = PatientStep(optimizer, self.mechanism)
         here = self._state_digest(taking.params)
-        self._charge((name, state.step, here))
-        self._mark(state)
-        text = f"{self.account.run}/{name}/{state.step}/{here}/{self._attempt}"
+        text = f"{self.account.run}/{name}/{state.step}/{here}/{self.attempt}"
         secret = self._secret(text)
         drawn = [p for p in self.loader.patients if self._is_drawn(secret, p)]
         wanted = [k for k, p in state.params.items() if any(p is q for q in owned(optimizer))]
 
-        def chunks() -> Iterator[tuple[Sequence[Tensor], Tensor]]:
+        def chunks() -> Iterator[Chunk | None]:
             key = Key(hmac.digest(secret, b"draws", "sha256"))
-            for at in range(0, len(drawn), self.promise.at_once):
-                some = drawn[at : at + self.promise.at_once]
+            size, every = self.promise.at_once, ranks.world()
+            for at in range(0, len(drawn), size * every):
+                mine = at + size * ranks.rank()
+                some = drawn[mine : mine + size]
+                if not some:
+                    yield None
+                    continue
                 batch, draws = self.loader.private_batch(
                     phase, key, some, self.promise.draws, self.device
                 )
@@ -193,7 +216,7 @@ class Session:
         On other devices than a CPU the same weights do not promise the same gradient, so a training
         that goes on there is another attempt, whose steps are drawn and charged afresh.
         """
-        seen = hashlib.sha256(self._attempt.encode())
+        seen = hashlib.sha256(self.attempt.encode())
         for p in params:
             seen.update(p.detach().cpu().contiguous().numpy().tobytes())
         return seen.hexdigest()[:32]

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from synthmed import memory
+from synthmed import memory, ranks
 from synthmed.backbones.generative import Examination, Generative
 from synthmed.config import Config
-from synthmed.errors import Interrupted
+from synthmed.errors import Interrupted, UsageError
 from synthmed.inventory import fast_bfloat16
 from synthmed.keys import Key
 from synthmed.loader import Loader
@@ -94,6 +94,11 @@ def train(
     key = Key.root(config.seed).fold("train")
     model = build(config, loader, key.fold("weights"), device)
     private_run = config.privacy is not None
+    if ranks.world() > 1 and not private_run:
+        raise UsageError(
+            f"torchrun: {ranks.world()} processes share the patients of private steps alone",
+            "Without a privacy block start one process.",
+        )
     started_from = origin.start(model, buffers=not private_run) if origin else None
     restricted(model, config, key)
     checkpoint = partial / CHECKPOINT
@@ -105,6 +110,8 @@ def train(
             refuse(config, model)
         state = _begun(config, model, loader, key, checkpoint, device, origin)
         private = _private(config, loader, state, checkpoint, device)
+        if private is not None:
+            ranks.tell({"begin": private.attempt})
         if private is None and compiles(config, device, max(state.steps)):
             for module in model.modules.values():
                 module.compile()
@@ -210,8 +217,38 @@ def _loop(
                 raise _stopped(done, total)
         state.end_round(loader.all_train(device) if state.rounds[state.round].finish else [])
         state.save(checkpoint)
+        ranks.tell({"restore": True})
         if interrupted:  # it came while the round was finishing
             raise _stopped(sum(state.steps[: state.round]), total)
+
+
+def follow(config: Config, loader: Loader, checkpoint: Path, device: str) -> None:
+    """Take the private steps of a training that process 0 runs, and write nothing.
+
+    Args:
+        config: the run's config.
+        loader: the cohort.
+        checkpoint: of process 0; read when that says so.
+        device: where to train.
+    """
+    from synthmed.privacy.session import Session
+
+    key = Key.root(config.seed).fold("train")
+    model = build(config, loader, key.fold("weights"), device)
+    restricted(model, config, key)
+    begun = ranks.told()
+    if begun is None:
+        return
+    state = Training.restore(model, checkpoint, log=False)
+    private = Session(config, loader, state, device, begun["begin"])
+    with arithmetic(device, False), loader.ahead():
+        while (message := ranks.told()) is not None:
+            if "restore" in message:
+                state = Training.restore(model, checkpoint, log=False)
+                continue
+            state.step = message["step"]
+            (phase,) = [p for p in state.rounds[state.round].phases if p.name == message["phase"]]
+            phase_step(state, phase, loader, config, key, device, False, private)
 
 
 def recent(log: Path, n: int = 200) -> list[dict[str, float]]:

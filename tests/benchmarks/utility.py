@@ -305,8 +305,8 @@ def table(found: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> str:
     for cohort in dict.fromkeys(c for c, _, _ in found):
         lines = [
             f"{cohort}: people to train on and held out; parameters that are trained; in brackets "
-            "the 95 % interval, after it what real data give: mmd2's ceiling (its floor is 0), condition_accuracy of held-out "
-            "scans, auc_trtr.",
+            "the 95 % interval, after it what real data give: mmd2's ceiling (its floor is 0), "
+            "condition_accuracy of held-out scans, auc_trtr.",
             "",
             "| route | epsilon | people | trained | mmd2 | condition_accuracy | auc_tstr |",
             "|---|---|---|---|---|---|---|",

@@ -388,17 +388,7 @@ def killed_privately(folder: Path, kills: int, steps: int, seed: int) -> Result:
     All begin from one training that was stopped at its first steps, with its ledger, since an
     account that is opened anew draws other noise.
     """
-    begun = Case.make(folder / "begun", patients=20, steps=steps, count=4, config=PRIVATE)
-    state = folder / "kills.json"
-    if not state.exists():
-        process = begun.start(begun.folder / "run")
-        while process.poll() is None and not (begun.folder / "home/ledger.jsonl").exists():
-            time.sleep(0.001)
-        process.send_signal(signal.SIGTERM)
-        _, said = process.communicate()
-        if process.returncode != 130:
-            raise RuntimeError(f"the training was not stopped: {said}")
-        state.write_text("0")
+    begun = begun_privately(folder / "begun", steps)
     whole = copied(begun, folder / "whole")
     whole.finish(whole.folder / "run")
     draw, done, copies, wrong = random.Random(seed), 0, 0, list[str]()
@@ -413,6 +403,20 @@ def killed_privately(folder: Path, kills: int, steps: int, seed: int) -> Result:
         wrong += [f"{case.folder.name}/{x}" for x in unlike(whole, case)]
     said = several(wrong) if wrong else "weights, logs and ledgers equal"
     return Result(not wrong, f"{done} kills of {copies} trainings; {said}")
+
+
+def begun_privately(folder: Path, steps: int) -> Case:
+    """A private run that was stopped at its first steps, and so has an account in its ledger."""
+    shutil.rmtree(folder, ignore_errors=True)
+    case = Case.make(folder, patients=20, steps=steps, count=4, config=PRIVATE)
+    process = case.start(folder / "run")
+    while process.poll() is None and not (folder / "home/ledger.jsonl").exists():
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate()
+    if process.returncode != 130:
+        raise RuntimeError(f"the training was not stopped: {said}")
+    return case
 
 
 def copied(case: Case, folder: Path) -> Case:
