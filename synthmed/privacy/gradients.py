@@ -75,8 +75,9 @@ def per_patient(
 
 def norms_of(gradients: Sequence[Tensor]) -> Tensor:
     """(B,) float32 norms over all parameters of each patient's gradient."""
-    squares = [g.float().flatten(1).square().sum(1) for g in gradients]
-    return torch.stack(squares).sum(0).sqrt()
+    each = [torch.linalg.vector_norm(g.float().flatten(1), dim=1) for g in gradients]
+    out: Tensor = torch.linalg.vector_norm(torch.stack(each), dim=0)
+    return out
 
 
 def finite_only(gradients: Sequence[Tensor]) -> list[Tensor]:
@@ -84,7 +85,7 @@ def finite_only(gradients: Sequence[Tensor]) -> list[Tensor]:
 
     One scan with an overflow would otherwise decide the whole step, which no clipping bounds.
     """
-    bad = torch.stack([~g.flatten(1).isfinite().all(1) for g in gradients]).any(0)
+    bad = ~norms_of(gradients).isfinite()
     if not bad.any():
         return list(gradients)
     return [torch.where(bad.reshape(-1, *[1] * (g.ndim - 1)), 0, g) for g in gradients]

@@ -167,8 +167,9 @@ class PatientStep:
     def _distance(self, other: Sequence[Tensor]) -> float:
         """Norm of the difference between the clipped sum and something of its shape."""
         pairs = zip(self.params, other, strict=True)
-        sums = [(p.summed_grad.view_as(p) - o).double() for p, o in pairs]  # type: ignore[attr-defined]
-        return float(torch.stack([d.square().sum() for d in sums]).sum().sqrt())
+        sums = [p.summed_grad.view_as(p) - o for p, o in pairs]  # type: ignore[attr-defined]
+        norms = [torch.linalg.vector_norm(d, dtype=torch.float64) for d in sums]
+        return float(torch.linalg.vector_norm(torch.stack(norms)))
 
     def _clipped(self, gradients: Sequence[Tensor], losses: Tensor) -> _Part:
         """A chunk's clipped gradients added up, by Opacus and by definition."""

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -115,19 +116,38 @@ def private(state: Training, phase: Phase, loader: Loader, config: Config, way: 
 
 
 def hooks(state: Training, phase: Phase, loader: Loader, config: Config, way: str) -> Stepping:
-    """Opacus' hooks on every module; parameters they do not know get no gradient a patient.
+    """Opacus' hooks on every layer that they know; all other parameters get no gradient a patient.
+
+    The losses call modules with other parameters, which hooks do not see: here they call them with
+    their own, as Opacus asks.
 
     Raises:
         NotImplementedError: they cannot differentiate this loss.
     """
     from opacus.grad_sample import GradSampleModule
 
-    wrapped = [GradSampleModule(m, strict=False) for m in state.model.modules.values()]
+    layers = [m for module in state.model.modules.values() for m in module.modules()]
+    known = [
+        m for m in layers if isinstance(m, torch.nn.Linear | torch.nn.Conv3d | torch.nn.GroupNorm)
+    ]
+    for m in layers:  # hooks and what is done in place exclude each other
+        if hasattr(m, "inplace"):
+            m.inplace = False
+    wrapped = [GradSampleModule(m, strict=False) for m in known]
     wanted = [k for k in state.params if phase.trainable(k)]
     mine = [state.params[k] for k in wanted]
     optimizer = state.optimizers[phase.name]
 
+    def itself(module: Any, params: Any, arguments: Any, words: Any = None) -> Any:
+        return module(*arguments, **(words or {}))
+
+    place = type(state.model).__module__
+
     def step(number: int) -> None:
+        with mock.patch(f"{place}.functional_call", itself):
+            take(number)
+
+    def take(number: int) -> None:
         names = loader.patients
         batch, draws = loader.private_batch(phase, Key.root(number), names, 1, "cpu")
         for module in wrapped:
