@@ -23,7 +23,7 @@ from synthmed.metrics.stats import Floats
 _PARTS = 4
 """Gaussians that are added up to one."""
 _BLOCK = 2**16
-"""Normal numbers made at a time: larger blocks leave the cache, smaller ones wait for each other."""
+"""Normal numbers made at a time: more leave the cache, fewer let threads wait for each other."""
 
 
 class SecretStream:

@@ -80,6 +80,8 @@ PUBLIC: dict[str, dict[str, Any]] = {
     "hippocampus": {"spacing_mm": [4.5, 4.5, 4.5], "label": "volume_class"},
 }
 """How phantoms are read for the public weights of each cohort."""
+STEPS = {"phantoms": (100, 40), "hippocampus": (50, 20)}
+"""Private steps from scratch and from public weights: what some ten minutes on one core allow."""
 COEFFICIENTS = {
     "1": {"coefficients": 8, "shift_coefficients": 3, "map_coefficients": 4},
     "8": {"coefficients": 512, "shift_coefficients": 6, "map_coefficients": 12},
@@ -101,17 +103,18 @@ def settings(route: str, epsilon: str, cohort: str, public: Path) -> dict[str, A
         train: dict[str, Any] = {"max_steps": 20}
         promise |= {"sample_rate": 1.0, "clip": 0.05, "draws": 1}
     elif route == "scratch":
-        backbone, train = CVAE | prior, {"max_steps": 100, "optimizer": rate}
+        backbone, train = CVAE | prior, {"max_steps": STEPS[cohort][0], "optimizer": rate}
         promise |= {"sample_rate": 0.5, "clip": 0.1, "draws": 1}
     else:
         backbone = CVAE | prior
         train = {
-            "max_steps": 40,
+            "max_steps": STEPS[cohort][1],
             "optimizer": rate,
             "init": str(public),
             "trainable": "norms_and_conditions",
         }
-        promise |= {"sample_rate": 1.0, "clip": 0.02, "draws": 2, "init_is_public": True}
+        promise |= {"sample_rate": 1.0, "clip": 0.02, "init_is_public": True}
+        promise["draws"] = 2 if cohort == "phantoms" else 1
     if not private:
         train |= {"max_steps": 600 if route != "low" else 200, "batch_patients": 16}
         if route == "pretrained":
