@@ -131,6 +131,15 @@ class Line:
         elif source := origin.find(self.config):
             inputs["init"] = source.digest
 
+        if there and self.config.privacy is not None and not self.overwrite:
+            config = store.digest(DEPENDS["train"](self.config))
+            if (there.manifest.config, dict(there.manifest.inputs)) != (config, inputs):
+                raise UsageError(
+                    f"run {self.run.path}: its model was trained on other input, or by another "
+                    "version; its patients have paid for it",
+                    "Pass --overwrite to train anew, which charges them again.",
+                )
+
         def make(target: Path, progress: Progress) -> dict[str, Any]:
             # masks that cannot be used are found before an hour of training, not after it
             self._masks_digest(Dataset.open(dataset.path))
@@ -329,7 +338,9 @@ def follow() -> int:
         config = Config.model_validate(order["config"])
         device = order["device"]
         if device == "cuda":
-            device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+            import torch
+
+            device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
         loader = loader_of(config, Path(order["dataset"]))
         train.follow(config, loader, Path(order["checkpoint"]), device)
     return 0

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -69,7 +69,8 @@ def joined() -> Iterator[None]:
         yield
     finally:
         if _STATE.rank == 0 and not _STATE.in_step:
-            tell(None)
+            with suppress(ResourceError):  # who has gone need not be sent home
+                tell(None)
         _STATE.rank, _STATE.world, _STATE.in_step = 0, 1, False
         dist.destroy_process_group()
 
@@ -127,6 +128,11 @@ def gathered(part: Any) -> list[Any]:
     with _speaking():
         dist.all_gather_object(every, part)
     return every
+
+
+def meet() -> None:
+    """Wait for the others: what process 0 has written is read by all before it changes."""
+    gathered(None)
 
 
 @contextmanager

@@ -70,16 +70,27 @@ def restrict(model: Generative, choice: Choice, rank: int) -> None:
         f"{name}.{k}": p for name, m in model.modules.items() for k, p in m.named_parameters()
     }
     for phase in (p for r in model.rounds() for p in r.phases):
-        if choice == "adapters" and phase.project is not None:
+        if phase.project is not None:
             raise UsageError(
-                f"train.trainable: adapters do not go with how {phase.name} bounds its weights",
-                "Use backbone.lipschitz: penalty, or train.trainable: norms_and_conditions.",
+                f"train.trainable: {choice} does not go with how {phase.name} bounds its weights: "
+                "it would change those that are to stay",
+                "Use backbone.lipschitz: penalty, or train.trainable: all.",
             )
         if not any(phase.trainable(k) and p.requires_grad for k, p in parameters.items()):
             raise UsageError(
                 f"train.trainable: {choice} leaves nothing to train in {phase.name}",
                 "Use train.trainable: all or adapters.",
             )
+
+
+def frozen(model: Generative) -> set[str]:
+    """Full names, as in a model without adapters, of the parameters that are not trained."""
+    return {
+        f"{name}.{k}".replace(".parametrizations.weight.original", ".weight")
+        for name, module in model.modules.items()
+        for k, p in module.named_parameters()
+        if not p.requires_grad
+    }
 
 
 def merge(model: Generative) -> None:

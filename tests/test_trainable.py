@@ -213,12 +213,30 @@ def test_few_parameters_of_nothing_are_refused() -> None:
         config("cvae", train__trainable="adapters")
 
 
+@pytest.mark.parametrize("choice", FEW)
 @pytest.mark.parametrize("lipschitz", ["clip", "spectral"])
-def test_adapters_under_projected_weights_are_refused(lipschitz: str) -> None:
+def test_few_parameters_of_weights_that_are_projected_are_refused(
+    lipschitz: str, choice: str
+) -> None:
+    """Clipping weights after a step would change those that are to stay."""
     conf = config("cgan", backbone__lipschitz=lipschitz)
     model = stage.build(conf, loader(conf), stage.Key.root(0), "cpu")
-    with pytest.raises(UsageError, match="adapters do not go with how critic"):
-        trainable.restrict(model, "adapters", rank=2)
+    with pytest.raises(UsageError, match=f"{choice} does not go with how critic"):
+        trainable.restrict(model, choice, rank=2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("choice", FEW)
+def test_weights_that_init_did_not_bring_are_not_left_at_random(
+    choice: str, tmp_path: Path
+) -> None:
+    """Another number of categories: the mean image would stay 0 for good."""
+    start = origin("cvae", tmp_path / "before")
+    three = {"dx": {"kind": "categorical", "categories": ["A", "B", "C"]}}
+    conf = config("cvae", **few(choice, data__conditions=three))
+    with pytest.raises(UsageError, match=r"would leave decoder.*template.* as drawn at random"):
+        run(conf, tmp_path / "after", start)
+    whole = config("cvae", train__init="before", data__conditions=three)
+    assert run(whole, tmp_path / "whole", start)["init"]["fresh"]
 
 
 def test_nothing_to_train_is_refused() -> None:

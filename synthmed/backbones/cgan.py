@@ -161,7 +161,12 @@ class ConditionalGAN:
 
     def _adam(self, rate: float) -> Optimizer:
         return self.optimizer.model_copy(
-            update={"learning_rate": rate, "betas": self.config.betas, "weight_decay": 0.0}
+            update={
+                "rule": "adamw",
+                "learning_rate": rate,
+                "betas": self.config.betas,
+                "weight_decay": 0.0,
+            }
         )
 
     # --- what is random -----------------------------------------------------------------------

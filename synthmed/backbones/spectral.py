@@ -55,8 +55,8 @@ class Spectral(BaseModel):
         shift_coefficients: of what each condition shifts, likewise.
         map_coefficients: of the map of deviations, likewise.
         bands: of the texture's spectrum, and of the shrinkage.
-        learning_rate: of plain gradient descent; the loss curves by about 1 to 2 in every
-            direction, so that below 1 it is safe.
+        learning_rate: of plain gradient descent; the loss curves by 1 at most, so that below 2 it
+            is safe.
         ema: decay of the moving average of the weights that is kept: it averages the noise of
             private steps.
     """
@@ -68,7 +68,7 @@ class Spectral(BaseModel):
     shift_coefficients: Annotated[int, Field(ge=1, le=512)] = 6
     map_coefficients: Annotated[int, Field(ge=1, le=512)] = 12
     bands: Annotated[int, Field(ge=2, le=64)] = 16
-    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    learning_rate: Annotated[float, Field(gt=0, lt=2)] = 1.5
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.9
 
     def build(self, spec: VolumeSpec, optimizer: Optimizer) -> SpectralGaussian:
@@ -215,7 +215,10 @@ class Moments(nn.Module):
         """
         seen = self.to_frequencies(x)
         residual = seen - self.expected(params["mean"], params["shift"], c)
-        loss = residual.square().sum((1, 2, 3, 4))
+        # mean and shift together move by the residual times (1, c): over its squared length the
+        # loss curves by 1 at most, however many conditions there are
+        length = 1 + c.float().square().sum(1)
+        loss = residual.square().sum((1, 2, 3, 4)) / length
         with torch.no_grad():
             roots = self.energies(residual).clamp(min=_FLOOR).sqrt()
             outline = self.to_frequencies(self.to_voxels(residual).abs())

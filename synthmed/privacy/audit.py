@@ -25,7 +25,7 @@ from torch.func import functional_call
 
 from synthmed.keys import Key
 from synthmed.privacy.noise import SecretStream
-from synthmed.privacy.patient_step import OFF, Mechanism, PatientStep
+from synthmed.privacy.patient_step import Mechanism, PatientStep, allowed_off
 
 LEVEL = 0.05
 """Chance with which a lower bound may exceed the truth."""
@@ -85,12 +85,15 @@ def records(
     more = float(binom.sf(drawn - 1, n * n_patients, mechanism.sample_rate))
     largest = max((line[f"{phase}.largest"] for line in mine), default=0.0)
     off = max((line[f"{phase}.off"] for line in mine), default=0.0)
+    exact = all(
+        line[f"{phase}.off"] <= allowed_off(int(line[f"{phase}.patients"])) for line in mine
+    )
     p_noise, p_drawn = 2 * min(low, 1 - low), min(1.0, 2 * min(fewer, more))
     bounded, paid = largest <= mechanism.clip * (1 + 1e-5), n_charged >= n
     return [
         Check("noise variance", square / max(1, n * n_parameters), 1.0, p_noise, p_noise > ALARM),
         Check("largest contribution", largest, mechanism.clip, float(bounded), bounded),
-        Check("sum of contributions, off by", off, 0.0, float(off < OFF), off < OFF),
+        Check("sum of contributions, off by", off, 0.0, float(exact), exact),
         Check(
             "inclusion rate",
             drawn / max(1, n * n_patients),

@@ -21,13 +21,15 @@ def estimates(run: Run, model: Artifact) -> list[Estimate]:
     found = result["canaries"]
     failed = [c["name"] for c in result["records"] if not c["passed"]]
     records = f"failed: {', '.join(failed)}" if failed else "all as claimed"
-    worlds = result["two_worlds"]
-    told = f"two worlds: at least {worlds['epsilon_lower_bound']:.2f}; " if worlds else ""
+    worlds = result.get("two_worlds") or {"epsilon_lower_bound": 0.0}
+    bounds = {"canaries": found["epsilon_lower_bound"], "worlds": worlds["epsilon_lower_bound"]}
+    told = f"canaries {bounds['canaries']:.2f}, two worlds {bounds['worlds']:.2f}; "
+    told += "" if result["passed"] else "THE AUDIT FAILED; "
     return [
         Estimate(
             name="epsilon_lower_bound",
             group="audit",
-            value=found["epsilon_lower_bound"],
+            value=max(bounds.values()),
             ci=None,
             n=found["n_canaries"],
             better="lower",

@@ -51,7 +51,8 @@ def perform(
     loader = noise_loader(config, 2 * COMPANY, COMPANY)
     made = train.build(config, loader, key.fold("weights"), "cpu")
     train.restricted(made, config, key)
-    params = {k: p for k, p in named_parameters(made).items() if p.requires_grad}
+    every = named_parameters(made)
+    params = {k: p for k, p in every.items() if p.requires_grad}
     reading = [p for r in made.rounds() for p in r.phases if p.reads_patients]
     account = Ledger().accounts.get(stated["lifetime"]["run"])
     if account is None:
@@ -73,7 +74,7 @@ def perform(
     def company(step: int) -> tuple[Sequence[Tensor], Tensor]:
         names = loader.patients[:COMPANY]
         batch, draws = loader.private_batch(first, key.fold("company", step), names, 1, "cpu")
-        return per_patient("loop", first, params, wanted, batch, draws, 0.5)
+        return per_patient("loop", first, every, wanted, batch, draws, 0.5)
 
     found = audit.canaries(
         [params[k] for k in wanted],

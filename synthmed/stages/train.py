@@ -29,7 +29,7 @@ from synthmed.privacy.ledger import Ledger
 from synthmed.progress import Progress, count
 from synthmed.report.mosaic import png
 from synthmed.store import write_bytes, write_json
-from synthmed.trainable import merge, n_trained, restrict
+from synthmed.trainable import frozen, merge, n_trained, restrict
 from synthmed.training import (
     CHECKPOINT,
     LOG,
@@ -100,7 +100,10 @@ def train(
             "Without a privacy block start one process.",
         )
     started_from = origin.start(model, buffers=not private_run) if origin else None
+    fixed = frozen(model)
     restricted(model, config, key)
+    if started_from:
+        _require_all_brought(set(started_from["fresh"]) & (frozen(model) - fixed), config)
     checkpoint = partial / CHECKPOINT
     amp = precision(config, device)
     with arithmetic(device, amp), loader.ahead(), interruptible() as interrupted:
@@ -112,6 +115,7 @@ def train(
         private = _private(config, loader, state, checkpoint, device)
         if private is not None:
             ranks.tell({"begin": private.attempt})
+            ranks.meet()
         if private is None and compiles(config, device, max(state.steps)):
             for module in model.modules.values():
                 module.compile()
@@ -217,7 +221,9 @@ def _loop(
                 raise _stopped(done, total)
         state.end_round(loader.all_train(device) if state.rounds[state.round].finish else [])
         state.save(checkpoint)
-        ranks.tell({"restore": True})
+        if state.round < len(state.rounds):
+            ranks.tell({"restore": True})
+            ranks.meet()
         if interrupted:  # it came while the round was finishing
             raise _stopped(sum(state.steps[: state.round]), total)
 
@@ -240,11 +246,13 @@ def follow(config: Config, loader: Loader, checkpoint: Path, device: str) -> Non
     if begun is None:
         return
     state = Training.restore(model, checkpoint, log=False)
-    private = Session(config, loader, state, device, begun["begin"])
     with arithmetic(device, False), loader.ahead():
+        private = Session(config, loader, state, device, begun["begin"])
+        ranks.meet()
         while (message := ranks.told()) is not None:
             if "restore" in message:
                 state = Training.restore(model, checkpoint, log=False)
+                ranks.meet()
                 continue
             state.step = message["step"]
             (phase,) = [p for p in state.rounds[state.round].phases if p.name == message["phase"]]
@@ -383,6 +391,17 @@ def restricted(model: Generative, config: Config, key: Key) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key.fold("adapters").integer())
         restrict(model, config.train.trainable, config.train.adapter_rank)
+
+
+def _require_all_brought(missing: set[str], config: Config) -> None:
+    if missing:
+        named = ", ".join(sorted(missing)[:3]) + ", ..." * (len(missing) > 3)
+        raise UsageError(
+            f"train.trainable: {config.train.trainable} would leave {named} as drawn at random: "
+            "the model of train.init has none of that shape",
+            "Give both runs the same grid, channels, number of categories and backbone settings, "
+            "or set train.trainable: all.",
+        )
 
 
 def channels_last(module: torch.nn.Module) -> None:

@@ -151,3 +151,35 @@ def test_the_noise_has_its_deviation() -> None:
     np.testing.assert_allclose(told, squares, rtol=1e-5)
     p = chi2.cdf(sum(squares), 20 * n)
     assert 1e-3 < p < 1 - 1e-3
+
+
+def test_many_small_gradients_that_agree_are_added_up_right() -> None:
+    """Opacus divides by the norm and a millionth: of small ones that is seen in a large sum."""
+    mechanism = Mechanism(sample_rate=1.0, noise_multiplier=0.0, clip=0.01, divisor=1.0)
+    one = gradients(1, scale=1.0)
+    size = float(norms_of(one)[0])
+    each = [(g * 0.012 / size).repeat(400, *[1] * (g.ndim - 1)) for g in one]
+    mine = parameters()
+    taken = PatientStep(torch.optim.SGD(mine, lr=1.0), mechanism).take(
+        chunked(each, 100), SecretStream(KEY)
+    )
+    assert taken.off < 1e-3
+    moved = float(torch.cat([p.detach().flatten() for p in mine]).norm())
+    assert 0.9999 * 400 * 0.01 < moved <= 400 * 0.01 * (1 + 1e-5)
+
+
+def test_the_norm_of_millions_is_right_and_so_is_the_bound() -> None:
+    """A few large numbers, then many small ones: added up in float32 the norm comes out small."""
+    n = 3_000_000
+    g = torch.full((1, n), 3e-4)
+    g[0, :100] = 1.0
+    exact = float(np.sqrt(np.square(g[0].double().numpy()).sum()))
+    single = float(torch.linalg.vector_norm(g, dim=1)[0])
+    assert single < exact * (1 - 1e-4), "the control: float32 is off"
+    assert float(norms_of([g])[0]) == pytest.approx(exact, rel=1e-9)
+    mechanism = Mechanism(sample_rate=1.0, noise_multiplier=0.0, clip=0.7, divisor=1.0)
+    mine = [nn.Parameter(torch.zeros(n))]
+    step = PatientStep(torch.optim.SGD(mine, lr=1.0), mechanism)
+    step.take([([g], torch.zeros(1))], SecretStream(KEY))
+    moved = float(np.sqrt(np.square(mine[0].detach().double().numpy()).sum()))
+    assert moved <= 0.7 * (1 + 1e-5)
