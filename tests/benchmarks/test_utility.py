@@ -16,8 +16,10 @@ def test_every_cell_is_a_config_that_holds(tmp_path: Path) -> None:
     for cohort in utility.COHORTS:
         for route in utility.ROUTES:
             for epsilon in utility.EPSILONS:
+                if epsilon == "0" and route != "pretrained":
+                    continue
                 config = utility.configured(cohort, route, epsilon, tmp_path, 10)
-                assert (config.privacy is None) == (epsilon == "inf")
+                assert (config.privacy is None) == (epsilon in ("0", "inf"))
                 if config.privacy is not None:
                     assert config.privacy.epsilon == float(epsilon)
                     assert config.privacy.init_is_public == (route == "pretrained")

@@ -47,7 +47,8 @@ DRAWS = 200
 """Bootstrap draws of held-out patients."""
 
 ROUTES = ("scratch", "pretrained", "low")
-EPSILONS = ("1", "8", "inf")
+EPSILONS = ("0", "1", "8", "inf")
+"""Nothing is learned from the cohort at 0: the public weights as they are."""
 COHORTS: dict[str, dict[str, Any]] = {
     "phantoms": {
         "source": "phantoms",
@@ -93,8 +94,8 @@ CVAE: dict[str, Any] = {"name": "cvae", "latent": 8, "widths": [8, 16]}
 
 def settings(route: str, epsilon: str, cohort: str, public: Path) -> dict[str, Any]:
     """Backbone, training and promise of a cell."""
-    private = epsilon != "inf"
-    prior = {"prior": "standard" if private else "fitted"}
+    private = epsilon not in ("0", "inf")
+    prior = {"prior": "fitted" if epsilon == "inf" else "standard"}
     promise: dict[str, Any] = {"epsilon": float(epsilon), "delta": DELTA, "at_once": 16}
     promise["patients"] = DECLARED[cohort]
     rate = {"learning_rate": 2e-3}
@@ -119,6 +120,8 @@ def settings(route: str, epsilon: str, cohort: str, public: Path) -> dict[str, A
         train |= {"max_steps": 600 if route != "low" else 200, "batch_patients": 16}
         if route == "pretrained":
             train["trainable"] = "all"
+        if epsilon == "0":  # a step that moves nothing
+            train |= {"max_steps": 1, "optimizer": {"learning_rate": 1e-12}}
     return {"backbone": backbone, "train": train, "privacy": promise if private else None}
 
 
@@ -361,6 +364,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 public_home(place / "public-home")
                 apart(pretrained, cohort, place, options.pretrain_steps)
             for epsilon in options.epsilons:
+                if epsilon == "0" and route != "pretrained":
+                    continue
                 name = f"{cohort}-{route}-{epsilon}"
                 config = configured(cohort, route, epsilon, place, options.count)
                 part = Part(
