@@ -170,7 +170,7 @@ def test_a_clip_that_is_missing_ends_the_training(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(patient_step, "_Optimizer", Unclipped)
     with pytest.raises(SynthmedError, match="the sum of clipped gradients is off by"):
         log_of(0)
-    monkeypatch.setattr(patient_step, "OFF", math.inf)
+    monkeypatch.setattr(patient_step, "allowed_off", lambda n: math.inf)
     found = verdicts(log_of(0))
     assert [c.name for c in found.values() if not c.passed] == ["sum of contributions, off by"]
 
