@@ -17,6 +17,8 @@ from torch.func import grad_and_value, vmap
 from synthmed.backbones.generative import Batch, Draws, Params, Phase
 
 Way = Literal["loop", "vmap"]
+_BLOCK = 1024
+"""Numbers of a gradient whose squares are added up in float32."""
 
 
 def per_patient(
@@ -76,12 +78,25 @@ def per_patient(
 def norms_of(gradients: Sequence[Tensor]) -> Tensor:
     """(B,) float64 norms over all parameters of each patient's gradient.
 
-    Squares are added up in float64: a row of millions added up in float32, as Opacus does, comes
-    out small by up to two per cent, and what is clipped by it exceeds the bound by as much.
+    Squares are added up in float32 within blocks and in float64 over them: a row of millions added
+    up in float32, as Opacus does, comes out small by up to two per cent, and what is clipped by it
+    exceeds the bound by as much.
     """
-    each = [torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=torch.float64) for g in gradients]
-    out: Tensor = torch.linalg.vector_norm(torch.stack(each), dim=0)
+    each = [part for g in gradients for part in _block_norms(g.float().flatten(1))]
+    out: Tensor = torch.linalg.vector_norm(torch.cat(each, 1), dim=1, dtype=torch.float64)
     return out
+
+
+def _block_norms(rows: Tensor) -> list[Tensor]:
+    """Norms of parts of (B, N) rows: (B, parts) each, in float32."""
+    whole = rows.shape[1] // _BLOCK * _BLOCK
+    parts = []
+    if whole:
+        blocks = rows[:, :whole].reshape(len(rows), -1, _BLOCK)
+        parts.append(torch.linalg.vector_norm(blocks, dim=2))
+    if whole < rows.shape[1]:
+        parts.append(torch.linalg.vector_norm(rows[:, whole:], dim=1, keepdim=True))
+    return parts
 
 
 def finite_only(gradients: Sequence[Tensor]) -> list[Tensor]:

@@ -189,7 +189,7 @@ class PatientStep:
         kept = finite_only(gradients)
         with self._exactly():
             # once more in another way: what is compared must not be wrong alike
-            squares = [g.flatten(1).double().square().sum(1) for g in kept]
+            squares = [g.flatten(1).square().sum(1).double() for g in kept]
             norms = torch.stack(squares).sum(0).sqrt()
             factors = (self.mechanism.clip / norms.clamp(min=1e-12)).clamp(max=1).float()
             meant = [torch.tensordot(factors, g, dims=1) for g in kept]

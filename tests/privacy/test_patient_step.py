@@ -176,7 +176,7 @@ def test_the_norm_of_millions_is_right_and_so_is_the_bound() -> None:
     exact = float(np.sqrt(np.square(g[0].double().numpy()).sum()))
     single = float(torch.linalg.vector_norm(g, dim=1)[0])
     assert single < exact * (1 - 1e-4), "the control: float32 is off"
-    assert float(norms_of([g])[0]) == pytest.approx(exact, rel=1e-9)
+    assert float(norms_of([g])[0]) == pytest.approx(exact, rel=2e-6)
     mechanism = Mechanism(sample_rate=1.0, noise_multiplier=0.0, clip=0.7, divisor=1.0)
     mine = [nn.Parameter(torch.zeros(n))]
     step = PatientStep(torch.optim.SGD(mine, lr=1.0), mechanism)
