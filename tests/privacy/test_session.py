@@ -480,11 +480,12 @@ def test_every_way_gives_the_gradients_of_brute_force(which: str | Path) -> None
         conf = config(which)
         source = loader(conf)
     model = stage.build(conf, source, Key.root(2), "cpu")
+    stage.restricted(model, conf, Key.root(2))
     params = {
         f"{m}.{k}": p for m, module in model.modules.items() for k, p in module.named_parameters()
     }
     (phase,) = [p for r in model.rounds() for p in r.phases if p.reads_patients]
-    wanted = [k for k in params if phase.trainable(k)]
+    wanted = [k for k in params if phase.trainable(k) and params[k].requires_grad]
     batch, draws = oracle.made_up(phase, source.spec, Key.root(3), "cpu")
     exact = [oracle._plainly(phase, params, wanted, batch, draws, i) for i in range(3)]
     for way in oracle.WAYS:
