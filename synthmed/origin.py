@@ -14,12 +14,12 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from synthmed.backbones.generative import Generative
+from synthmed.backbones.generative import Generative, named_parameters
 from synthmed.config import Config
 from synthmed.configfile import init_folder
 from synthmed.errors import UsageError
 from synthmed.store import file_sha256
-from synthmed.training import load_state, named_parameters, named_state
+from synthmed.training import load_state, named_state
 
 WEIGHTS = "weights.safetensors"
 ABOUT = "model.json"

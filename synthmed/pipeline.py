@@ -131,15 +131,6 @@ class Line:
         elif source := origin.find(self.config):
             inputs["init"] = source.digest
 
-        if there and self.config.privacy is not None and not self.overwrite:
-            config = store.digest(DEPENDS["train"](self.config))
-            if (there.manifest.config, dict(there.manifest.inputs)) != (config, inputs):
-                raise UsageError(
-                    f"run {self.run.path}: its model was trained on other input, or by another "
-                    "version; its patients have paid for it",
-                    "Pass --overwrite to train anew, which charges them again.",
-                )
-
         def make(target: Path, progress: Progress) -> dict[str, Any]:
             # masks that cannot be used are found before an hour of training, not after it
             self._masks_digest(Dataset.open(dataset.path))
@@ -303,6 +294,12 @@ class Line:
         if there and there.manifest.config == config and there.manifest.inputs == inputs:
             progress.done(summary(there.manifest.facts), skipped=True)
             return there
+        if there and kind == "model" and self.config.privacy is not None and not self.overwrite:
+            raise UsageError(
+                f"run {self.run.path}: its model was trained on other input, or by another "
+                "version; its patients have paid for it",
+                "Pass --overwrite to train anew, which charges them again.",
+            )
         if there:
             # `begin` has settled what a changed config means; here the input itself is another
             progress.done("its input has changed: made anew")

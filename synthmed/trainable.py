@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from synthmed.backbones.generative import Generative
+from synthmed.backbones.generative import Generative, named_parameters, trained_by
 from synthmed.errors import UsageError
 
 Choice = Literal["all", "adapters", "norms_and_conditions"]
@@ -66,9 +66,7 @@ def restrict(model: Generative, choice: Choice, rank: int) -> None:
             p.requires_grad_(p.requires_grad and name in kept)
     if choice == "adapters":
         _adapt(model, rank)
-    parameters = {
-        f"{name}.{k}": p for name, m in model.modules.items() for k, p in m.named_parameters()
-    }
+    parameters = named_parameters(model)
     for phase in (p for r in model.rounds() for p in r.phases):
         if phase.project is not None:
             raise UsageError(
@@ -76,7 +74,7 @@ def restrict(model: Generative, choice: Choice, rank: int) -> None:
                 "it would change those that are to stay",
                 "Use backbone.lipschitz: penalty, or train.trainable: all.",
             )
-        if not any(phase.trainable(k) and p.requires_grad for k, p in parameters.items()):
+        if not trained_by(phase, parameters):
             raise UsageError(
                 f"train.trainable: {choice} leaves nothing to train in {phase.name}",
                 "Use train.trainable: all or adapters.",
@@ -86,9 +84,8 @@ def restrict(model: Generative, choice: Choice, rank: int) -> None:
 def frozen(model: Generative) -> set[str]:
     """Full names, as in a model without adapters, of the parameters that are not trained."""
     return {
-        f"{name}.{k}".replace(".parametrizations.weight.original", ".weight")
-        for name, module in model.modules.items()
-        for k, p in module.named_parameters()
+        k.replace(".parametrizations.weight.original", ".weight")
+        for k, p in named_parameters(model).items()
         if not p.requires_grad
     }
 
@@ -103,7 +100,7 @@ def merge(model: Generative) -> None:
 
 def n_trained(model: Generative) -> int:
     """Parameters that want a gradient."""
-    return sum(p.numel() for m in model.modules.values() for p in m.parameters() if p.requires_grad)
+    return sum(p.numel() for p in named_parameters(model).values() if p.requires_grad)
 
 
 def _conditioned(module: nn.Module) -> set[str]:

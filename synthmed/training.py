@@ -19,7 +19,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from synthmed import ranks
-from synthmed.backbones.generative import Batch, Draws, Generative, Phase
+from synthmed.backbones.generative import (
+    Batch,
+    Draws,
+    Generative,
+    Phase,
+    named_parameters,
+    trained_by,
+)
 from synthmed.config import Config, Optimizer
 from synthmed.errors import SynthmedError
 from synthmed.keys import Key
@@ -67,7 +74,7 @@ class Training:
         if self.round == len(self.rounds):
             return
         for phase in self.rounds[self.round].phases:
-            mine = {k: p for k, p in self.params.items() if phase.trainable(k) and p.requires_grad}
+            mine = trained_by(phase, self.params)
             self.optimizers[phase.name] = optimizer_of(phase.optimizer, list(mine.values()))
             if phase.ema is not None:
                 self.averages[phase.name] = {k: p.detach().clone() for k, p in mine.items()}
@@ -315,15 +322,6 @@ def schedule(optimizer: Optimizer, progress: float) -> float:
         return max(progress / optimizer.warmup, 0.01)
     rest = (progress - optimizer.warmup) / (1 - optimizer.warmup)
     return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * rest))
-
-
-def named_parameters(model: Generative) -> dict[str, torch.nn.Parameter]:
-    """All parameters by `module.parameter`."""
-    return {
-        f"{name}.{k}": p
-        for name, module in model.modules.items()
-        for k, p in module.named_parameters()
-    }
 
 
 def named_state(model: Generative) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from synthmed.artifacts import Dataset
+from synthmed.backbones.generative import named_parameters
 from synthmed.conditions import Conditions
 from synthmed.config import Config
 from synthmed.errors import ResourceError, SynthmedError
@@ -28,7 +29,6 @@ from synthmed.stages import train
 from synthmed.stages.prepare import channels_of, grid_affine
 from synthmed.stages.sample import Sampler
 from synthmed.trainable import merge, n_trained
-from synthmed.training import named_parameters
 from synthmed.types import Array
 
 PATIENCE = 30.0

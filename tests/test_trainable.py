@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from torch import Tensor
 from synthmed import configfile, trainable
 from synthmed.artifacts import ChannelInfo, Dataset
 from synthmed.backbones import Backbone
-from synthmed.backbones.generative import VolumeSpec
+from synthmed.backbones.generative import VolumeSpec, named_parameters
 from synthmed.conditions import Conditions
 from synthmed.config import Config, Optimizer
 from synthmed.errors import Interrupted, UsageError
@@ -27,7 +25,7 @@ from synthmed.loader import Loader
 from synthmed.origin import ABOUT, WEIGHTS, Origin
 from synthmed.progress import Progress
 from synthmed.stages import train as stage
-from synthmed.training import named_parameters
+from tests.proofs.mechanism import stop_at_batch
 
 GRID = (8, 8, 8)
 QUIET = Progress("train", quiet=True)
@@ -90,15 +88,7 @@ def run(
         place.mkdir(parents=True, exist_ok=True)
     source = loader(conf)
     if stop_at is not None:
-        original, seen = source.draw, [0]
-
-        def counted(*args: Any) -> Any:
-            seen[0] += 1
-            if seen[0] == stop_at:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return original(*args)
-
-        source.draw = counted  # type: ignore[method-assign]
+        stop_at_batch(source, "draw", stop_at)
     return stage.train(conf, source, partial, target, QUIET, "cpu", start)
 
 

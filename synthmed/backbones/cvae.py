@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
-from synthmed.backbones.examining import in_chunks, likeness, scans, sheet, traversal, units
+from synthmed.backbones.examining import beside, in_chunks, scans, traversal, units
 from synthmed.backbones.generative import (
     Batch,
     Draws,
@@ -197,21 +197,12 @@ class ConditionalVAE:
     @torch.no_grad()
     def examine(self, train: Batch, holdout: Batch | None) -> Examination:
         """Reconstructions of either side, and what each latent does."""
-        figures: dict[str, float] = {}
-        pictures = {}
-        for side, batch in (("train", train), ("holdout", holdout)):
-            if batch is None:
-                continue
-            x, c, _ = scans(batch)
-            mean = self._posterior(x, c).chunk(2, 1)[0]
-            copy = in_chunks(self.decoder, mean, c)
-            figures |= likeness(x, copy, side)
-            who = {"train": "Training patients", "holdout": "Held-out patients"}[side]
-            rows = [[x[i, 0], copy[i, 0]] for i in range(min(len(x), N_SHOWN))]
-            pictures[f"reconstructions_{side}"] = (
-                sheet(rows),
-                f"{who}: each scan beside the decoder's mean for it.",
-            )
+
+        def rebuilt(x: Tensor, c: Tensor) -> Tensor:
+            return in_chunks(self.decoder, self._posterior(x, c).chunk(2, 1)[0], c)
+
+        what = "the decoder's mean for it"
+        figures, pictures = beside(train, holdout, rebuilt, "reconstructions", what, N_SHOWN)
         x, c, _ = scans(train)
         mean, log_var = self._posterior(x, c).chunk(2, 1)
         kl = 0.5 * (mean**2 + log_var.exp() - 1 - log_var).mean(0)

@@ -57,6 +57,40 @@ def likeness(original: Tensor, copy: Tensor, side: str) -> dict[str, float]:
     return {f"psnr_{side}": float(np.mean(psnr)), f"ssim_{side}": float(np.mean(ssim))}
 
 
+def beside(
+    train: Batch,
+    holdout: Batch | None,
+    copy: Callable[[Tensor, Tensor], Tensor],
+    name: str,
+    what: str,
+    n_shown: int,
+) -> tuple[dict[str, float], dict[str, tuple[npt.NDArray[np.uint8], str]]]:
+    """Scans of either side beside what a model makes of them.
+
+    Args:
+        train, holdout: patients of either side; there may be none held out.
+        copy: scans (n, C, X, Y, Z) and conditions (n, D) to volumes of that shape.
+        name: of the pictures, `NAME_SIDE`.
+        what: stands beside each scan, for the caption.
+        n_shown: scans of a side that are drawn.
+
+    Returns:
+        `likeness` of either side, and a picture with its caption.
+    """
+    figures: dict[str, float] = {}
+    pictures = {}
+    for side, batch in (("train", train), ("holdout", holdout)):
+        if batch is None:
+            continue
+        x, c, _ = scans(batch)
+        made = copy(x, c)
+        figures |= likeness(x, made, side)
+        who = {"train": "Training patients", "holdout": "Held-out patients"}[side]
+        rows = [[x[i, 0], made[i, 0]] for i in range(min(len(x), n_shown))]
+        pictures[f"{name}_{side}"] = (sheet(rows), f"{who}: each scan beside {what}.")
+    return figures, pictures
+
+
 def units(
     decode: Callable[[Tensor], Tensor],
     z: Tensor,

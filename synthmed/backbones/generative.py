@@ -185,6 +185,20 @@ class Generative(Protocol):
         ...
 
 
+def named_parameters(model: Generative) -> dict[str, nn.Parameter]:
+    """All parameters by `module.parameter`."""
+    return {
+        f"{name}.{k}": p
+        for name, module in model.modules.items()
+        for k, p in module.named_parameters()
+    }
+
+
+def trained_by(phase: Phase, params: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """Those of a model's parameters that a phase changes: its own, less what is kept fixed."""
+    return {k: p for k, p in params.items() if phase.trainable(k) and p.requires_grad}
+
+
 def submodule(params: Params, module: str) -> dict[str, Tensor]:
     """The parameters of one module, under their names inside it (for `functional_call`)."""
     prefix = module + "."

@@ -20,7 +20,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from synthmed.backbones.examining import likeness, scans, sheet
+from synthmed.backbones.examining import beside
 from synthmed.backbones.generative import (
     Batch,
     Draws,
@@ -138,20 +138,12 @@ class SpectralGaussian:
     @torch.no_grad()
     def examine(self, train: Batch, holdout: Batch | None) -> Examination:
         """Each scan beside the mean for its condition."""
-        figures: dict[str, float] = {}
-        pictures = {}
-        for side, batch in (("train", train), ("holdout", holdout)):
-            if batch is None:
-                continue
-            x, c, _ = scans(batch)
-            mean = self.moments.volume(c)
-            figures |= likeness(x, mean, side)
-            who = {"train": "Training patients", "holdout": "Held-out patients"}[side]
-            rows = [[x[i, 0], mean[i, 0]] for i in range(min(len(x), N_SHOWN))]
-            pictures[f"means_{side}"] = (
-                sheet(rows),
-                f"{who}: each scan beside the mean for its condition.",
-            )
+
+        def mean(x: Tensor, c: Tensor) -> Tensor:
+            return self.moments.volume(c)
+
+        what = "the mean for its condition"
+        figures, pictures = beside(train, holdout, mean, "means", what, N_SHOWN)
         return Examination(figures=figures, pictures=pictures)
 
     @torch.no_grad()

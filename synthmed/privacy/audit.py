@@ -137,8 +137,7 @@ def lower_bound(n_canaries: int, n_guesses: int, n_right: int, delta: float) -> 
 def guesses(n_canaries: int, mechanism: Mechanism, n_steps: int, delta: float) -> int:
     """How many canaries to guess, fixed beforehand from public constants: those that should bound
     epsilon best if scores were exactly Gaussian."""
-    q, sigma = mechanism.sample_rate, mechanism.noise_multiplier
-    apart = q * n_steps / math.sqrt(n_steps * (sigma**2 + q * (1 - q)))
+    apart = _apart(mechanism, n_steps)
     best, chosen = -1.0, 2
     some = np.unique(np.geomspace(4, n_canaries, 40).astype(int) // 2 * 2)
     for n in map(int, some):
@@ -150,6 +149,12 @@ def guesses(n_canaries: int, mechanism: Mechanism, n_steps: int, delta: float) -
         if expected > best:
             best, chosen = expected, n
     return chosen
+
+
+def _apart(mechanism: Mechanism, n_steps: int) -> float:
+    """What a contribution of norm C moves their sum by in all steps, in deviations of that sum."""
+    q, sigma = mechanism.sample_rate, mechanism.noise_multiplier
+    return q * n_steps / math.sqrt(n_steps * (sigma**2 + q * (1 - q)))
 
 
 def _mixture_quantile(p: float, apart: float) -> float:
@@ -279,12 +284,11 @@ def two_worlds(
     def moved(present: bool, by: Mechanism, trial: Key) -> float:
         return _moved(present, by, n_steps, worlds, trial.fold(present))
 
-    q, sigma = mechanism.sample_rate, mechanism.noise_multiplier
     silent = replace(mechanism, noise_multiplier=0.0)
     centre = np.mean([moved(False, silent, key.fold("centre", k)) for k in range(_CENTRE)])
-    apart = q * n_steps / math.sqrt(n_steps * (sigma**2 + q * (1 - q)))
-    deviation = _PACE * sigma * math.sqrt(n_steps)
-    at = float(centre) + deviation * _threshold(n_trials, apart, delta)
+    deviation = _PACE * mechanism.noise_multiplier * math.sqrt(n_steps)
+    threshold = _threshold(n_trials, _apart(mechanism, n_steps), delta)
+    at = float(centre) + deviation * threshold
     trials = [key.fold("trial", k) for k in range(n_trials)]
     n_without, n_with = (
         sum(int(moved(present, mechanism, trial) > at) for trial in trials)

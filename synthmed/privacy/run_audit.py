@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from synthmed.backbones.generative import named_parameters, trained_by
 from synthmed.config import Config
 from synthmed.errors import InputError, UsageError
 from synthmed.keys import Key
@@ -19,7 +20,7 @@ from synthmed.privacy.ledger import Ledger
 from synthmed.privacy.patient_step import Mechanism
 from synthmed.stages import train
 from synthmed.store import Artifact, Run, write_json
-from synthmed.training import LOG, named_parameters
+from synthmed.training import LOG
 from synthmed.trial import noise_loader
 
 COMPANY = 2
@@ -51,8 +52,7 @@ def perform(
     loader = noise_loader(config, 2 * COMPANY, COMPANY)
     made = train.build(config, loader, key.fold("weights"), "cpu")
     train.restricted(made, config, key)
-    every = named_parameters(made)
-    params = {k: p for k, p in every.items() if p.requires_grad}
+    params = named_parameters(made)
     reading = [p for r in made.rounds() for p in r.phases if p.reads_patients]
     account = Ledger().accounts.get(stated["lifetime"]["run"])
     if account is None:
@@ -63,21 +63,21 @@ def perform(
     lines = [json.loads(x) for x in (model.path / LOG).read_text(encoding="utf-8").splitlines()]
     checks = []
     for phase in reading:
-        size = sum(p.numel() for k, p in params.items() if phase.trainable(k))
+        size = sum(p.numel() for p in trained_by(phase, params).values())
         charged = sum(c[0].partition(".")[2] == phase.name for c in account.charges)
         checks += audit.records(lines, phase.name, mechanism, len(account.patients), size, charged)
     first = reading[0]
-    wanted = [k for k in params if first.trainable(k)]
-    if sum(params[k].numel() for k in wanted) < n_canaries:
+    wanted = trained_by(first, params)
+    if sum(p.numel() for p in wanted.values()) < n_canaries:
         raise UsageError(f"--canaries {n_canaries}: the model has fewer trained parameters")
 
     def company(step: int) -> tuple[Sequence[Tensor], Tensor]:
         names = loader.patients[:COMPANY]
         batch, draws = loader.private_batch(first, key.fold("company", step), names, 1, "cpu")
-        return per_patient("loop", first, every, wanted, batch, draws, 0.5)
+        return per_patient("loop", first, params, list(wanted), batch, draws, 0.5)
 
     found = audit.canaries(
-        [params[k] for k in wanted],
+        list(wanted.values()),
         mechanism,
         account.steps.n,
         n_canaries,

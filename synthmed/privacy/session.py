@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from synthmed import ranks
-from synthmed.backbones.generative import Generative, Phase
+from synthmed.backbones.generative import Generative, Phase, trained_by
 from synthmed.config import Config, Privacy
 from synthmed.deid.pseudonyms import Pseudonyms
 from synthmed.errors import BudgetExhausted, InputError
@@ -84,15 +84,14 @@ class Session:
             for phase in current.phases:
                 if phase.reads_patients:
                     name = f"{number}.{phase.name}"
-                    mine = {k for k, p in state.params.items() if p.requires_grad}
-                    wanted = [k for k in state.params if phase.trainable(k) and k in mine]
-                    self._n_trained += sum(state.params[k].numel() for k in wanted)
+                    wanted = trained_by(phase, state.params)
+                    self._n_trained += sum(p.numel() for p in wanted.values())
                     allowed = (before[name],) if name in before else oracle.WAYS
                     self.ways[name] = oracle.examine(
                         state.model,
                         phase,
                         state.params,
-                        wanted,
+                        list(wanted),
                         self.loader.spec,
                         key,
                         self.device,
@@ -144,25 +143,27 @@ class Session:
     def step(self, state: Training, phase: Phase, progress: float) -> dict[str, float]:
         """One private step: charged, then taken. Returns what the private log keeps of it."""
         name = f"{state.round}.{phase.name}"
+        mine = owned(state.optimizers[phase.name])
+        here = None
         if ranks.rank() == 0:
-            here = self._state_digest(owned(state.optimizers[phase.name]))
+            here = self._state_digest(mine)
             self._charge((name, state.step, here))
             self._mark(state)
         with ranks.step(where(state, phase)):
             ranks.same(list(state.params.values()))
-            return self._take(state, phase, name, progress)
+            return self._take(state, phase, name, here or self._state_digest(mine), progress)
 
-    def _take(self, state: Training, phase: Phase, name: str, progress: float) -> dict[str, float]:
-        """The step itself, in every process that takes part."""
-        optimizer = state.optimizers[phase.name]
+    def _take(
+        self, state: Training, phase: Phase, name: str, here: str, progress: float
+    ) -> dict[str, float]:
+        """The step itself, in every process that takes part; `here` is what it begins with."""
         taking = self._steps.get(name)
         if taking is None:
-            taking = self._steps[name] = PatientStep(optimizer, self.mechanism)
-        here = self._state_digest(taking.params)
+            taking = self._steps[name] = PatientStep(state.optimizers[phase.name], self.mechanism)
         text = f"{self.account.run}/{name}/{state.step}/{here}/{self.attempt}"
         secret = self._secret(text)
         drawn = [p for p in self.loader.patients if self._is_drawn(secret, p)]
-        wanted = [k for k, p in state.params.items() if any(p is q for q in owned(optimizer))]
+        wanted = list(trained_by(phase, state.params))
 
         def chunks() -> Iterator[Chunk | None]:
             key = Key(hmac.digest(secret, b"draws", "sha256"))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from synthmed import memory, ranks
-from synthmed.backbones.generative import Examination, Generative
+from synthmed.backbones.generative import Examination, Generative, named_parameters
 from synthmed.config import Config
 from synthmed.errors import Interrupted, UsageError
 from synthmed.inventory import fast_bfloat16
@@ -36,7 +36,6 @@ from synthmed.training import (
     Training,
     as_bytes,
     load_state,
-    named_parameters,
     named_state,
     one_step,
     phase_step,

@@ -14,11 +14,10 @@ from torch.func import grad, vmap
 from synthmed.backbones.autoencoder import Autoencoder, Compressor, GenerativeAutoencoder
 from synthmed.backbones.autoencoder import density_of as hoyer
 from synthmed.backbones.corruption import Erase, Noise
-from synthmed.backbones.generative import Batch, VolumeSpec
+from synthmed.backbones.generative import Batch, VolumeSpec, named_parameters
 from synthmed.backbones.nets.codec import CodeScale
 from synthmed.config import Optimizer
 from synthmed.errors import UsageError
-from synthmed.training import named_parameters
 
 GRID, D = (9, 12, 10), 2
 SPEC = VolumeSpec(2, GRID, D)

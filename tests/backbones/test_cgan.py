@@ -15,13 +15,13 @@ from torch.func import grad, vmap
 
 from synthmed.artifacts import ChannelInfo, Dataset
 from synthmed.backbones.cgan import CGAN, ConditionalGAN
-from synthmed.backbones.generative import Batch, Phase, VolumeSpec
+from synthmed.backbones.generative import Batch, Phase, VolumeSpec, named_parameters
 from synthmed.backbones.nets import watch
 from synthmed.conditions import Conditions
 from synthmed.config import Augment, Categorical, Config, Optimizer
 from synthmed.keys import Key
 from synthmed.loader import Loader
-from synthmed.training import Training, named_parameters, named_state, one_step
+from synthmed.training import Training, named_state, one_step
 
 GRID = (8, 8, 8)
 SMALL: dict[str, Any] = {"widths": (4, 8), "latent": 4, "hidden": 8}

@@ -12,7 +12,7 @@ from torch.func import grad, vmap
 
 from synthmed.backbones.cvae import CVAE, ConditionalVAE
 from synthmed.backbones.examining import units
-from synthmed.backbones.generative import Batch, VolumeSpec
+from synthmed.backbones.generative import Batch, VolumeSpec, named_parameters
 from synthmed.backbones.nets.aggregate import (
     _FAST,
     _GAIN,
@@ -21,7 +21,6 @@ from synthmed.backbones.nets.aggregate import (
 )
 from synthmed.config import Optimizer
 from synthmed.errors import UsageError
-from synthmed.training import named_parameters
 
 GRID, L, D = (9, 12, 10), 3, 2
 

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from synthmed import configfile
 from synthmed.artifacts import ChannelInfo, Dataset
 from synthmed.backbones.ddpm import DDPM, Diffusion
-from synthmed.backbones.generative import Batch, VolumeSpec
+from synthmed.backbones.generative import Batch, VolumeSpec, named_parameters
 from synthmed.conditions import Conditions
 from synthmed.config import Augment, Categorical, Config, Optimizer
 from synthmed.errors import UsageError
 from synthmed.keys import Key
 from synthmed.loader import Loader
-from synthmed.training import Training, named_parameters, named_state, one_step
+from synthmed.training import Training, named_state, one_step
 from tests.backbones.gaussians import Gaussian, moments
 
 GRID = (4, 3, 5)

@@ -11,10 +11,9 @@ import torch
 from scipy.fft import dctn
 from torch import Tensor
 
-from synthmed.backbones.generative import Batch, VolumeSpec
+from synthmed.backbones.generative import Batch, VolumeSpec, named_parameters
 from synthmed.backbones.spectral import Moments, Spectral, SpectralGaussian, corner
 from synthmed.config import Optimizer
-from synthmed.training import named_parameters
 
 GRID = (6, 8, 5)
 ALL = {"coefficients": 512, "shift_coefficients": 512, "map_coefficients": 512}

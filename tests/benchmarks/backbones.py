@@ -102,18 +102,18 @@ def public_home(folder: Path) -> None:
     os.environ["SYNTHMED_HOME"] = str(folder)
 
 
-def kept(part: Part) -> dict[str, Any] | None:
+def kept(file: Path, asked: str) -> dict[str, Any] | None:
     """The result of a part that is done; None where it is not.
 
     Raises:
         SynthmedError: what is there was made by another config, time or device.
     """
-    if not part.result.is_file():
+    if not file.is_file():
         return None
-    result: dict[str, Any] = json.loads(part.result.read_text(encoding="utf-8"))
-    if result["asked"] != part.asked:
+    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if result["asked"] != asked:
         raise SynthmedError(
-            f"{part.result}: made with other settings", "Choose another --results, or remove it."
+            f"{file}: made with other settings", "Choose another --results, or remove it."
         )
     return result
 
@@ -297,7 +297,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         for cohort, model in ([] if options.table_only else asked)
     ]
-    done = [(part, kept(part)) for part in parts]  # all are looked at before one is made
+    # all are looked at before one is made
+    done = [(part, kept(part.result, part.asked)) for part in parts]
     for part, result in done:
         print(f"{part.cohort} {part.model}{'' if result is None else ': kept'}", file=sys.stderr)
         result = result or made(part, apart)

@@ -30,11 +30,10 @@ from synthmed.config import Config
 from synthmed.errors import SynthmedError
 from synthmed.formats import synthetic
 from synthmed.metrics.blocks import block_means
-from synthmed.pipeline import Line, begin
-from synthmed.store import Run, digest, write_json
-from tests.benchmarks.backbones import apart, estimate, public_home, value
+from synthmed.store import digest, write_json
+from tests.benchmarks.backbones import apart, estimate, kept, public_home, value
 from tests.benchmarks.cohorts import insert, number
-from tests.benchmarks.part import DRAWN, Part, made
+from tests.benchmarks.part import DRAWN, Part, made, prepared, trained
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -75,12 +74,8 @@ COHORTS: dict[str, dict[str, Any]] = {
 }
 DECLARED = {"phantoms": 170, "hippocampus": 70}
 """Patients to train on, about, as a public figure."""
-PUBLIC: dict[str, dict[str, Any]] = {
-    "phantoms": {"spacing_mm": [6, 6, 6], "label": None},
-    # the same shapes of weights need the same number of categories: thirds of the ventricles
-    "hippocampus": {"spacing_mm": [4.5, 4.5, 4.5], "label": "volume_class"},
-}
-"""How phantoms are read for the public weights of each cohort."""
+PUBLIC_SPACING = {"phantoms": [6, 6, 6], "hippocampus": [4.5, 4.5, 4.5]}
+"""Voxels that phantoms are read with for the public weights of each cohort, in mm."""
 STEPS = {"phantoms": (100, 40), "hippocampus": (50, 20)}
 """Private steps from scratch and from public weights: what some ten minutes on one core allow."""
 PUBLIC_STEPS = {"phantoms": 1000, "hippocampus": 600}
@@ -143,7 +138,8 @@ def configured(cohort: str, route: str, epsilon: str, place: Path, count: int) -
 
 
 def phantoms(folder: Path, patients: int, grid: int, seed: int) -> None:
-    """Write phantoms where there are none, with thirds of the ventricles as a label."""
+    """Write phantoms where there are none, with thirds of the ventricles as a label: weights of the
+    same shapes need as many categories."""
     if not (folder / "participants.tsv").is_file():
         subprocess.run(
             [
@@ -166,13 +162,12 @@ def phantoms(folder: Path, patients: int, grid: int, seed: int) -> None:
             writer.writerows(rows)
 
 
-def pretrained(cohort: str, place: Path) -> dict[str, Any]:
+def public(cohort: str, place: Path) -> Part:
     """Public weights for a cohort, trained on phantoms of another seed."""
-    folder = place / f"public-{cohort}"
     data = COHORTS[cohort] | {
         "source": str(place / "pretrain"),
         "patient": "participant_id",
-        "spacing_mm": PUBLIC[cohort]["spacing_mm"],
+        "spacing_mm": PUBLIC_SPACING[cohort],
         "holdout": 0.1,
     }
     config = configfile.validate(
@@ -188,14 +183,8 @@ def pretrained(cohort: str, place: Path) -> dict[str, Any]:
         },
         "utility",
     )
-    run = Run(folder)
-    with run.lock():
-        begin(run, config, overwrite=False)
-        line = Line(run, config)
-        line.ingest()
-        line.prepare()
-        line.train()
-    return {}
+    folder = place / f"public-{cohort}"
+    return Part(cohort, config.backbone.name, config, folder, result=folder / "training.json")
 
 
 def classified(part: Part) -> dict[str, Any]:
@@ -267,22 +256,6 @@ def _auc(scores: Any, classes: Sequence[str], truth: Any) -> float:
         if 0 < (truth == c).sum() < len(truth)
     ]
     return float(np.mean(each))
-
-
-def kept(file: Path, asked: str) -> dict[str, Any] | None:
-    """The result of a cell that is done; None where it is not.
-
-    Raises:
-        SynthmedError: what is there was made with other settings.
-    """
-    if not file.is_file():
-        return None
-    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if result["asked"] != asked:
-        raise SynthmedError(
-            f"{file}: made with other settings", "Choose another --results, or remove it."
-        )
-    return result
 
 
 def cell(part: Part, asked: str) -> dict[str, Any]:
@@ -387,7 +360,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if done is None and route == "pretrained":
                     phantoms(place / "pretrain", options.public_patients, 48, seed=11)
                     public_home(place / "public-home")
-                    apart(pretrained, cohort, place)
+                    for step in (prepared, trained):
+                        apart(step, public(cohort, place))
                 found[cohort, route, epsilon] = done or cell(part, asked)
     text = f"`python tests/benchmarks/utility.py`:\n\n{table(found)}"
     page = insert(options.page.read_text(encoding="utf-8"), text, BEGIN, END)

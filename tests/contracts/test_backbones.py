@@ -9,9 +9,8 @@ import torch
 from torch.func import grad, vmap
 
 from synthmed.backbones import Backbone
-from synthmed.backbones.generative import Batch, Phase, VolumeSpec
+from synthmed.backbones.generative import Batch, Phase, VolumeSpec, named_parameters
 from synthmed.config import Optimizer
-from synthmed.training import named_parameters
 
 GRID, CHANNELS, WIDTH, PATIENTS, SCANS = (9, 12, 10), 2, 3, 3, 2
 SPEC = VolumeSpec(CHANNELS, GRID, WIDTH)

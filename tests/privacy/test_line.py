@@ -160,6 +160,23 @@ def test_an_altered_ledger_ends_with_exit_3(
         file.write_bytes(kept)
 
 
+def test_a_model_of_another_version_is_not_trained_again_unasked(
+    run: Path, home: Path, synthmed: Callable[..., Result], tmp_path: Path
+) -> None:
+    """Its patients have paid for it: as other input does, another default makes it stale."""
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy, symlinks=True)
+    file = copy / "private/model/manifest.json"
+    manifest = json.loads(file.read_text())
+    file.write_text(json.dumps(manifest | {"config": "0" * 64}))
+    weights = (copy / "private/model/weights.safetensors").read_bytes()
+    before = (home / "ledger.jsonl").read_bytes()
+    result = synthmed("train", copy, "--device", "cpu")
+    assert result.code == 2 and "its patients have paid for it" in result.err
+    assert (copy / "private/model/weights.safetensors").read_bytes() == weights
+    assert (home / "ledger.jsonl").read_bytes() == before
+
+
 def test_nobody_has_paid_where_nothing_was_trained(
     synthmed: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +19,16 @@ from torch.func import functional_call
 
 from synthmed import configfile
 from synthmed.artifacts import ChannelInfo, Dataset
-from synthmed.backbones.generative import Batch, Draws, Params, Phase, Round, VolumeSpec, submodule
+from synthmed.backbones.generative import (
+    Batch,
+    Draws,
+    Params,
+    Phase,
+    Round,
+    VolumeSpec,
+    named_parameters,
+    submodule,
+)
 from synthmed.conditions import Conditions
 from synthmed.config import Augment, Config, Optimizer
 from synthmed.errors import BudgetExhausted, InputError, Interrupted, UsageError
@@ -38,11 +45,11 @@ from synthmed.training import (
     CHECKPOINT,
     LOG,
     Training,
-    named_parameters,
     named_state,
     saved_state,
 )
 from synthmed.trial import noise_loader
+from tests.proofs.mechanism import stop_at_batch
 
 GRID = (8, 8, 8)
 DX = {"kind": "categorical", "categories": ["A", "B"]}
@@ -109,15 +116,7 @@ def run(
         place.mkdir(parents=True, exist_ok=True)
     source = loader(conf, data)
     if stop_at is not None:
-        original, seen = source.private_batch, [0]
-
-        def counted(*args: Any) -> Any:
-            seen[0] += 1
-            if seen[0] == stop_at:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return original(*args)
-
-        source.private_batch = counted  # type: ignore[method-assign]
+        stop_at_batch(source, "private_batch", stop_at)
     return stage.train(conf, source, partial, target, QUIET, "cpu")
 
 

@@ -219,7 +219,8 @@ def unpaid(folder: Path) -> int:
         older = None
         for stop_at in (2, 5, None):
             config, loader = private()
-            _stop(loader, stop_at)
+            if stop_at is not None:
+                stop_at_batch(loader, "private_batch", stop_at)
             target = folder / f"target-{stop_at}"
             target.mkdir()
             try:
@@ -233,17 +234,17 @@ def unpaid(folder: Path) -> int:
         return len(drawn) - len(account.charges)
 
 
-def _stop(loader: Loader, stop_at: int | None) -> None:
-    """Send this process a signal when the loader is asked for the given batch."""
-    original, seen = loader.private_batch, [0]
+def stop_at_batch(loader: Loader, asked: str, number: int) -> None:
+    """Send this process SIGTERM when the loader's method is called for that time."""
+    original, seen = getattr(loader, asked), [0]
 
     def counted(*args: Any) -> Any:
         seen[0] += 1
-        if seen[0] == stop_at:
+        if seen[0] == number:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*args)
 
-    loader.private_batch = counted  # type: ignore[method-assign]
+    setattr(loader, asked, counted)
 
 
 # --- the bugs -------------------------------------------------------------------------------------
