@@ -99,12 +99,17 @@ def _block_norms(rows: Tensor) -> list[Tensor]:
     return parts
 
 
-def finite_only(gradients: Sequence[Tensor]) -> list[Tensor]:
+def finite_only(gradients: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
     """The gradients, with those of a patient who has any number that is not one set to 0.
 
     One scan with an overflow would otherwise decide the whole step, which no clipping bounds.
+
+    Returns:
+        The gradients, and their norms as `norms_of` has them.
     """
-    bad = ~norms_of(gradients).isfinite()
+    norms = norms_of(gradients)
+    bad = ~norms.isfinite()
     if not bad.any():
-        return list(gradients)
-    return [torch.where(bad.reshape(-1, *[1] * (g.ndim - 1)), 0, g) for g in gradients]
+        return list(gradients), norms
+    kept = [torch.where(bad.reshape(-1, *[1] * (g.ndim - 1)), 0, g) for g in gradients]
+    return kept, torch.where(bad, 0, norms)

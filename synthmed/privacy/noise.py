@@ -14,16 +14,23 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from torch import Tensor
 
 from synthmed.metrics.stats import Floats
 
+Words = npt.NDArray[np.uint64]
+_WORD = np.dtype("<u8")
+_SPARE = 2
+"""Words of room beyond its output that the cipher asks for."""
 _PARTS = 4
 """Gaussians that are added up to one."""
 _BLOCK = 2**16
 """Normal numbers made at a time: more leave the cache, fewer let threads wait for each other."""
+_ZEROS = memoryview(bytes(8 * _PARTS * _BLOCK))
+"""What a cipher turns into its key stream."""
 
 
 class SecretStream:
@@ -38,8 +45,8 @@ class SecretStream:
         self._blocks = 0
 
     def uniform(self, n: int) -> Floats:
-        """(n,) float64 within (0, 1): odd multiples of 2^-54."""
-        return self._uniform(self._next(1), n)
+        """(n,) float64 within (0, 1): odd multiples of 2^-53."""
+        return _fractions(self._words(self._next(1), bytes(8 * n), np.empty(n + _SPARE, _WORD)))
 
     def normal(self, shape: Sequence[int]) -> Tensor:
         """Standard normal numbers, float64.
@@ -54,15 +61,21 @@ class SecretStream:
         n_blocks = -(-n // _BLOCK)
         first = self._next(n_blocks)
 
-        def fill(k: int) -> None:
-            part = out[k * _BLOCK : (k + 1) * _BLOCK]
-            part[:] = self._normal(first + k, len(part))
+        def fill(blocks: range) -> None:
+            room = np.empty(_PARTS * _BLOCK + _SPARE, _WORD)
+            for k in blocks:
+                part = out[k * _BLOCK : (k + 1) * _BLOCK]
+                zeros = _ZEROS[: 8 * _PARTS * len(part)]
+                _normal(_fractions(self._words(first + k, zeros, room)), part)
 
-        if n_blocks > 1:
-            with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-                list(pool.map(fill, range(n_blocks)))
-        elif n_blocks:
-            fill(0)
+        n_threads = min(torch.get_num_threads(), n_blocks)
+        shares = [range(i, n_blocks, n_threads) for i in range(n_threads)]
+        if n_threads > 1:
+            with ThreadPoolExecutor(n_threads) as pool:
+                list(pool.map(fill, shares))
+        else:
+            for share in shares:
+                fill(share)
         return out.reshape(tuple(shape))
 
     def _next(self, n: int) -> int:
@@ -70,21 +83,32 @@ class SecretStream:
         first, self._blocks = self._blocks, self._blocks + n
         return first
 
-    def _uniform(self, block: int, n: int) -> Floats:
+    def _words(self, block: int, zeros: bytes | memoryview, room: Words) -> Words:
+        """The key stream of a block, as long as `zeros`, in `room`."""
         # a block is one counter's upper half: none has 2^64 cipher blocks
         counter = (block << 64).to_bytes(16, "big")
         cipher = Cipher(algorithms.AES256(self._key), modes.CTR(counter)).encryptor()
-        words = np.frombuffer(cipher.update(bytes(8 * n)), "<u8")
-        out: Floats = (words >> np.uint64(11)).astype(np.float64)
-        out += 0.5
-        out *= 2.0**-53
-        return out
+        cipher.update_into(zeros, room.data.cast("B"))
+        return room[: len(zeros) // 8]
 
-    def _normal(self, block: int, n: int) -> Tensor:
-        uniform = torch.from_numpy(self._uniform(block, _PARTS * n)).reshape(_PARTS // 2, 2, n)
-        total = torch.zeros(n, dtype=torch.float64)
-        for a, b in uniform:
-            # Box and Muller 1958: two normal numbers from two uniform ones
-            angle = 2 * math.pi * b
-            total += (-2 * a.log()).sqrt() * (angle.cos() + angle.sin())
-        return total / math.sqrt(_PARTS)
+
+def _fractions(words: Words) -> Floats:
+    """Odd multiples of 2^-53 within (0, 1) from 52 bits of each word, in its place."""
+    words >>= np.uint64(12)
+    words |= np.uint64(0x3FF) << np.uint64(52)  # of a double: sign and exponent of [1, 2)
+    out = words.view(np.float64)
+    out -= 1 - 2.0**-53
+    return out
+
+
+def _normal(uniform: Floats, out: Tensor) -> None:
+    """Normal numbers from four times as many uniform ones, which are overwritten.
+
+    The two of one pair (Box and Muller 1958) are r cos t and r sin t; their sum is
+    sqrt(2) r cos(t - pi/4), and t - pi/4 is an angle like t.
+    """
+    radii, angles = torch.from_numpy(uniform).reshape(2, _PARTS // 2, len(out))
+    out.zero_()
+    for radius, angle in zip(radii, angles, strict=True):
+        radius.log_().neg_().sqrt_()
+        out += radius.mul_(angle.mul_(2 * math.pi).cos_())

@@ -27,6 +27,8 @@ Chunk = tuple[Sequence[Tensor], Tensor]
 """Gradients ((B, *shape) for each parameter) and losses (B,) of some patients."""
 OFF = 1e-3
 """Distance in units of C by which rounding may move a sum of few clipped gradients."""
+_PIECE = 2**16
+"""Numbers of a gradient that are squared at a time: what fits the cache is three times as fast."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,10 @@ class Taken:
 
 @dataclass(frozen=True)
 class _Part:
-    """What a chunk adds to a step: the optimizer's sums, then those by definition."""
+    """What a chunk adds to a step: the optimizer's sum, and that by definition."""
 
-    sums: list[Tensor]
+    summed: Tensor
+    meant: Tensor
     largest: float
     losses: list[float]
 
@@ -85,23 +88,31 @@ class _Optimizer(DPOptimizer):  # type: ignore[misc]
     """Opacus' optimizer, with exact norms and with noise from a secret stream."""
 
     stream: SecretStream | None = None
+    norms: Tensor | None = None
+    accumulated_iterations = 1
+    """One sum a step, whatever the number of chunks."""
 
     def clip_and_accumulate(self) -> None:
         """Add up gradients cut to `max_grad_norm`, by norms that are right at any size."""
-        each = [p.grad_sample for p in self.params]
-        factors = (self.max_grad_norm / norms_of(each).clamp(min=1e-12)).clamp(max=1)
-        for p, g in zip(self.params, each, strict=True):
-            total = torch.einsum("i,i...->...", factors.to(g.dtype), g)
+        if self.norms is None:
+            raise ValueError("clipping needs the norms")
+        factors = (self.max_grad_norm / self.norms.clamp(min=1e-12)).clamp(max=1)
+        for p in self.params:
+            total = torch.einsum("i,i...->...", factors.to(p.dtype), p.grad_sample)
             p.summed_grad = total if p.summed_grad is None else p.summed_grad + total
 
     def add_noise(self) -> None:
-        """Put the noisy sums into the parameters' gradients."""
+        """Put the noisy sums into the parameters' gradients.
+
+        Added in float64 and rounded once: the grid of the noise is not that of the result.
+        """
         if self.stream is None:
             raise ValueError("a private step needs a stream of noise")
         deviation = self.noise_multiplier * self.max_grad_norm
-        for p in self.params:
-            noise = deviation * self.stream.normal(p.shape)
-            p.grad = p.summed_grad.view_as(p) + noise.to(p.device, p.dtype)
+        noise = self.stream.normal([sum(p.numel() for p in self.params)]).mul_(deviation)
+        noise = noise.to(self.params[0].device)
+        for p, part in zip(self.params, _parts(noise, self.params), strict=True):
+            p.grad = part.add_(p.summed_grad.view_as(p)).to(p.dtype)
 
 
 class PatientStep:
@@ -140,32 +151,30 @@ class PatientStep:
             SynthmedError: what was summed is not what was meant; nothing is changed then.
         """
         largest, losses = 0.0, []
-        meant, summed = ([torch.zeros_like(p) for p in self.params] for _ in range(2))
+        n, device = sum(p.numel() for p in self.params), self.params[0].device
+        summed, meant = (torch.zeros(n, device=device) for _ in range(2))
         for chunk in chunks:
             # in the order of the chunks, whichever process worked them out
             for part in ranks.gathered(None if chunk is None else self._clipped(*chunk)):
                 if part is not None:
-                    for total, more in zip([*summed, *meant], part.sums, strict=True):
-                        total += more.to(total.device)
+                    summed += part.summed.to(device)
+                    meant += part.meant.to(device)
                     largest = max(largest, part.largest)
                     losses += part.losses
-        for p, total in zip(self.params, summed, strict=True):
-            p.summed_grad = total  # type: ignore[attr-defined]
-            # Opacus asks for some, in an empty step as well
-            p.grad_sample = torch.zeros(0, *p.shape, device=p.device)  # type: ignore[attr-defined]
-        off = self._distance(meant) / self.mechanism.clip
+        off = _norm(summed - meant) / self.mechanism.clip
         if off > allowed_off(len(losses)):
             raise SynthmedError(
                 f"privacy: the sum of clipped gradients is off by {off:.2g} of the bound",
                 "A defect of synthmed or Opacus: no private model can be made here.",
             )
+        for p, total in zip(self.params, _parts(summed, self.params), strict=True):
+            p.summed_grad = total  # type: ignore[attr-defined]
         self._optimizer.stream = stream
         self._optimizer.add_noise()
-        added = self._distance([p.grad for p in self.params if p.grad is not None])
+        added = _norm(self._gradient() - summed)
         scale = self.mechanism.noise_multiplier * self.mechanism.clip
-        n = sum(p.numel() for p in self.params)
         self._optimizer.scale_grad()
-        norm = torch.stack([p.grad.norm() for p in self.params if p.grad is not None]).norm()
+        norm = _norm(self._gradient())
         self._optimizer.original_optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return Taken(
@@ -174,33 +183,41 @@ class PatientStep:
             largest=largest,
             off=off,
             noise=(added / scale) ** 2 / n if scale else 0.0,
-            gradient=float(norm),
+            gradient=norm,
         )
 
-    def _distance(self, other: Sequence[Tensor]) -> float:
-        """Norm of the difference between the clipped sum and something of its shape."""
-        pairs = zip(self.params, other, strict=True)
-        sums = [p.summed_grad.view_as(p) - o for p, o in pairs]  # type: ignore[attr-defined]
-        norms = [torch.linalg.vector_norm(d, dtype=torch.float64) for d in sums]
-        return float(torch.linalg.vector_norm(torch.stack(norms)))
+    def _gradient(self) -> Tensor:
+        """(n,): what the optimizer is about to be told."""
+        return torch.cat([p.grad.flatten() for p in self.params if p.grad is not None])
 
     def _clipped(self, gradients: Sequence[Tensor], losses: Tensor) -> _Part:
         """A chunk's clipped gradients added up, by the optimizer and by definition."""
-        kept = finite_only(gradients)
+        kept, self._optimizer.norms = finite_only(gradients)
         with self._exactly():
             # once more in another way: what is compared must not be wrong alike
-            squares = [g.flatten(1).square().sum(1).double() for g in kept]
-            norms = torch.stack(squares).sum(0).sqrt()
+            pieces = [piece for g in kept for piece in torch.split(g.flatten(1), _PIECE, 1)]
+            norms = torch.stack([p.square().sum(1) for p in pieces]).double().sum(0).sqrt()
             factors = (self.mechanism.clip / norms.clamp(min=1e-12)).clamp(max=1).float()
-            meant = [torch.tensordot(factors, g, dims=1) for g in kept]
+            meant = torch.cat([torch.mv(g.flatten(1).T, factors) for g in kept])
             for p, g in zip(self.params, kept, strict=True):
                 p.grad_sample, p.summed_grad = g, None  # type: ignore[attr-defined]
             self._optimizer.clip_and_accumulate()
-        summed = [p.summed_grad.view_as(p) for p in self.params]  # type: ignore[attr-defined]
-        largest = float((norms * factors).max())
-        sums = [t if ranks.world() == 1 else t.cpu() for t in (*summed, *meant)]
-        return _Part(sums, largest, losses.tolist())
+        summed = torch.cat([p.summed_grad.flatten() for p in self.params])  # type: ignore[attr-defined]
+        if ranks.world() > 1:
+            summed, meant = summed.cpu(), meant.cpu()
+        return _Part(summed, meant, float((norms * factors).max()), losses.tolist())
 
     def _exactly(self) -> torch.autocast:
         """float32, whatever is around it or was left open by what makes the chunks."""
         return torch.autocast(self.params[0].device.type, enabled=False)
+
+
+def _parts(flat: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
+    """(n,) numbers as tensors of the shapes of parameters."""
+    each: Sequence[Tensor] = flat.split_with_sizes([p.numel() for p in params])
+    return [part.view_as(p) for part, p in zip(each, params, strict=True)]
+
+
+def _norm(flat: Tensor) -> float:
+    """Of (n,) numbers, right at any size."""
+    return float(norms_of([flat[None]]))

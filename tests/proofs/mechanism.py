@@ -96,8 +96,7 @@ def off_definition(seed: int) -> float:
     for i in range(n):
         flat = np.concatenate([e[i].double().numpy().ravel() for e in each])
         total += flat * min(1.0, CLAIMED.clip / float(np.linalg.norm(flat)))
-    stream = SecretStream(key)
-    noise = np.concatenate([stream.normal(torch.Size(s)).numpy().ravel() for s in SHAPES])
+    noise = SecretStream(key).normal(total.shape).numpy()
     meant = (total + CLAIMED.noise_multiplier * CLAIMED.clip * noise) / CLAIMED.divisor
     found = -np.concatenate([p.detach().numpy().ravel() for p in mine])
     return float(np.linalg.norm(found - meant) / np.linalg.norm(meant))
