@@ -27,6 +27,7 @@ class Scan(Frozen):
         scanner: allow-listed technical fields (manufacturer, field strength).
         labels: condition name to value.
         split: "train" or "holdout" where the table prescribes it, else null.
+        volume: what tells it from other volumes of its series, such as "echo-2"; else empty.
     """
 
     scan: str
@@ -39,6 +40,7 @@ class Scan(Frozen):
     scanner: Mapping[str, str | float] = {}
     labels: Mapping[str, str | float] = {}
     split: str | None = None
+    volume: str = ""
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,9 @@ class Intensity(Part):
 class Data(Part):
     """What to read, who is one person, what to condition on, and the grid to learn on.
 
+    `volumes` says what becomes of a DICOM series that holds several volumes of one place (echoes,
+    b-values, moments): it is refused, or `split` into a scan each. `tilted` says the same of one
+    whose slices are shifted against each other: `resample` shifts them back, linearly.
     `missing_labels` says what becomes of a scan that lacks a declared label: it is refused, or it
     is kept and the label counts as unknown.
 
@@ -114,6 +117,8 @@ class Data(Part):
     modality: Annotated[str, Field(pattern=r"^[A-Za-z0-9]+$", max_length=20)] = "T1w"
     channels: Mapping[Name, Channel] | None = None
     conditions: Mapping[Name, Condition] = {}
+    volumes: Literal["one", "split"] = "one"
+    tilted: Literal["refuse", "resample"] = "refuse"
     missing_labels: Literal["quarantine", "keep"] = "quarantine"
     grid: Annotated[tuple[int, int, int], Field()]
     spacing_mm: tuple[float, float, float] | None = None

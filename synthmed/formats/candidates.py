@@ -15,6 +15,7 @@ from synthmed.formats.listing import Kind, Listing
 from synthmed.formats.nifti import Image
 from synthmed.formats.refusal import Refused
 from synthmed.formats.tables import Cells, Table
+from synthmed.formats.volumes import Volume, volumes
 
 _SPLITS = ("train", "holdout")
 _HEADER_LABELS = ("age", "sex")
@@ -45,6 +46,7 @@ class Candidate:
         labels: the values of the conditions, or why there are none.
         scanner: allow-listed fields.
         split: as the table has it, null where it has none.
+        volume: what tells it from others of its series; empty where there is one.
     """
 
     person: str
@@ -55,6 +57,7 @@ class Candidate:
     labels: Labels | Refused
     scanner: Labels = field(default_factory=dict)
     split: str | None = None
+    volume: str = ""
 
 
 @dataclass
@@ -175,7 +178,7 @@ def _plan_dicom(
     damaged = list(strays)
     for path in files:
         try:
-            slices.append(dicom.header(listing.path(path), path))
+            slices += dicom.slices(listing.path(path), path)
         except Refused as reason:
             plan.refuse([path], reason)
             if reason.code in _DAMAGED:
@@ -184,15 +187,18 @@ def _plan_dicom(
     incomplete = _perhaps_incomplete(groups, damaged)
     rows = _rows_by_person(found, column)
     for k, group in enumerate(groups):
-        paths = [s.path for s in group.slices]
         try:
             person = dicom.patient(group)
             if k in incomplete:
                 raise Refused("missing_slices", "A damaged file beside it may be one of them.")
+            # taken for one, a series of volumes is refused by its reader
+            every = [Volume("", group.slices)]
+            if data.volumes == "split":
+                every = volumes(group.slices)
         except Refused as reason:
-            plan.refuse(paths, reason)
+            plan.refuse(_files(group.slices), reason)
         else:
-            plan.candidates.append(_from_dicom(data, listing, group, person, found, rows))
+            plan.candidates += [_from_dicom(data, listing, v, person, found, rows) for v in every]
     plan.facts = {
         "patient_columns": [column] if found else ["PatientID"],
         "n_tables": len(found),
@@ -203,13 +209,13 @@ def _plan_dicom(
 def _from_dicom(
     data: Data,
     listing: Listing,
-    group: dicom.Series,
+    volume: Volume,
     person: str,
     found: Sequence[Table],
     rows: Mapping[str, Sequence[tuple[Cells, bool]]],
 ) -> Candidate:
-    """A scan of one series."""
-    first = group.slices[0]
+    """A scan of one volume of a series."""
+    first = volume.slices[0]
     header = {
         "age": "" if first.age is None else f"{first.age:g}",
         "sex": first.sex or "",
@@ -227,18 +233,24 @@ def _from_dicom(
     splits = {_split(cells) for cells, _ in own}
 
     def read() -> Mapping[str, Image]:
-        return {data.modality: stack.read(group, listing.path)}
+        return {data.modality: stack.read(volume.slices, listing.path, data.tilted == "resample")}
 
     return Candidate(
         person=person,
         visit=first.study,
-        order=f"{first.number or 0:09d} {first.series} {first.path}",
-        files=tuple(s.path for s in group.slices),
+        order=f"{first.number or 0:09d} {first.series} {first.path} {volume.name}",
+        files=tuple(_files(volume.slices)),
         read=read,
         labels=labels,
         scanner=dict(first.scanner),
         split=splits.pop() if len(splits) == 1 else None,
+        volume=volume.name,
     )
+
+
+def _files(slices: Sequence[dicom.Slice]) -> list[str]:
+    """The files that slices lie in, each once."""
+    return list(dict.fromkeys(s.path for s in slices))
 
 
 def _patient_tables(data: Data, listing: Listing) -> tuple[list[Table], str]:
@@ -284,7 +296,8 @@ def _perhaps_incomplete(groups: Sequence[dicom.Series], damaged: Sequence[str]) 
     """
     holds: dict[tuple[str, str], set[int]] = defaultdict(set)
     for k, group in enumerate(groups):
-        for s in group.slices:
+        # a file of many images is whole by itself
+        for s in group.slices if len(_files(group.slices)) == len(group.slices) else ():
             holds[_place(s.path)].add(k)
     suspects = [holds[place] for path in damaged if (place := _place(path)) in holds]
     return {k for found in suspects if len(found) == 1 for k in found}

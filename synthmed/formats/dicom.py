@@ -5,6 +5,7 @@ Source: PS3.3 C.7.3.1 (series), C.7.6.2 (image plane), A.4 (MR Image); PS3.10 se
 
 from __future__ import annotations
 
+import gzip
 import io
 import math
 import posixpath
@@ -13,35 +14,34 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
-from pydicom.dataset import FileDataset
+from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from synthmed.formats import frames
+from synthmed.formats.frames import Frame
 from synthmed.formats.refusal import Refused
 
 MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
-_ENHANCED = {
-    "1.2.840.10008.5.1.4.1.1.4.1": "Enhanced MR Image.",
-    "1.2.840.10008.5.1.4.1.1.4.3": "Enhanced MR Color Image.",
-    "1.2.840.10008.5.1.4.1.1.4.4": "Legacy Converted Enhanced MR Image.",
-}
+_GZIP = b"\x1f\x8b"
 MAX_FILE_BYTES = 1 << 30
 """Bytes of a DICOM file."""
 MAX_INFLATED_BYTES = 1 << 26
-"""Bytes of a deflated data set, inflated."""
+"""Bytes of a deflated data set or a .dcm.gz, inflated."""
 
-_IMAGES_IN_MOSAIC = 0x0019100A
 _TAGS: list[Any] = [
     "SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "Modality", "ImageType",
     "Manufacturer", "MagneticFieldStrength", "PatientID", "PatientName", "PatientBirthDate",
     "PatientAge", "PatientSex", "StudyInstanceUID", "StudyDate", "StudyTime",
     "SeriesInstanceUID", "SeriesNumber", "ImageOrientationPatient", "ImagePositionPatient",
     "PixelSpacing", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit",
-    "PixelRepresentation", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames",
-    "RescaleSlope", "RescaleIntercept", _IMAGES_IN_MOSAIC,
+    "PixelRepresentation", "SamplesPerPixel", "PhotometricInterpretation",
+    "RescaleSlope", "RescaleIntercept", "InstanceNumber", "AcquisitionNumber",
+    "TemporalPositionIdentifier", "TriggerTime", "EchoTime", "InversionTime", "FlipAngle",
+    "DiffusionBValue", "ComplexImageComponent", *frames.TAGS,
 ]  # fmt: skip
 
 _MANUFACTURERS = ("SIEMENS", "GE", "PHILIPS", "CANON", "TOSHIBA", "HITACHI", "FUJIFILM",
@@ -50,10 +50,12 @@ _MANUFACTURERS = ("SIEMENS", "GE", "PHILIPS", "CANON", "TOSHIBA", "HITACHI", "FU
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """What is kept of one file's header while its series is put together.
+    """What is kept of one image's header while its series is put together.
 
     Args:
-        path: relative to the source.
+        path: of its file, relative to the source.
+        frame: number of the frame it lies in, among `n_frames` of the file.
+        corner: (row, column) of its first pixel in the frame, whose size is `matrix`.
         who: PatientID, and with it name and birth date: compared within a series, never stored.
         study: date and time, or the UID where they are missing: what tells sessions apart and
             orders them, never stored.
@@ -63,11 +65,17 @@ class Slice:
         spacing: PixelSpacing in millimetres: between rows, between columns.
         pixels: rows, columns, bits allocated, bits stored, high bit, pixel representation.
         rescale: slope and intercept.
+        kind: what a scanner varies within a series, always the same names in the same order.
+        moment: numbers that order images of one kind at one place.
         scanner: allow-listed technical fields.
         age: in years, and `sex` as the header says; None where missing.
     """
 
     path: str
+    frame: int
+    n_frames: int
+    corner: tuple[int, int]
+    matrix: tuple[int, int]
     uid: str
     who: tuple[str, str, str]
     study: tuple[str, str]
@@ -78,6 +86,8 @@ class Slice:
     spacing: tuple[float, ...]
     pixels: tuple[int, int, int, int, int, int]
     rescale: tuple[float, float]
+    kind: tuple[tuple[str, str | float], ...]
+    moment: tuple[float, ...]
     scanner: tuple[tuple[str, str | float], ...]
     age: float | None
     sex: str | None
@@ -99,7 +109,7 @@ class Series:
 class _Clamped:
     """A file that never allocates more than is left in it, whatever length a header claims."""
 
-    def __init__(self, handle: io.BufferedReader, size: int) -> None:
+    def __init__(self, handle: BinaryIO, size: int) -> None:
         self._handle, self._size = handle, size
         self.seek, self.tell = handle.seek, handle.tell
 
@@ -108,19 +118,21 @@ class _Clamped:
         return self._handle.read(left if n is None or n < 0 else min(n, left))
 
 
-def header(path: Path, relative: str) -> Slice:
-    """Read the header of one file of a classic MR series.
+def slices(path: Path, relative: str) -> list[Slice]:
+    """Read the header of one file of an MR series: its image, frames or tiles.
 
     Args:
         path: the file.
         relative: how it is known to the caller.
 
     Raises:
-        Refused: it is no classic MR image, or its header cannot be used.
+        Refused: it is no MR image, or its header cannot be used.
     """
     data = dataset(path, _TAGS, stop_before_pixels=True)
     try:
-        return _slice(data, relative)
+        types = _check_kind(data)
+        every = frames.frames(data, types)
+        return [_slice(frame, relative, k, len(every)) for k, frame in enumerate(every)]
     except Refused:
         raise
     except Exception:  # pydicom converts values on access, and a damaged one raises anything
@@ -139,7 +151,13 @@ def dataset(path: Path, tags: Sequence[Any], stop_before_pixels: bool) -> FileDa
             raise Refused("oversized", f"The limit is {MAX_FILE_BYTES >> 20} MiB a file.")
         if size == 0:
             raise Refused("truncated", "The file is empty.")
-        with open(path, "rb") as handle:
+        with open(path, "rb") as file:
+            handle: BinaryIO = file
+            if file.read(2) == _GZIP:
+                file.seek(0)
+                handle = io.BytesIO(_unzipped(file))
+                size = len(handle.getbuffer())
+            handle.seek(0)
             _check_deflated(handle)
             handle.seek(0)
             stream: Any = _Clamped(handle, size)
@@ -151,6 +169,8 @@ def dataset(path: Path, tags: Sequence[Any], stop_before_pixels: bool) -> FileDa
             )
     except Refused:
         raise
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        raise Refused("truncated", "Its compression is damaged.") from None
     except OSError:
         raise Refused("unreadable") from None
     except Exception:  # the parser meets hostile bytes: whatever it raises, the file is damaged
@@ -212,7 +232,16 @@ def _sorted(group: list[Slice]) -> tuple[Slice, ...]:
     return tuple(sorted(group, key=lambda s: s.path))
 
 
-def _check_deflated(handle: io.BufferedReader) -> None:
+def _unzipped(handle: BinaryIO) -> bytes:
+    """A .dcm.gz, inflated no further than allowed."""
+    with gzip.GzipFile(fileobj=handle, mode="rb") as inflating:
+        found = inflating.read(MAX_INFLATED_BYTES + 1)
+    if len(found) > MAX_INFLATED_BYTES:
+        raise Refused("oversized", f"The limit is {MAX_INFLATED_BYTES >> 20} MiB inflated.")
+    return found
+
+
+def _check_deflated(handle: BinaryIO) -> None:
     """Refuse a deflated data set that inflates beyond the limit (pydicom inflates it whole)."""
     head = handle.read(132)
     if head[128:] != b"DICM":
@@ -226,19 +255,15 @@ def _check_deflated(handle: io.BufferedReader) -> None:
         raise Refused("oversized", f"The limit is {MAX_INFLATED_BYTES >> 20} MiB inflated.")
 
 
-def _slice(data: FileDataset, relative: str) -> Slice:
-    """The header's values, checked one file at a time."""
-    _check_kind(data)
-    if "Rows" not in data or "Columns" not in data:
-        raise Refused("no_pixels")
+def _slice(frame: Frame, relative: str, k: int, count: int) -> Slice:
+    """Values of the header of image `k` of `count`, checked one at a time."""
+    data = frame.data
     if int(data.get("SamplesPerPixel", 1)) != 1 or "PALETTE" in _text(
         data, "PhotometricInterpretation"
     ):
         raise Refused("rgb")
     if _text(data, "PhotometricInterpretation") != "MONOCHROME2":
         raise Refused("photometric_unsupported")
-    if int(data.get("NumberOfFrames") or 1) != 1:
-        raise Refused("enhanced_unsupported", "A multi-frame file of another kind.")
     spacing = _numbers(data, "PixelSpacing", 2)
     if not spacing or min(spacing) <= 0:
         raise Refused("no_pixel_spacing")
@@ -249,7 +274,11 @@ def _slice(data: FileDataset, relative: str) -> Slice:
     number = data.get("SeriesNumber")
     return Slice(
         path=relative,
-        uid=_text(data, "SOPInstanceUID"),
+        frame=frame.number,
+        n_frames=frame.count,
+        corner=frame.corner,
+        matrix=frame.matrix,
+        uid=_text(data, "SOPInstanceUID") + (f" {k}" if count > 1 else ""),
         who=(_text(data, "PatientID"), _text(data, "PatientName"), _text(data, "PatientBirthDate")),
         study=_study(data),
         series=_text(data, "SeriesInstanceUID"),
@@ -258,30 +287,62 @@ def _slice(data: FileDataset, relative: str) -> Slice:
         position=position,
         spacing=spacing,
         pixels=_pixels(data),
-        rescale=_rescale(data),
+        rescale=_rescale(data, frame.scale),
+        kind=_kind(data),
+        moment=_moment(data, k),
         scanner=_scanner(data),
         age=_age(_text(data, "PatientAge")),
         sex=_text(data, "PatientSex") or None,
     )
 
 
-def _check_kind(data: FileDataset) -> None:
-    """Let only classic MR images pass, and no localizer or mosaic."""
+def _check_kind(data: FileDataset) -> list[str]:
+    """Let only MR images pass, and no localizer; the values of ImageType."""
     if len(data) == 0:
         raise Refused("header_unreadable")
-    kind = _text(data, "SOPClassUID")
-    if kind in _ENHANCED:
-        raise Refused("enhanced_unsupported", _ENHANCED[kind])
-    if kind != MR_IMAGE:
+    if _text(data, "SOPClassUID") not in {MR_IMAGE, *frames.ENHANCED}:
         raise Refused("not_mr_image")
-    types = {str(t).upper().strip() for t in data.get("ImageType") or ()}
+    types = _types(data)
     if "LOCALIZER" in types:
         raise Refused("localizer")
-    if "MOSAIC" in types or _IMAGES_IN_MOSAIC in data:
-        raise Refused("mosaic_unsupported")
+    if "Rows" not in data or "Columns" not in data:
+        raise Refused("no_pixels")
+    return types
 
 
-def _pixels(data: FileDataset) -> tuple[int, int, int, int, int, int]:
+def _types(data: Dataset) -> list[str]:
+    """Values of ImageType in capitals."""
+    value = data.get("ImageType") or ()
+    return [str(t).upper().strip() for t in ([value] if isinstance(value, str) else value)]
+
+
+def _kind(data: Dataset) -> tuple[tuple[str, str | float], ...]:
+    """What a scanner varies within a series: type of image, echo, inversion, flip and b-value."""
+    # the first two values say original or derived, primary or secondary
+    types = "\\".join([*_types(data)[2:], _text(data, "ComplexImageComponent").upper()])
+    return (
+        ("type", types),
+        ("echo", _number(data, "EchoTime")),
+        ("inversion", _number(data, "InversionTime")),
+        ("flip", _number(data, "FlipAngle")),
+        ("b", _number(data, "DiffusionBValue")),
+    )
+
+
+def _moment(data: Dataset, k: int) -> tuple[float, ...]:
+    """What orders images of one kind at one place."""
+    names = ("TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime", "InstanceNumber")
+    return (*(_number(data, name) for name in names), float(k))
+
+
+def _number(data: Dataset, name: str) -> float:
+    """The first of an element's numbers; 0 where there is none."""
+    value = data.get(name)
+    first = np.atleast_1d(np.asarray(0.0 if value is None or value == "" else value, np.float64))
+    return float(first[0]) if first.size and np.isfinite(first[0]) else 0.0
+
+
+def _pixels(data: Dataset) -> tuple[int, int, int, int, int, int]:
     """Matrix and bit layout, of a kind that can be decoded (PS3.5 section 8.1.1)."""
     rows, columns = int(data.Rows), int(data.Columns)
     allocated, stored = int(data.BitsAllocated), int(data.BitsStored)
@@ -293,18 +354,24 @@ def _pixels(data: FileDataset) -> tuple[int, int, int, int, int, int]:
     return rows, columns, allocated, stored, high, signed
 
 
-def _rescale(data: FileDataset) -> tuple[float, float]:
-    """Rescale slope and intercept; 1 and 0 where missing. Private scale factors are not used."""
+def _rescale(data: Dataset, scale: float | None) -> tuple[float, float]:
+    """Slope and intercept; 1 and 0 where missing.
+
+    Philips scales each image to its storage and then to a display: with the scale slope known,
+    what the scanner measured is (stored * slope + intercept) / (slope * scale).
+    """
     slope, intercept = (
         default if data.get(name) is None else float(data[name].value)
         for name, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
     )
     if not (math.isfinite(slope) and math.isfinite(intercept)) or slope == 0:
         raise Refused("rescale_invalid")
+    if scale is not None:
+        return 1 / scale, intercept / (slope * scale)
     return slope, intercept
 
 
-def _scanner(data: FileDataset) -> tuple[tuple[str, str | float], ...]:
+def _scanner(data: Dataset) -> tuple[tuple[str, str | float], ...]:
     """Manufacturer from a known list and field strength as a number: no free text passes."""
     name = _text(data, "Manufacturer").upper()
     maker = next((m for m in _MANUFACTURERS if name == m or name.startswith(m + " ")), "other")
@@ -323,19 +390,19 @@ def _age(text: str) -> float | None:
     return None
 
 
-def _study(data: FileDataset) -> tuple[str, str]:
+def _study(data: Dataset) -> tuple[str, str]:
     """Date and time of a study; some exports give every file a StudyInstanceUID of its own."""
     day, time = _text(data, "StudyDate"), _text(data, "StudyTime")
     return (day, time) if day and time else (day, _text(data, "StudyInstanceUID"))
 
 
-def _text(data: FileDataset, name: str) -> str:
+def _text(data: Dataset, name: str) -> str:
     """An element as stripped text, empty where it is missing."""
     value = data.get(name)
     return "" if value is None else str(value).strip().strip("\0")
 
 
-def _numbers(data: FileDataset, name: str, n: int) -> tuple[float, ...]:
+def _numbers(data: Dataset, name: str, n: int) -> tuple[float, ...]:
     """An element's `n` finite numbers, none where it does not have as many."""
     value = data.get(name)
     if value is None or value == "":

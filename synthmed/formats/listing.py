@@ -135,12 +135,13 @@ def kind(listing: Listing, path: str) -> Kind:
     """What a file is, by its ending and then by its first bytes.
 
     NIfTI: the ending, or the magic of NIfTI-1/2. DICOM: "DICM" at byte 128, the ending .dcm or
-    .ima, or a first element of group 0002 or 0008 (PS3.10 section 7.1 without its preamble).
+    .ima (or that and .gz), or a first element of group 0002 or 0008 (PS3.10 section 7.1 without
+    its preamble).
     """
     name = path.lower()
     if name.endswith((".nii", ".nii.gz")):
         return "nifti"
-    if name.endswith((".dcm", ".ima")):
+    if name.endswith((".dcm", ".ima", ".dcm.gz", ".ima.gz")):
         return "dicom"
     try:
         with open(listing.path(path), "rb") as handle:

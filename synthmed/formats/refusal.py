@@ -43,8 +43,8 @@ REASONS: Mapping[str, str] = {
     "duplicate_scan": "Another scan holds exactly the same voxels.",
     # DICOM
     "not_mr_image": "Not an MR image (another kind of DICOM object).",
-    "enhanced_unsupported": "Enhanced multi-frame MR is not read yet.",
-    "mosaic_unsupported": "Siemens mosaic images are not read yet.",
+    "enhanced_unsupported": "A multi-frame file of a kind that is not read.",
+    "mosaic_unsupported": "A mosaic whose layout is not told.",
     "localizer": "A localizer, not a volume.",
     "two_patients": "One series names more than one patient.",
     "mixed_orientation": "Its slices are not parallel.",
@@ -54,10 +54,10 @@ REASONS: Mapping[str, str] = {
     "single_slice": "A single slice, not a volume.",
     "too_few_slices": "Too few slices to tell whether they are evenly spaced.",
     "duplicate_positions": "Several slices lie at one position.",
-    "is_4d": "Every position occurs several times: a series of volumes, not one.",
+    "is_4d": "A series of several volumes; data.volumes: split makes a scan of each.",
     "missing_slices": "Slices are missing from the stack.",
     "uneven_slices": "Its slices are not evenly spaced.",
-    "gantry_tilt": "Its slices are shifted against each other (a tilted stack).",
+    "gantry_tilt": "A tilted stack; data.tilted: resample shifts its slices back.",
     "rgb": "A colour image.",
     "photometric_unsupported": "Only MONOCHROME2 pixels are read.",
     "rescale_invalid": "Its rescale slope or intercept is not a usable number.",
@@ -76,8 +76,12 @@ class Refused(Exception):
 
     def __init__(self, code: str, detail: str = "") -> None:
         super().__init__(code)
-        self.code = code
-        self.explanation = f"{REASONS[code]} {detail}".rstrip()
+        self.code, self.detail = code, detail
+
+    @property
+    def explanation(self) -> str:
+        """The code's sentence and what is particular."""
+        return f"{REASONS[self.code]} {self.detail}".rstrip()
 
 
 @contextlib.contextmanager

@@ -6,7 +6,8 @@ The only place that knows LPS. Source: PS3.3 C.7.6.2.1.1 (position and orientati
 
 from __future__ import annotations
 
-from collections import Counter
+import itertools
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ import numpy.typing as npt
 from pydicom import uid
 from pydicom.encaps import generate_frames
 from pydicom.pixels.decoders.base import get_decoder
+from scipy import ndimage
 
 from synthmed.formats import dicom
-from synthmed.formats.dicom import Series, Slice
+from synthmed.formats.dicom import Slice
 from synthmed.formats.nifti import MAX_VOXELS, Image, canonical, rescale
 from synthmed.formats.refusal import Refused
 from synthmed.types import Affine
@@ -29,6 +31,8 @@ SPACING_TOLERANCE = 0.01
 """How far a slice may be from its even place, as a part of the spacing, but 0.01 mm at least."""
 TILT_DEGREES = 0.25
 """How far the stack may lean from the slices' normal."""
+SAME_MM = 0.01
+"""How far two slices may be apart and still lie at one place."""
 MIN_SLICES = 3
 """Fewer cannot show that they are evenly spaced."""
 
@@ -42,35 +46,70 @@ _PIXEL_TAGS: list[Any] = [
 ]  # fmt: skip
 
 
-def read(group: Series, where: Callable[[str], Path]) -> Image:
-    """The volume of a classic MR series, in RAS+.
+def read(slices: Sequence[Slice], where: Callable[[str], Path], upright: bool = False) -> Image:
+    """The volume that slices make, in RAS+.
 
     Guarantee: the voxels and their places in the patient are those of the files, or the series
-    is refused; geometry and size are checked before a pixel is read.
+    is refused; geometry and size are checked before a pixel is read. The one exception is what
+    `upright` asks for.
 
     Args:
-        group: its slices, in any order.
+        slices: in any order.
         where: a slice's path to its file.
+        upright: resample a tilted stack to one that stands on its slices, linearly within each.
 
     Raises:
         Refused: with the reason, a code of `REASONS`.
     """
-    ordered, affine = geometry(group.slices)
+    ordered, affine = geometry(slices, tilted=upright)
     rows, columns = ordered[0].pixels[:2]
     if rows * columns * len(ordered) > MAX_VOXELS:
         raise Refused("oversized", f"The limit is {MAX_VOXELS} voxels.")
     try:
-        planes = [_plane(s, where(s.path)) for s in ordered]
+        planes = _planes(ordered, where)
     except Refused:
         raise
     except Exception:  # hostile values that only decoding meets: whatever is raised, it is damage
         raise Refused("header_unreadable", "Its pixels cannot be decoded.") from None
     data = np.stack([p.T for p in planes], axis=-1)  # (columns, rows, slices): i, j, k
+    if upright:
+        data, affine = _upright(data, affine)
     return canonical(data, affine)
 
 
-def geometry(slices: Sequence[Slice]) -> tuple[list[Slice], Affine]:
+def _upright(data: npt.NDArray[Any], affine: Affine) -> tuple[npt.NDArray[Any], Affine]:
+    """Shift the slices of a tilted stack within their planes; nothing of them is cut off.
+
+    Args:
+        data: (columns, rows, slices).
+        affine: of `data`, sheared where it is tilted.
+    """
+    along, step = affine[:3, :2], affine[:3, 2]
+    # how far each slice lies to the side of the one before it, in columns and rows
+    lean = np.linalg.lstsq(along, step, rcond=None)[0]
+    if np.abs(lean * (data.shape[2] - 1)).max() < 1e-3:
+        return data, affine
+    shifts = np.arange(data.shape[2])[:, None] * lean  # (slices, 2)
+    low, high = np.floor(shifts.min(0)).astype(int), np.ceil(shifts.max(0)).astype(int)
+    shape = tuple(n + int(b - a) for n, a, b in zip(data.shape[:2], low, high, strict=True))
+    out = np.zeros((*shape, data.shape[2]), np.float32)
+    for k, shift in enumerate(shifts):
+        # output column c shows the slice's column c + low - shift
+        out[..., k] = ndimage.affine_transform(
+            data[..., k].astype(np.float32), [1, 1], low - shift, shape, order=1
+        )
+    straight = affine.copy()
+    straight[:3, 2] = step - along @ lean
+    straight[:3, 3] = affine[:3, 3] + along @ low
+    return out, straight
+
+
+def geometry(slices: Sequence[Slice], tilted: bool = False) -> tuple[list[Slice], Affine]:
     """Slices in the order of their places, and the affine from (column, row, slice) to RAS mm.
+
+    Args:
+        slices: in any order.
+        tilted: let a leaning stack pass, whose affine is sheared.
 
     Raises:
         Refused: they do not form one even, upright stack of one volume.
@@ -92,7 +131,7 @@ def geometry(slices: Sequence[Slice]) -> tuple[list[Slice], Affine]:
     order = np.argsort(places @ normal, kind="stable")
     ordered, places = [slices[i] for i in order], places[order]
     _check_repeats(ordered, places @ normal)
-    _check_even(places, normal)
+    _check_even(places, normal, tilted)
     step = (places[-1] - places[0]) / (len(places) - 1)
     affine = np.eye(4)
     affine[:3, 0] = along_row * first.spacing[1]  # one column further is along the row
@@ -102,11 +141,20 @@ def geometry(slices: Sequence[Slice]) -> tuple[list[Slice], Affine]:
     return ordered, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
 
+def levels(heights: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Number of each height's place from the lowest up; what is within `SAME_MM` is one place."""
+    order = np.argsort(heights, kind="stable")
+    steps = np.cumsum(np.diff(heights[order]) > SAME_MM)
+    out = np.empty(len(heights), np.int64)
+    out[order] = np.concatenate([[0], steps])
+    return out
+
+
 def _check_repeats(ordered: Sequence[Slice], heights: npt.NDArray[np.float64]) -> None:
     """Refuse slices at one place: copies, volumes one after the other, or a mixture."""
     if len({s.uid for s in ordered}) < len(ordered):
         raise Refused("duplicate_positions", "The same images occur more than once.")
-    level = np.concatenate([[0], np.cumsum(np.diff(heights) > 0.01)])
+    level = levels(heights)
     counts = set(Counter(level.tolist()).values())
     if counts == {1}:
         return
@@ -115,7 +163,9 @@ def _check_repeats(ordered: Sequence[Slice], heights: npt.NDArray[np.float64]) -
     raise Refused("duplicate_positions")
 
 
-def _check_even(places: npt.NDArray[np.float64], normal: npt.NDArray[np.float64]) -> None:
+def _check_even(
+    places: npt.NDArray[np.float64], normal: npt.NDArray[np.float64], tilted: bool
+) -> None:
     """Refuse gaps, uneven spacing and a leaning stack; `places` (n, 3) are sorted."""
     if len(places) < MIN_SLICES:
         raise Refused("too_few_slices")
@@ -130,25 +180,39 @@ def _check_even(places: npt.NDArray[np.float64], normal: npt.NDArray[np.float64]
         raise Refused("uneven_slices")
     step = (places[-1] - places[0]) / (len(places) - 1)
     lean = np.degrees(np.arccos(np.clip(step @ normal / np.linalg.norm(step), -1, 1)))
-    if lean > TILT_DEGREES:
+    if lean > TILT_DEGREES and not tilted:
         raise Refused("gantry_tilt", f"It leans by {lean:.1f} degrees.")
     even = places[0] + np.arange(len(places))[:, None] * step
     if np.linalg.norm(places - even, axis=1).max() > allowed:
         raise Refused("uneven_slices", "Slices are shifted sideways.")
 
 
-def _plane(s: Slice, path: Path) -> npt.NDArray[Any]:
-    """(rows, columns) of one file: integers, or float32 where it is rescaled."""
-    data = dicom.dataset(path, _PIXEL_TAGS, stop_before_pixels=False)
-    if "PixelData" not in data:
-        raise Refused("no_pixels")
-    allocated, stored, high, signed = s.pixels[2:]
+def _planes(ordered: Sequence[Slice], where: Callable[[str], Path]) -> list[npt.NDArray[Any]]:
+    """(rows, columns) of each slice: integers, or float32 where it is rescaled."""
+    out: list[npt.NDArray[Any]] = [np.empty(0)] * len(ordered)
+    files: dict[str, list[int]] = defaultdict(list)
+    for i, s in enumerate(ordered):
+        files[s.path].append(i)
+    for path, own in files.items():  # each file is read once
+        data = dicom.dataset(where(path), _PIXEL_TAGS, stop_before_pixels=False)
+        if "PixelData" not in data:
+            raise Refused("no_pixels")
+        encoded = bytes(data.PixelData)
+        for i in own:
+            out[i] = _plane(ordered[i], data, encoded)
+    return out
+
+
+def _plane(s: Slice, data: Any, encoded: bytes) -> npt.NDArray[Any]:
+    """(rows, columns) of one slice in the pixel data of its file."""
+    rows, columns, allocated, stored, high, signed = s.pixels
     syntax = data.file_meta.get("TransferSyntaxUID", uid.ImplicitVRLittleEndian)
-    encoded = bytes(data.PixelData)
     if not syntax.is_compressed or syntax.is_deflated:
-        raw = _native(encoded, s, big_endian=not syntax.is_little_endian)
+        frame = _native(encoded, s, big_endian=not syntax.is_little_endian)
     else:
-        raw = _decoded(data, encoded, s)
+        frame = _decoded(data, encoded, s)
+    row, column = s.corner
+    raw = frame[row : row + rows, column : column + columns]
     # bits outside the stored ones may hold overlays, and the sign is the highest stored bit
     kind = np.dtype(f"{'i' if signed else 'u'}{allocated // 8}")
     values = np.right_shift(
@@ -158,15 +222,15 @@ def _plane(s: Slice, path: Path) -> npt.NDArray[Any]:
 
 
 def _native(encoded: bytes, s: Slice, big_endian: bool) -> npt.NDArray[Any]:
-    """(rows, columns) of uncompressed pixels."""
-    rows, columns, allocated, *_ = s.pixels
-    kind = np.dtype(f"{'>' if big_endian else '<'}u{allocated // 8}")
+    """The frame of a slice in uncompressed pixels."""
+    rows, columns = s.matrix
+    kind = np.dtype(f"{'>' if big_endian else '<'}u{s.pixels[2] // 8}")
     n_bytes = rows * columns * kind.itemsize
-    if len(encoded) < n_bytes:
+    if len(encoded) < s.n_frames * n_bytes:
         raise Refused("truncated", "Its pixels end early.")
-    if len(encoded) > n_bytes + 1:  # one byte pads to an even length
+    if len(encoded) > s.n_frames * n_bytes + 1:  # one byte pads to an even length
         raise Refused("header_unreadable", "It holds more pixels than its matrix.")
-    plane = np.frombuffer(encoded[:n_bytes], dtype=kind).reshape(rows, columns)
+    plane = np.frombuffer(encoded, kind, rows * columns, s.frame * n_bytes).reshape(rows, columns)
     return (
         plane.view(plane.dtype.newbyteorder("="))
         if not big_endian
@@ -175,7 +239,7 @@ def _native(encoded: bytes, s: Slice, big_endian: bool) -> npt.NDArray[Any]:
 
 
 def _decoded(data: Any, encoded: bytes, s: Slice) -> npt.NDArray[Any]:
-    """(rows, columns) of compressed pixels, decoded by pydicom's plugins."""
+    """The frame of a slice in compressed pixels, decoded by pydicom's plugins."""
     syntax = data.file_meta.TransferSyntaxUID
     try:
         decoder = get_decoder(syntax)
@@ -185,17 +249,18 @@ def _decoded(data: Any, encoded: bytes, s: Slice) -> npt.NDArray[Any]:
         package = "synthmed[codecs]" if syntax in _CODECS else "python-gdcm"
         raise Refused("compressed_unsupported", f"{syntax.name} needs: pip install {package}.")
     try:
-        frame = next(generate_frames(encoded, number_of_frames=1))
+        every = generate_frames(encoded, number_of_frames=s.n_frames)
+        frame = next(itertools.islice(every, s.frame, None))
     except Exception:  # damaged encapsulation raises anything
         raise Refused("truncated", "Its compressed pixels are damaged.") from None
     claimed = codestream_size(frame)
-    if claimed is not None and claimed != s.pixels[:2]:
+    if claimed is not None and claimed != s.matrix:
         raise Refused("header_unreadable", "Its compressed pixels have another matrix.")
     try:
-        plane, _ = decoder.as_array(data, raw=True, index=0)
+        plane, _ = decoder.as_array(data, raw=True, index=s.frame)
     except Exception:  # decoders raise anything on damaged pixels
         raise Refused("truncated", "Its compressed pixels are damaged.") from None
-    if plane.shape != s.pixels[:2]:
+    if plane.shape != s.matrix:
         raise Refused("header_unreadable", "Its compressed pixels have another matrix.")
     unsigned = np.dtype(f"u{s.pixels[2] // 8}")
     return plane.astype(unsigned)

@@ -276,6 +276,7 @@ class _Reading:
             scanner=candidate.scanner,
             labels=labels,
             split=candidate.split if self.use_split else None,
+            volume=candidate.volume,
         )
         return record, _content(first.data)
 
@@ -295,8 +296,10 @@ class _Reading:
 
     def _refuse(self, scan: _Named, reason: Refused) -> None:
         """Enter every file of a scan."""
+        volume = scan.candidate.volume
+        said = f"{reason.detail} Said of its volume {volume}." if volume else reason.detail
         for path in scan.candidate.files:
-            self.quarantine.add(path, reason, scan.patient)
+            self.quarantine.add(path, Refused(reason.code, said.strip()), scan.patient)
 
     def _without_copies(
         self, names: Sequence[str], kept: dict[str, tuple[Candidate, Scan]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -143,3 +144,145 @@ def series(
         # the names' order says nothing of the slices' order
         ds.save_as(folder / f"IM{k * 389 % 997:04d}", enforce_file_format=True)
     return folder
+
+
+def enhanced(
+    path: Path,
+    stacks: Sequence[tuple[np.ndarray, Mapping[str, Any]]],
+    affine: np.ndarray,
+    change: Callable[[Dataset], None] = lambda ds: None,
+    syntax: str = ExplicitVRLittleEndian,
+) -> Path:
+    """Write stacks of (columns, rows, slices) as one enhanced MR file, its frames shuffled.
+
+    Args:
+        stacks: voxels and what tells them apart: `types` (the last values of FrameType), `echo`,
+            `b`, `time`, `slope`, `intercept`.
+        affine: voxel index to RAS millimetres.
+        change: works on the data set before it is written.
+    """
+    lps = np.diag([-1.0, -1, 1, 1]) @ affine
+    sides = np.linalg.norm(lps[:3, :3], axis=0)
+    ds = Dataset()
+    ds.SOPClassUID, ds.Modality = "1.2.840.10008.5.1.4.1.1.4.1", "MR"
+    ds.SOPInstanceUID = generate_uid(entropy_srcs=[path.name, "file"])
+    ds.ImageType = ["ORIGINAL", "PRIMARY", "MIXED", "NONE"]
+    ds.PatientID, ds.PatientName, ds.PatientBirthDate = f"ID-{path.stem}", "Doe^Jo", "19400101"
+    ds.StudyInstanceUID = generate_uid(entropy_srcs=[path.name, "study"])
+    ds.StudyDate, ds.StudyTime = "20200102", "101112"
+    ds.SeriesInstanceUID = generate_uid(entropy_srcs=[path.name, "series"])
+    ds.SeriesNumber, ds.InstanceNumber = 3, 1
+    ds.Manufacturer = "SIEMENS"
+    shared = Dataset()
+    shared.PlaneOrientationSequence = [Dataset()]
+    turn = (lps[:3, :2] / sides[:2]).T.ravel()
+    shared.PlaneOrientationSequence[0].ImageOrientationPatient = decimals(turn)
+    shared.PixelMeasuresSequence = [Dataset()]
+    shared.PixelMeasuresSequence[0].PixelSpacing = decimals(sides[1::-1])
+    ds.SharedFunctionalGroupsSequence = [shared]
+    every = [(s, k) for s in range(len(stacks)) for k in range(stacks[s][0].shape[2])]
+    frames, planes = [], []
+    for at in np.random.default_rng(0).permutation(len(every)):
+        s, k = every[at]
+        data, told = stacks[s]
+        frame = Dataset()
+        frame.PlanePositionSequence = [Dataset()]
+        place = decimals((lps @ [0, 0, k, 1])[:3])
+        frame.PlanePositionSequence[0].ImagePositionPatient = place
+        frame.FrameContentSequence = [Dataset()]
+        frame.FrameContentSequence[0].TemporalPositionIndex = told.get("time", 1)
+        frame.MREchoSequence = [Dataset()]
+        frame.MREchoSequence[0].EffectiveEchoTime = told.get("echo", 5.0)
+        frame.MRImageFrameTypeSequence = [Dataset()]
+        types = ["ORIGINAL", "PRIMARY", *told.get("types", ["M", "NONE"])]
+        frame.MRImageFrameTypeSequence[0].FrameType = types
+        if "b" in told:
+            frame.MRDiffusionSequence = [Dataset()]
+            frame.MRDiffusionSequence[0].DiffusionBValue = told["b"]
+        if "slope" in told:
+            frame.PixelValueTransformationSequence = [Dataset()]
+            scaling = frame.PixelValueTransformationSequence[0]
+            scaling.RescaleSlope = str(told["slope"])
+            scaling.RescaleIntercept = str(told.get("intercept", 0))
+        frames.append(frame)
+        planes.append(np.ascontiguousarray(data[:, :, k].T))
+    ds.PerFrameFunctionalGroupsSequence = frames
+    ds.NumberOfFrames = len(frames)
+    _pixels(ds, np.stack(planes))
+    return _saved(path, ds, change, syntax)
+
+
+def mosaic(
+    path: Path,
+    data: np.ndarray,
+    affine: np.ndarray,
+    change: Callable[[Dataset], None] = lambda ds: None,
+    n: int | None = None,
+) -> Path:
+    """Write (columns, rows, slices) as a Siemens mosaic; `n` is the number of slices it claims."""
+    lps = np.diag([-1.0, -1, 1, 1]) @ affine
+    sides = np.linalg.norm(lps[:3, :3], axis=0)
+    columns, rows, slices = data.shape
+    side = int(np.ceil(np.sqrt(slices)))
+    plane = np.zeros((rows * side, columns * side), data.dtype)
+    for k in range(slices):
+        r, c = divmod(k, side)
+        plane[r * rows : (r + 1) * rows, c * columns : (c + 1) * columns] = data[:, :, k].T
+    ds = Dataset()
+    ds.SOPClassUID, ds.Modality = MR_IMAGE, "MR"
+    ds.SOPInstanceUID = generate_uid(entropy_srcs=[path.name, "file"])
+    ds.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]
+    ds.PatientID, ds.PatientName, ds.PatientBirthDate = f"ID-{path.parent.name}", "Doe^Jo", ""
+    ds.StudyInstanceUID = generate_uid(entropy_srcs=[path.parent.name, "study"])
+    ds.StudyDate, ds.StudyTime = "20200102", "101112"
+    ds.SeriesInstanceUID = generate_uid(entropy_srcs=[path.parent.name, "series"])
+    ds.SeriesNumber, ds.InstanceNumber = 3, 1
+    ds.Manufacturer = "SIEMENS"
+    turn = lps[:3, :2] / sides[:2]
+    ds.ImageOrientationPatient = decimals(turn.T.ravel())
+    # the scanner's position is that of a plane of the mosaic's size about the same middle
+    away = lps[:3, 0] * (side - 1) * columns / 2 + lps[:3, 1] * (side - 1) * rows / 2
+    ds.ImagePositionPatient = decimals(lps[:3, 3] - away)
+    ds.PixelSpacing = decimals(sides[1::-1])
+    ds.SpacingBetweenSlices = decimals(sides[2:])[0]
+    block = ds.private_block(0x0029, "SIEMENS CSA HEADER", create=True)
+    layout = {
+        "NumberOfImagesInMosaic": ("US", [str(slices if n is None else n)]),
+        "SliceNormalVector": ("FD", [f"{v:.8f}" for v in lps[:3, 2] / sides[2]]),
+    }
+    block.add_new(0x10, "OB", csa(layout))
+    _pixels(ds, plane[None])
+    return _saved(path, ds, change, ExplicitVRLittleEndian)
+
+
+def csa(elements: Mapping[str, tuple[str, Sequence[str]]]) -> bytes:
+    """Siemens' private header in its second format."""
+    out = b"SV10\4\3\2\1" + struct.pack("<2I", len(elements), 77)
+    for name, (kind, values) in elements.items():
+        out += struct.pack(
+            "<64si4s3i", name.encode(), len(values), kind.encode(), 0, len(values), 77
+        )
+        for value in values:
+            text = value.encode() + b"\0"
+            out += struct.pack("<4i", 0, len(text), 77, 0) + text + bytes(-len(text) % 4)
+    return out
+
+
+def _pixels(ds: Dataset, planes: np.ndarray) -> None:
+    """Put (frames, rows, columns) into a data set."""
+    ds.Rows, ds.Columns = planes.shape[1:]
+    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+    ds.BitsAllocated = ds.BitsStored = 8 * planes.itemsize
+    ds.HighBit, ds.PixelRepresentation = ds.BitsStored - 1, int(planes.dtype.kind == "i")
+    ds.PixelData = planes.tobytes()
+
+
+def _saved(path: Path, ds: Dataset, change: Callable[[Dataset], None], syntax: str) -> Path:
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = syntax
+    change(ds)
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ds.save_as(path, enforce_file_format=True)
+    return path

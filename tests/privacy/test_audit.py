@@ -77,7 +77,7 @@ def test_randomised_response_is_bounded_rightly() -> None:
 
 @pytest.mark.parametrize(("q", "share"), [(0.5, 0.24), (1.0, 0.29)])
 def test_canaries_find_much_of_the_claim_and_never_more(q: float, share: float) -> None:
-    """Over 20 seeds 0.300 and 0.349 of it are found; a mean of five lies 4 deviations lower at most."""
+    """Over 20 seeds 0.300 and 0.349 of it are found; means of five lie within 4 deviations."""
     claim = 8.0
     mechanism = Mechanism(q, noise_for(claim, DELTA, q, 20), clip=0.7, divisor=50.0)
     found = [canaries(parameters(), mechanism, 20, 1000, DELTA, Key.root(k)) for k in range(5)]

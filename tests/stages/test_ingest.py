@@ -517,6 +517,55 @@ def test_a_damaged_file_beside_a_series_may_be_its_end(
     assert {path[:2] for path in found} == {"s1"}
 
 
+def test_a_series_of_several_volumes_is_refused_or_split(tmp_path: Path, target: Path) -> None:
+    """Into a scan each, of one session, with the name that tells them apart."""
+    affine = np.diag([2.0, 2, 2, 1])
+    for i in range(3):
+        stacks = [
+            (make.voxels(10 * i + k), {"types": [t, "NONE"]}) for k, t in enumerate(("M", "P"))
+        ]
+        make.enhanced(tmp_path / f"source/{i}.dcm", stacks, affine)
+    constant = [(make.voxels(90), {"echo": 4.0}), (make.voxels(91) * 0, {"echo": 2.0})]
+    make.enhanced(tmp_path / "source/3.dcm", constant, affine)
+    source = tmp_path / "source"
+    with pytest.raises(InputError, match="is_4d 4"):
+        ingest(make.config(source), target, min_patients=3)
+    other = target.parent / "split"
+    other.mkdir()
+    facts = ingest(make.config(source, volumes="split"), other, min_patients=3)
+    found = scans(other)
+    assert facts["n_scans"] == 7 and facts["n_patients"] == 4
+    assert Counter(s.volume for s in found) == {"magnitude": 3, "phase": 3, "echo-2": 1}
+    assert all(s.session == 1 for s in found) and len({s.scan for s in found}) == 7
+    assert quarantine(other) == {"3.dcm": "constant"}
+    assert "Said of its volume echo-1." in (other / "quarantine.tsv").read_text()
+
+
+def test_a_tilted_series_is_refused_or_resampled(tmp_path: Path, target: Path) -> None:
+    affine = np.diag([-2.0, -2, 3, 1])
+    affine[0, 2] = 1.0
+    for i in range(3):
+        make.series(tmp_path / f"source/s{i}", make.voxels(i), affine)
+    source = tmp_path / "source"
+    with pytest.raises(InputError, match="gantry_tilt"):
+        ingest(make.config(source), target, min_patients=3)
+    other = target.parent / "resampled"
+    other.mkdir()
+    ingest(make.config(source, tilted="resample"), other, min_patients=3)
+    assert {s.shape for s in scans(other)} == {(16, 10, 9)}
+    assert {s.spacing_mm for s in scans(other)} == {(2.0, 2.0, 3.0)}
+
+
+def test_a_damaged_file_beside_files_that_are_whole_takes_nothing_with_it(
+    tmp_path: Path, target: Path
+) -> None:
+    affine = np.diag([2.0, 2, 2, 1])
+    make.enhanced(tmp_path / "source/0/a.dcm", [(make.voxels(0), {})], affine)
+    (tmp_path / "source/0/b.dcm").write_bytes(b"only text")
+    ingest(make.config(tmp_path / "source"), target, min_patients=1)
+    assert quarantine(target) == {"0/b.dcm": "header_unreadable"}
+
+
 def test_the_fingerprint_sees_names_sizes_and_tables(
     source: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

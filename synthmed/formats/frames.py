@@ -1,0 +1,196 @@
+"""What one DICOM file shows: an image, the frames of an enhanced one, or the tiles of a mosaic.
+
+Whatever it is, each image comes out as a flat data set in the words of a classic MR image, so that
+nothing else has to know how it was stored. Source: PS3.3 A.36 and C.7.6.16 (enhanced MR and its
+functional groups); Siemens' mosaics have no standard, their private header is read by nibabel.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydicom.datadict import dictionary_VR
+from pydicom.dataset import Dataset
+from pydicom.tag import BaseTag, Tag
+
+from synthmed.formats.refusal import Refused
+
+ENHANCED = {
+    "1.2.840.10008.5.1.4.1.1.4.1",  # Enhanced MR
+    "1.2.840.10008.5.1.4.1.1.4.3",  # Enhanced MR Color
+    "1.2.840.10008.5.1.4.1.1.4.4",  # Legacy Converted Enhanced MR
+}
+MAX_FRAMES = 1 << 16
+"""Frames of a file."""
+MAX_TILES = 1024
+"""Slices of a mosaic."""
+
+_SHARED, _PER_FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
+_GROUPS = (
+    "PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence",
+    "PixelValueTransformationSequence", "FrameContentSequence", "TemporalPositionSequence",
+    "MRImageFrameTypeSequence", "MREchoSequence", "MRModifierSequence", "MRDiffusionSequence",
+    "MRTimingAndRelatedParametersSequence", "CardiacSynchronizationSequence",
+)  # fmt: skip
+_CLASSIC = {
+    "FrameType": "ImageType",
+    "EffectiveEchoTime": "EchoTime",
+    "InversionTimes": "InversionTime",
+    "TemporalPositionIndex": "TemporalPositionIdentifier",
+    "FrameAcquisitionNumber": "AcquisitionNumber",
+    "NominalCardiacTriggerDelayTime": "TriggerTime",
+}
+"""Element of an enhanced image to that of a classic one."""
+N_IN_MOSAIC = Tag(0x0019, 0x100A)
+MOSAIC_TAGS: list[BaseTag] = [
+    Tag(0x0019, 0x0010), N_IN_MOSAIC,
+    *(Tag(0x0029, e) for e in (0x0010, 0x0011, 0x0012, 0x1010, 0x1110, 0x1210)),
+]  # fmt: skip
+"""What says how a mosaic is laid out, with the blocks' creators."""
+_PHILIPS = "Philips MR Imaging DD 001"
+_PHILIPS_ITEMS = Tag(0x2005, 0x140F)
+_SCALE_TAGS = [Tag(0x2005, e) for b in range(0x10, 0x18) for e in (b, b << 8 | 0x0E)]
+TAGS = [_SHARED, _PER_FRAME, "NumberOfFrames", "SpacingBetweenSlices", *MOSAIC_TAGS, *_SCALE_TAGS]
+"""Elements needed here beside those of an image."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image of a file.
+
+    Args:
+        data: its elements, named as in a classic MR image; Rows and Columns are its own.
+        number: of the frame in the file's pixel data, from 0.
+        count: frames in the file.
+        corner: (row, column) of its first pixel within the frame.
+        matrix: (rows, columns) of the frame.
+        scale: Philips' scale slope: the stored values divided by it, about their zero, are those
+            the scanner measured, which one scan can be compared with another in.
+    """
+
+    data: Dataset
+    number: int
+    count: int
+    corner: tuple[int, int]
+    matrix: tuple[int, int]
+    scale: float | None = None
+
+
+def frames(data: Dataset, types: Sequence[str]) -> list[Frame]:
+    """Every image in a file.
+
+    Args:
+        data: its header.
+        types: values of ImageType.
+
+    Raises:
+        Refused: it cannot be told what the file holds, or where.
+    """
+    count = int(data.get("NumberOfFrames") or 1)
+    if not 1 <= count <= MAX_FRAMES:
+        raise Refused("header_unreadable", f"It claims {count} frames.")
+    matrix = int(data.Rows), int(data.Columns)
+    if data.get("SOPClassUID") in ENHANCED:
+        every = enumerate(_enhanced(data, count))
+        return [Frame(d, k, count, (0, 0), matrix, scale) for k, (d, scale) in every]
+    if count != 1:
+        raise Refused("enhanced_unsupported", "A multi-frame file of another kind.")
+    if "MOSAIC" in types or N_IN_MOSAIC in data:
+        return _mosaic(data, matrix)
+    return [Frame(data, 0, 1, (0, 0), matrix, _scale(data))]
+
+
+def _enhanced(data: Dataset, count: int) -> list[tuple[Dataset, float | None]]:
+    """Each frame with what holds for all of them and what holds for it alone; and its scale."""
+    each = data.get(_PER_FRAME)
+    if not each or len(each) != count:
+        raise Refused("enhanced_unsupported", "It does not say where each of its frames lies.")
+    base = Dataset()
+    base.update({e.tag: e for e in data if e.keyword not in (_SHARED, _PER_FRAME)})
+    for group in data.get(_SHARED) or ():
+        _take(base, group)
+    out = []
+    for group in each:
+        flat = Dataset()
+        flat.update(base)
+        _take(flat, group)
+        items = group[_PHILIPS_ITEMS].value if _PHILIPS_ITEMS in group else ()
+        out.append((flat, _scale(items[0]) if items else None))
+    return out
+
+
+def _scale(data: Dataset) -> float | None:
+    """Philips' private scale slope; None where there is none that can be used."""
+    try:
+        value = float(data.private_block(0x2005, _PHILIPS)[0x0E].value)
+    except KeyError:
+        return None
+    return value if math.isfinite(value) and value > 0 else None
+
+
+def _take(flat: Dataset, group: Dataset) -> None:
+    """Put the elements of known functional groups into a flat data set."""
+    for name in _GROUPS:
+        for item in (group.get(name) or ())[:1]:
+            for element in item:
+                keyword = _CLASSIC.get(element.keyword, element.keyword)
+                if keyword and element.VR != "SQ":
+                    _put(flat, keyword, element.value)
+
+
+def _put(flat: Dataset, keyword: str, value: Any) -> None:
+    """Set an element; what is assigned to one that is there changes every data set it is in."""
+    tag = Tag(keyword)
+    flat.add_new(tag, dictionary_VR(tag), value)
+
+
+def _mosaic(data: Dataset, matrix: tuple[int, int]) -> list[Frame]:
+    """The slices of a Siemens mosaic: tiles row by row, one above the other along the normal."""
+    n, normal = _layout(data)
+    turn = np.asarray(data.get("ImageOrientationPatient") or (), float)
+    corner = np.asarray(data.get("ImagePositionPatient") or (), float)
+    sides = np.asarray(data.get("PixelSpacing") or (), float)
+    apart = float(data.get("SpacingBetweenSlices") or 0)
+    if n is None or normal is None or not 1 <= n <= MAX_TILES:
+        raise Refused("mosaic_unsupported", "Its private header does not say how it is laid out.")
+    if not (turn.shape == (6,) and corner.shape == (3,) and sides.shape == (2,) and apart > 0):
+        raise Refused("geometry_invalid", "A mosaic without position, orientation or spacing.")
+    along_row, along_column = turn.reshape(2, 3)
+    if abs(abs(np.cross(along_row, along_column) @ normal) - 1) > 1e-3:
+        raise Refused("geometry_invalid", "Its slices' normal does not fit their orientation.")
+    side = math.ceil(math.sqrt(n))  # tiles in a row and in a column
+    rows, columns = (size // side for size in matrix)
+    if rows < 1 or columns < 1:
+        raise Refused("header_unreadable", "It claims more slices than its matrix holds.")
+    # its position is that of a plane as large as the mosaic, about the middle of its slices
+    corner = corner + along_row * sides[1] * (matrix[1] - columns) / 2
+    corner = corner + along_column * sides[0] * (matrix[0] - rows) / 2
+    out = []
+    for k in range(n):
+        tile = Dataset()
+        tile.update(data)
+        _put(tile, "Rows", rows)
+        _put(tile, "Columns", columns)
+        place = corner + k * apart * normal
+        _put(tile, "ImagePositionPatient", [float(v) for v in place])
+        out.append(Frame(tile, 0, 1, (k // side * rows, k % side * columns), matrix))
+    return out
+
+
+def _layout(data: Dataset) -> tuple[int | None, npt.NDArray[np.float64] | None]:
+    """Number of slices and their normal, as the private header has them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nibabel calls its DICOM part experimental
+        from nibabel.nicom import csareader
+    read: Any = csareader
+    private = read.get_csa_header(data, "image")
+    if private is None:
+        return None, None
+    n, normal = read.get_n_mosaic(private), read.get_slice_normal(private)
+    return (n and int(n)), (None if normal is None else np.asarray(normal, np.float64))

@@ -1,0 +1,120 @@
+"""A series taken apart into volumes: echoes, components, b-values and moments, each by its name.
+
+A series may hold many volumes of one place. What they are told apart by is what the scanner varied
+(the type of image, echo, inversion and so on), and where nothing else differs, time.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from synthmed.formats import stack
+from synthmed.formats.dicom import Slice
+from synthmed.formats.refusal import Refused
+
+Kind = tuple[tuple[str, str | float], ...]
+
+_TYPES = (
+    ("fieldmap", {"FIELD_MAP", "B0", "B0 MAP"}),
+    ("phase", {"P", "PHASE", "PHASE MAP"}),
+    ("real", {"R", "REAL"}),
+    ("imaginary", {"I", "IMAGINARY"}),
+    ("magnitude", {"M", "MAGNITUDE", "M_SE", "M_FFE", "M_IR"}),
+)
+"""Word for an image's type, and the values of ImageType that mean it; the first that fits."""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Slices at different places.
+
+    Args:
+        name: what tells it from the others of its series, such as "echo-2_time-10"; empty where
+            there is one. It holds no text of the header.
+    """
+
+    name: str
+    slices: tuple[Slice, ...]
+
+
+def volumes(slices: Sequence[Slice]) -> list[Volume]:
+    """The volumes of a series, in the order of what varies and then of time.
+
+    Raises:
+        Refused: some places have more slices than others.
+    """
+    places = _places(slices)
+    if len(set(places)) == len(places):
+        return [Volume("", tuple(slices))]
+    by_kind: dict[Kind, list[int]] = defaultdict(list)
+    for i, s in enumerate(slices):
+        by_kind[s.kind].append(i)
+    names = _names(sorted(by_kind, key=str))
+    out = []
+    for kind in sorted(by_kind, key=lambda k: (_sizes(k), str(k))):
+        at: dict[int, list[Slice]] = defaultdict(list)
+        for i in by_kind[kind]:
+            at[places[i]].append(slices[i])
+        columns = [sorted(at[place], key=lambda s: (s.moment, s.path)) for place in sorted(at)]
+        counts = {len(column) for column in columns}
+        if len(counts) > 1:
+            raise Refused("duplicate_positions", "Some places have more images than others.")
+        for k, one in enumerate(zip(*columns, strict=True), 1):
+            parts = [names[kind], f"time-{k}" if max(counts) > 1 else ""]
+            out.append(Volume("_".join(p for p in parts if p), one))
+    return out
+
+
+def _places(slices: Sequence[Slice]) -> list[int]:
+    """Number of each slice's place; all different where no two are parallel or none repeats."""
+    turns = np.array([s.orientation for s in slices])
+    if len(slices) < 2 or np.abs(turns - turns[0]).max() > 1e-2:
+        return list(range(len(slices)))
+    heights = np.array([s.position for s in slices]) @ np.cross(turns[0, :3], turns[0, 3:])
+    return [int(v) for v in stack.levels(heights)]
+
+
+def _sizes(kind: Kind) -> list[float]:
+    """The numbers of a kind, for sorting."""
+    return [v for _, v in kind if isinstance(v, float)]
+
+
+def _names(kinds: Sequence[Kind]) -> dict[Kind, str]:
+    """Each kind by what differs among them: words of our own and counts."""
+    varying: list[str] = []
+    for name, _ in kinds[0]:  # no more than it takes to tell them apart
+        told = len({tuple(dict(kind)[n] for n in varying) for kind in kinds})
+        if told < len(kinds) and len({dict(kind)[name] for kind in kinds}) > 1:
+            varying.append(name)
+    every = {name: sorted({dict(kind)[name] for kind in kinds}, key=_order) for name in varying}
+    words = {name: _words(name, values) for name, values in every.items()}
+    return {
+        kind: "_".join(words[name][every[name].index(dict(kind)[name])] for name in varying)
+        for kind in kinds
+    }
+
+
+def _order(value: str | float) -> tuple[bool, float, str]:
+    return isinstance(value, str), value if isinstance(value, float) else 0.0, str(value)
+
+
+def _words(name: str, values: Sequence[str | float]) -> list[str]:
+    """One for each value, all different."""
+    if name == "type":
+        found = [_type(str(v)) for v in values]
+        if len(set(found)) == len(found) and all(found):
+            return found
+    if name == "b":
+        whole = [f"b-{round(float(v))}" for v in values]
+        if len(set(whole)) == len(whole):
+            return whole
+    return [f"{name}-{k}" for k in range(1, len(values) + 1)]
+
+
+def _type(text: str) -> str:
+    parts = set(text.split("\\"))
+    return next((word for word, known in _TYPES if parts & known), "")
