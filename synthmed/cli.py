@@ -226,6 +226,36 @@ def list_(
 
 
 @app.command()
+def look(
+    source: Annotated[Path, typer.Argument(help="A folder of DICOM files.")],
+    config: Annotated[str | None, typer.Option("--config", help="What it wants is marked.")] = None,
+    set_: SetOption = None,
+    all_descriptions: Annotated[
+        bool, typer.Option("--all-descriptions", help="Also those of one or two patients.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a folder of DICOM series holds and what would become of it; nothing is written."""
+    from synthmed import configfile
+    from synthmed.formats import selection
+    from synthmed.stages import ingest
+
+    given: dict[str, Any] = {"data.source": str(source), "data.format": "dicom"}
+    file = configfile.find(config or "dicom")
+    if config is None:  # the folder alone: no table, no labels
+        given |= {"data.table": None, "data.patient": None, "data.conditions": {}}
+    found = ingest.look(configfile.load(file, set_ or [], given), all_descriptions)
+    if as_json:
+        print_json(found)
+        return
+    for line in selection.lines(found["volumes"]):
+        typer.echo(line)
+    if found["refused"]:
+        counts = ", ".join(f"{n} {code}" for code, n in found["refused"].items())
+        typer.echo(f"other files: {counts}")
+
+
+@app.command()
 def plan(
     config: ConfigArg,
     input_: InputOption = None,

@@ -96,12 +96,39 @@ class Intensity(Part):
     high_percentile: Annotated[float, Field(gt=50, le=100)] = 99.5
 
 
+class Select(Part):
+    """Which volumes of a DICOM source are wanted; all that is given has to fit.
+
+    `description` holds patterns (`*T1*`) for the series' description or protocol, of which one has
+    to fit, without regard to case; one that begins with `!` must not. `volume` holds the same for
+    the names of split volumes. `max_spacing_mm` bounds the longest side of a voxel, and the ranges
+    (low, high) the times of the sequence.
+    """
+
+    description: tuple[str, ...] = ()
+    volume: tuple[str, ...] = ()
+    plane: Literal["axial", "coronal", "sagittal"] | None = None
+    contrast: bool | None = None
+    max_spacing_mm: Annotated[float, Field(gt=0)] | None = None
+    repetition_ms: tuple[float, float] | None = None
+    echo_ms: tuple[float, float] | None = None
+    inversion_ms: tuple[float, float] | None = None
+
+    @field_validator("repetition_ms", "echo_ms", "inversion_ms")
+    @classmethod
+    def _rising(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and value[0] > value[1]:
+            raise ValueError(f"{value}: the low end comes first")
+        return value
+
+
 class Data(Part):
     """What to read, who is one person, what to condition on, and the grid to learn on.
 
     `volumes` says what becomes of a DICOM series that holds several volumes of one place (echoes,
     b-values, moments): it is refused, or `split` into a scan each. `tilted` says the same of one
     whose slices are shifted against each other: `resample` shifts them back, linearly.
+    `engine: dcm2niix` takes voxels from that program, where it places them as the headers do.
     `missing_labels` says what becomes of a scan that lacks a declared label: it is refused, or it
     is kept and the label counts as unknown.
 
@@ -117,8 +144,10 @@ class Data(Part):
     modality: Annotated[str, Field(pattern=r"^[A-Za-z0-9]+$", max_length=20)] = "T1w"
     channels: Mapping[Name, Channel] | None = None
     conditions: Mapping[Name, Condition] = {}
+    select: Select | None = None
     volumes: Literal["one", "split"] = "one"
     tilted: Literal["refuse", "resample"] = "refuse"
+    engine: Literal["own", "dcm2niix"] = "own"
     missing_labels: Literal["quarantine", "keep"] = "quarantine"
     grid: Annotated[tuple[int, int, int], Field()]
     spacing_mm: tuple[float, float, float] | None = None
@@ -152,6 +181,14 @@ class Data(Part):
         if min(value) < 8 or max(value) > 512:
             raise ValueError(f"{value}: each side must be 8 to 512 voxels")
         return value
+
+    @model_validator(mode="after")
+    def _of_one_engine(self) -> Data:
+        if self.engine == "dcm2niix" and (self.volumes, self.tilted) != ("one", "refuse"):
+            raise ValueError(
+                "engine dcm2niix: volumes are not split and tilted stacks not resampled with it"
+            )
+        return self
 
     @field_validator("spacing_mm")
     @classmethod

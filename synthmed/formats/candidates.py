@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from synthmed.config import Data
+from synthmed.config import Data, Select
 from synthmed.errors import UsageError
-from synthmed.formats import bids, dicom, nifti, stack, tables
+from synthmed.formats import bids, dcm2niix, dicom, nifti, selection, stack, tables
 from synthmed.formats.listing import Kind, Listing
 from synthmed.formats.nifti import Image
 from synthmed.formats.refusal import Refused
@@ -62,11 +62,17 @@ class Candidate:
 
 @dataclass
 class Plan:
-    """What will be read; `refused` holds (path, reason, person or "")."""
+    """What will be read.
+
+    Args:
+        refused: (path, reason, person or "").
+        volumes: each of a DICOM source, whose it is, and why it will not be read.
+    """
 
     form: Kind
     candidates: list[Candidate] = field(default_factory=list)
     refused: list[tuple[str, Refused, str]] = field(default_factory=list)
+    volumes: list[tuple[Volume, str, Refused | None]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
 
     def refuse(self, files: Sequence[str], reason: Refused, person: str = "") -> None:
@@ -93,6 +99,11 @@ def find(data: Data, listing: Listing, kinds: Mapping[str, Kind]) -> Plan:
         # what the config asks of tables does not matter where there is no scan at all
         return plan
     if form == "nifti":
+        if data.select is not None:
+            raise UsageError(
+                "data.select: it chooses among DICOM series, and the source holds NIfTI files",
+                "Choose those by the table, data.modality or data.channels.",
+            )
         _plan_nifti(plan, data, listing, files)
     else:
         strays = [path for path, kind in kinds.items() if kind == "other"]
@@ -167,6 +178,8 @@ def _plan_dicom(
     plan: Plan, data: Data, listing: Listing, files: Sequence[str], strays: Sequence[str]
 ) -> None:
     """Every classic MR series; `strays` are files of no known kind, perhaps lost slices."""
+    if data.engine == "dcm2niix":
+        dcm2niix.binary()  # said before anything is read
     if data.channels is not None:
         raise UsageError(
             "data.channels: a DICOM series is one channel, named by data.modality",
@@ -197,8 +210,15 @@ def _plan_dicom(
                 every = volumes(group.slices)
         except Refused as reason:
             plan.refuse(_files(group.slices), reason)
-        else:
-            plan.candidates += [_from_dicom(data, listing, v, person, found, rows) for v in every]
+            plan.volumes.append((Volume("", group.slices), group.slices[0].who[0], reason))
+            continue
+        for volume in every:
+            unwanted = selection.unwanted(data.select or Select(), volume)
+            plan.volumes.append((volume, person, unwanted))
+            if unwanted:
+                plan.refuse(_files(volume.slices), unwanted, person)
+            else:
+                plan.candidates.append(_from_dicom(data, listing, volume, person, found, rows))
     plan.facts = {
         "patient_columns": [column] if found else ["PatientID"],
         "n_tables": len(found),
@@ -233,6 +253,8 @@ def _from_dicom(
     splits = {_split(cells) for cells, _ in own}
 
     def read() -> Mapping[str, Image]:
+        if data.engine == "dcm2niix":
+            return {data.modality: dcm2niix.read(volume.slices, listing.path)}
         return {data.modality: stack.read(volume.slices, listing.path, data.tilted == "resample")}
 
     return Candidate(

@@ -41,11 +41,29 @@ _TAGS: list[Any] = [
     "PixelRepresentation", "SamplesPerPixel", "PhotometricInterpretation",
     "RescaleSlope", "RescaleIntercept", "InstanceNumber", "AcquisitionNumber",
     "TemporalPositionIdentifier", "TriggerTime", "EchoTime", "InversionTime", "FlipAngle",
-    "DiffusionBValue", "ComplexImageComponent", *frames.TAGS,
+    "DiffusionBValue", "ComplexImageComponent", "SeriesDescription", "ProtocolName",
+    "ContrastBolusAgent", "RepetitionTime", *frames.TAGS,
 ]  # fmt: skip
 
 _MANUFACTURERS = ("SIEMENS", "GE", "PHILIPS", "CANON", "TOSHIBA", "HITACHI", "FUJIFILM",
                   "HYPERFINE", "UNITED IMAGING", "ESAOTE", "BRUKER")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Acquisition:
+    """How a series was made, for choosing by it: free text, compared or shown, never stored.
+
+    Args:
+        description: SeriesDescription.
+        protocol: ProtocolName.
+        contrast: whether an agent was given.
+        repetition: time in milliseconds; 0 where the header does not say.
+    """
+
+    description: str
+    protocol: str
+    contrast: bool
+    repetition: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +85,7 @@ class Slice:
         rescale: slope and intercept.
         kind: what a scanner varies within a series, always the same names in the same order.
         moment: numbers that order images of one kind at one place.
+        acquired: how.
         scanner: allow-listed technical fields.
         age: in years, and `sex` as the header says; None where missing.
     """
@@ -88,6 +107,7 @@ class Slice:
     rescale: tuple[float, float]
     kind: tuple[tuple[str, str | float], ...]
     moment: tuple[float, ...]
+    acquired: Acquisition
     scanner: tuple[tuple[str, str | float], ...]
     age: float | None
     sex: str | None
@@ -290,6 +310,12 @@ def _slice(frame: Frame, relative: str, k: int, count: int) -> Slice:
         rescale=_rescale(data, frame.scale),
         kind=_kind(data),
         moment=_moment(data, k),
+        acquired=Acquisition(
+            description=_text(data, "SeriesDescription"),
+            protocol=_text(data, "ProtocolName"),
+            contrast=_text(data, "ContrastBolusAgent").upper() not in ("", "NO", "NONE"),
+            repetition=_number(data, "RepetitionTime"),
+        ),
         scanner=_scanner(data),
         age=_age(_text(data, "PatientAge")),
         sex=_text(data, "PatientSex") or None,

@@ -62,6 +62,7 @@ REASONS: Mapping[str, str] = {
     "photometric_unsupported": "Only MONOCHROME2 pixels are read.",
     "rescale_invalid": "Its rescale slope or intercept is not a usable number.",
     "compressed_unsupported": "Its compression cannot be decoded.",
+    "engine_failed": "dcm2niix does not make the volume of it that its headers describe.",
 }
 """Reason code to the sentence that explains it in quarantine.tsv."""
 

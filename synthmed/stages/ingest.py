@@ -24,7 +24,7 @@ from synthmed.config import Channel, Config
 from synthmed.configfile import source_folder
 from synthmed.deid.pseudonyms import Pseudonyms
 from synthmed.errors import InputError, ResourceError, UsageError
-from synthmed.formats import candidates, nifti, tables
+from synthmed.formats import candidates, nifti, selection, tables
 from synthmed.formats.candidates import Candidate, FileRefused
 from synthmed.formats.listing import Kind, Listing, is_auxiliary, kind, walk
 from synthmed.formats.nifti import Image
@@ -123,6 +123,41 @@ def ingest(
         "n_undeclared_mask_voxels": dict(sorted(reading.undeclared.items())),
         "n_labels_missing": {name: n for name, n in unknown.items() if n},
         **plan.facts,
+    }
+
+
+def look(config: Config, all_descriptions: bool = False) -> dict[str, Any]:
+    """What a DICOM source holds and what would become of it; headers are read, nothing is written.
+
+    Args:
+        config: says what is wanted.
+        all_descriptions: show free text that few people share.
+
+    Returns:
+        `volumes`, rows of what looks alike, and `refused`, counts of other files by reason.
+
+    Raises:
+        InputError: no such folder, or no DICOM file in it.
+        UsageError: the config names a column that is not there.
+    """
+    listing = _listing(config)
+    quarantine = Quarantine()
+    with quiet():
+        kinds, _ = _sort_files(listing, quarantine)
+        plan = candidates.find(config.data, listing, kinds)
+        seen = [s for v in plan.volumes for s in selection.seen(*v)]
+    if plan.form != "dicom" or "dicom" not in kinds.values():
+        raise InputError(
+            f"data.source {config.data.source}: no DICOM file in it",
+            "NIfTI files are chosen by their table; synthmed plan says what they are.",
+        )
+    of_volumes = {s.path for volume, _, _ in plan.volumes for s in volume.slices}
+    for path, reason, _ in plan.refused:
+        if path not in of_volumes:
+            quarantine.add(path, reason)
+    return {
+        "volumes": selection.table(seen, all_descriptions),
+        "refused": quarantine.counts(),
     }
 
 
