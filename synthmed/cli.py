@@ -358,6 +358,42 @@ def assess(
     report_decision(out, decision, as_json, verbose)
 
 
+@app.command()
+def deidentify(
+    source: Annotated[Path, typer.Argument(help="Folder of DICOM files.")],
+    target: Annotated[Path, typer.Argument(help="New folder for the clean ones.")],
+    shift_dates: Annotated[
+        bool, typer.Option("--shift-dates", help="Keep dates, moved back per patient.")
+    ] = False,
+    keep_device: Annotated[
+        bool, typer.Option("--keep-device", help="Keep names and numbers of the scanner.")
+    ] = False,
+    clean_descriptors: Annotated[
+        bool, typer.Option("--clean-descriptors", help="Keep words of the trade in descriptions.")
+    ] = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write clean DICOM: pseudonyms, new UIDs, no other identity in any byte."""
+    from synthmed.deid.clean import Options
+    from synthmed.deidentify import deidentify as run_deidentify
+    from synthmed.deidentify import refused_list
+
+    options = Options(dates=shift_dates, device=keep_device, descriptors=clean_descriptors)
+    receipt = run_deidentify(source, target, options, quiet)
+    if as_json:
+        print_json(receipt)
+        return
+    typer.echo(
+        f"{receipt['n_written']} files of {receipt['n_series']} series, "
+        f"{receipt['n_studies']} studies and {receipt['n_patients']} patients in {target}"
+    )
+    if receipt["n_refused"]:
+        counts = ", ".join(f"{n} {code}" for code, n in receipt["refused"].items())
+        typer.echo(f"refused: {counts}; {refused_list(target)} stays in the house")
+    typer.echo(f"not covered: {receipt['not_covered']}")
+
+
 def _require_run(place: Path) -> None:
     if not (place / "config.yaml").is_file():
         raise UsageError(f"run {place}: no run in this folder")

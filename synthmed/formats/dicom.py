@@ -159,8 +159,13 @@ def slices(path: Path, relative: str) -> list[Slice]:
         raise Refused("header_unreadable", "One of its values is malformed.") from None
 
 
-def dataset(path: Path, tags: Sequence[Any], stop_before_pixels: bool) -> FileDataset:
+def dataset(path: Path, tags: Sequence[Any] | None, stop_before_pixels: bool) -> FileDataset:
     """Parse a file, reading no more of it than there is and inflating no more than allowed.
+
+    Args:
+        path: the file.
+        tags: elements to read; null for all.
+        stop_before_pixels: leave them out.
 
     Raises:
         Refused: unreadable, oversized or damaged.
@@ -183,7 +188,7 @@ def dataset(path: Path, tags: Sequence[Any], stop_before_pixels: bool) -> FileDa
             stream: Any = _Clamped(handle, size)
             return pydicom.dcmread(
                 stream,
-                specific_tags=list(tags),
+                specific_tags=None if tags is None else list(tags),
                 stop_before_pixels=stop_before_pixels,
                 force=True,
             )

@@ -62,6 +62,8 @@ REASONS: Mapping[str, str] = {
     "photometric_unsupported": "Only MONOCHROME2 pixels are read.",
     "rescale_invalid": "Its rescale slope or intercept is not a usable number.",
     "compressed_unsupported": "Its compression cannot be decoded.",
+    "burned_in": "Text is drawn into its pixels, or may be.",
+    "identity_left": "A name or number of its patient would be left in it.",
     "engine_failed": "dcm2niix does not make the volume of it that its headers describe.",
 }
 """Reason code to the sentence that explains it in quarantine.tsv."""

@@ -248,14 +248,7 @@ def _decoded(data: Any, encoded: bytes, s: Slice) -> npt.NDArray[Any]:
     if not decoder.is_available:
         package = "synthmed[codecs]" if syntax in _CODECS else "python-gdcm"
         raise Refused("compressed_unsupported", f"{syntax.name} needs: pip install {package}.")
-    try:
-        every = generate_frames(encoded, number_of_frames=s.n_frames)
-        frame = next(itertools.islice(every, s.frame, None))
-    except Exception:  # damaged encapsulation raises anything
-        raise Refused("truncated", "Its compressed pixels are damaged.") from None
-    claimed = codestream_size(frame)
-    if claimed is not None and claimed != s.matrix:
-        raise Refused("header_unreadable", "Its compressed pixels have another matrix.")
+    check_codestreams(encoded, s.n_frames, s.matrix, s.frame)
     try:
         plane, _ = decoder.as_array(data, raw=True, index=s.frame)
     except Exception:  # decoders raise anything on damaged pixels
@@ -264,6 +257,27 @@ def _decoded(data: Any, encoded: bytes, s: Slice) -> npt.NDArray[Any]:
         raise Refused("header_unreadable", "Its compressed pixels have another matrix.")
     unsigned = np.dtype(f"u{s.pixels[2] // 8}")
     return plane.astype(unsigned)
+
+
+def check_codestreams(
+    encoded: bytes, n_frames: int, matrix: tuple[int, int], only: int | None = None
+) -> None:
+    """Refuse compressed frames that claim another matrix: decoders allocate what they claim.
+
+    Args:
+        encoded: the encapsulated pixel data.
+        n_frames: that it holds.
+        matrix: (rows, columns) of a frame.
+        only: look at this frame alone.
+    """
+    try:
+        every = generate_frames(encoded, number_of_frames=n_frames)
+        looked = every if only is None else [next(itertools.islice(every, only, None))]
+        claimed = {codestream_size(frame) for frame in looked}
+    except Exception:  # damaged encapsulation raises anything
+        raise Refused("truncated", "Its compressed pixels are damaged.") from None
+    if claimed - {None, matrix}:
+        raise Refused("header_unreadable", "Its compressed pixels have another matrix.")
 
 
 def codestream_size(frame: bytes) -> tuple[int, int] | None:

@@ -1,0 +1,431 @@
+"""De-identification: every element of the standard's table, and every place beside them."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence as Items
+from pydicom.tag import Tag
+from pydicom.uid import ExplicitVRBigEndian, JPEG2000Lossless, RLELossless
+from typer.testing import CliRunner
+
+from synthmed import cli
+from synthmed.deid import profile
+from synthmed.deid.clean import Cleaner, Options
+from synthmed.deid.profile import Action
+from synthmed.deid.pseudonyms import Pseudonyms
+from synthmed.deidentify import RECEIPT, deidentify, refused_list
+from synthmed.errors import InputError, UsageError
+from synthmed.formats import dicom, stack
+from synthmed.formats.refusal import Refused, quiet
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "formats"))
+import make
+
+AFFINE = np.diag([-2.0, 1.5, 3, 1])
+CANARY = "Zuleika"
+KEY = bytes(range(32))
+_NUMBERS = {"DS": "8.62177", "IS": "862177", "US": 62177, "SS": 21776, "FD": 8.62177, "FL": 8.62177}
+_PLANTED: dict[str, Any] = {
+    "DA": "18621771", "DT": "18621771010203", "TM": "062177", "AS": "062Y", "UR": "http://Zuleika",
+    "PN": "Zuleika^Fotheringay", "OB": b"Zuleika!", "UN": b"Zuleika!", "UI": "1.2.862177.1",
+    "AE": CANARY, "CS": "ZULEIKA", "LO": CANARY, "LT": CANARY, "SH": CANARY, "ST": CANARY,
+    "UC": CANARY, "UT": CANARY, **_NUMBERS,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYNTHMED_HOME", str(tmp_path_factory.mktemp("home")))
+
+
+@pytest.fixture(autouse=True)
+def silent() -> Iterator[None]:
+    with quiet():
+        yield
+
+
+def image(folder: Path, change: Any = lambda ds: None, **words: Any) -> Dataset:
+    """One slice of a series, as it is read from its file."""
+    data = make.voxels(0)[..., :1]
+    make.series(folder, data, AFFINE, lambda k, ds: change(ds), **words)
+    (path,) = folder.iterdir()
+    return dicom.dataset(path, None, stop_before_pixels=False)
+
+
+def cleaned(data: Dataset, options: Options = Options()) -> tuple[Dataset, bytes]:
+    _, content = Cleaner(Pseudonyms(KEY), options).clean(data)
+    return pydicom.dcmread(io.BytesIO(content)), content
+
+
+def planted(tag: Any) -> DataElement:
+    """An element of the table with a value that can be recognised."""
+    vr = dictionary_VR(tag) if dictionary_has_tag(tag) else "LO"
+    if vr == "SQ":
+        inner = Dataset()
+        inner.add(DataElement(Tag("TextValue"), "UT", f"{CANARY} in a sequence"))
+        inner.add(DataElement(Tag("CodeMeaning"), "LO", CANARY))
+        return DataElement(tag, vr, Items([inner]))
+    return DataElement(tag, vr, _PLANTED[vr])
+
+
+@pytest.mark.parametrize("depth", [0, 1, 5])
+def test_every_element_of_the_standard_s_table(tmp_path: Path, depth: int) -> None:
+    """As canaries, at the top and in sequences that the table does not name."""
+    # groups up to 0006 are of messages, files and directories: none is in an image
+    tags = [t for t in profile.tags() if t.group > 0x0006]
+    assert len(tags) > 600
+
+    def change(ds: Dataset) -> None:
+        target = ds
+        for _ in range(depth):
+            inner = Dataset()
+            target.SourceImageSequence = Items([inner])
+            target = inner
+        for tag in tags:
+            if depth or tag not in (Tag("SOPInstanceUID"), Tag("PatientID")):
+                target.add(planted(tag))
+
+    # named so that none of the values is a number of its own patient
+    found, content = cleaned(image(tmp_path / "s", change, PatientID="A7"))
+    for _ in range(depth):
+        found = found.SourceImageSequence[0]
+    ours = {Tag(n) for n in ("PatientID", "PatientName", "DeidentificationMethod",
+                             "SpecificCharacterSet")}  # fmt: skip
+    for tag in tags:
+        before, what = planted(tag), profile.named(tag)
+        if tag in found and tag not in ours:
+            assert what is not Action.REMOVE, tag
+            after = found[tag]
+            if what is Action.EMPTY:
+                assert not after.value, tag
+            elif before.VR == "SQ" and what is Action.KEEP:
+                assert CANARY not in str(after)
+            else:
+                assert after.value != before.value and after.value not in (None, ""), tag
+        elif tag not in found and dictionary_has_tag(tag):
+            assert what is Action.REMOVE, (tag, what)
+    for needle in (b"uleik", b"ULEIK", b"Fothering", b"862177", b"18621771"):
+        assert needle not in content
+
+
+def test_places_that_no_table_names(tmp_path: Path) -> None:
+    """Preamble, file meta, private and unknown groups, overlays, curves, deep sequences, padding,
+    bits beside the stored ones, and text of an element that the standard keeps."""
+
+    def change(ds: Dataset) -> None:
+        block = ds.private_block(0x0009, f"{CANARY} CREATOR", create=True)
+        block.add_new(1, "LO", CANARY)
+        ds.add_new((0x0087, 0x1234), "LO", CANARY)  # odd: private without a creator
+        ds.add_new((0x0088, 0x7777), "LO", CANARY)  # even: unknown
+        ds.add_new((0x6000, 0x3000), "OW", CANARY.encode() + b"!")
+        ds.add_new((0x6002, 0x0022), "LO", CANARY)
+        ds.add_new((0x5000, 0x3000), "OW", CANARY.encode() + b"!")
+        deep = ds
+        for _ in range(12):
+            inner = Dataset()
+            deep.ReferencedImageSequence = Items([inner])
+            deep = inner
+        deep.PatientName = f"{CANARY}^Fotheringay"
+        deep.private_block(0x0029, "X", create=True).add_new(1, "OB", CANARY.encode() + b"!")
+        deep.add_new((0x0028, 0x3006), "OW", CANARY.encode() + b"!")  # binary of a kept sequence
+        deep.PixelData = CANARY.encode() + b"!"
+        deep["PixelData"].VR = "OB"
+        ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 12, 11, 0
+        pixels = bytearray(ds.PixelData)
+        pixels[1::2] = bytes((b & 0x0F) | 0xA0 for b in pixels[1::2])
+        ds.PixelData = bytes(pixels)
+        ds.Manufacturer = "Fotheringay Imaging"
+        ds.PatientName = "Fotheringay^Zuleika"
+        ds.file_meta.SourceApplicationEntityTitle = CANARY
+        ds.file_meta.PrivateInformationCreatorUID = "1.2.862177"
+        ds.file_meta.PrivateInformation = CANARY.encode() + b"!"
+
+    source = image(tmp_path / "s", change)
+    source.preamble = (CANARY * 20).encode()[:128]
+    found, content = cleaned(source)
+    low = content.lower()
+    assert b"zuleika" not in low and b"fotheringay" not in low and b"862177" not in low
+    assert content[:128] == bytes(128)
+    assert not any(e.tag.is_private for e in found.iterall())
+    assert found.Manufacturer == ""
+    assert max(np.frombuffer(found.PixelData, "<u2")) < 1 << 12
+    # the depth itself is kept
+    assert content.count(b"\x08\x00\x40\x11SQ") == 12
+
+
+def test_bytes_behind_the_pixels_are_cut_off(tmp_path: Path) -> None:
+    def change(ds: Dataset) -> None:
+        ds.PixelData += CANARY.encode() + b"!"
+
+    _, content = cleaned(image(tmp_path / "s", change))
+    assert CANARY.encode() not in content
+
+
+def test_what_is_declared(tmp_path: Path) -> None:
+    found, content = cleaned(image(tmp_path / "s"))
+    assert found.PatientID == str(found.PatientName) == Pseudonyms(KEY).patient("ID-s")
+    assert found.PatientIdentityRemoved == "YES"
+    assert "2026c" in found.DeidentificationMethod
+    assert [c.CodeValue for c in found.DeidentificationMethodCodeSequence] == ["113100"]
+    assert found.LongitudinalTemporalInformationModified == "REMOVED"
+    assert b"20200102" not in content and not found.get("StudyDate")
+    every = Options(dates=True, device=True, descriptors=True)
+    found, _ = cleaned(image(tmp_path / "t"), every)
+    codes = [c.CodeValue for c in found.DeidentificationMethodCodeSequence]
+    assert codes == ["113100", "113105", "113107", "113109"]
+    assert found.LongitudinalTemporalInformationModified == "MODIFIED"
+
+
+def test_references_still_lead_where_they_led(tmp_path: Path) -> None:
+    one = image(tmp_path / "one")
+    uid, study = one.SOPInstanceUID, one.StudyInstanceUID
+
+    def refer(ds: Dataset) -> None:
+        item = Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = make.MR_IMAGE, uid
+        ds.ReferencedImageSequence = Items([item])
+        ds.StudyInstanceUID = study
+
+    other, _ = cleaned(image(tmp_path / "other", refer))
+    one, content = cleaned(one)
+    item = other.ReferencedImageSequence[0]
+    assert item.ReferencedSOPInstanceUID == one.SOPInstanceUID != uid
+    assert one.file_meta.MediaStorageSOPInstanceUID == one.SOPInstanceUID
+    assert item.ReferencedSOPClassUID == make.MR_IMAGE == one.SOPClassUID
+    assert other.StudyInstanceUID == one.StudyInstanceUID != study
+    assert one.SOPInstanceUID.is_valid and uid.encode() not in content
+    elsewhere, _ = Cleaner(Pseudonyms(KEY[::-1])).clean(image(tmp_path / "three"))
+    assert elsewhere != Pseudonyms(KEY).patient("ID-three")
+
+
+def test_dates_are_shifted_together(tmp_path: Path) -> None:
+    def of(name: str, day: str, **words: Any) -> Dataset:
+        data = image(tmp_path / name, StudyDate=day, AcquisitionDateTime=f"{day}101500.5", **words)
+        return cleaned(data, Options(dates=True))[0]
+
+    first = of("a", "20200131", PatientID="one")
+    second = of("b", "20200302", PatientID="one")
+    other = of("c", "20200131", PatientID="two")
+    days = [np.datetime64(f"{d[:4]}-{d[4:6]}-{d[6:]}") for d in (first.StudyDate, second.StudyDate)]
+    assert days[1] - days[0] == np.timedelta64(31, "D")
+    assert first.StudyDate != "20200131" and other.StudyDate != first.StudyDate
+    assert first.AcquisitionDateTime == f"{first.StudyDate}101500.5"
+    assert first.StudyTime == "101112"
+    assert not first.get("PatientBirthDate")
+
+
+def test_a_description_keeps_words_of_the_trade_alone(tmp_path: Path) -> None:
+    told = {"SeriesDescription": "T1_tse ax Dr. Fotheringay 2mm", "ProtocolName": "Zuleika^HEAD"}
+    plain, _ = cleaned(image(tmp_path / "a", **told))
+    assert not plain.get("SeriesDescription")
+    found, content = cleaned(image(tmp_path / "b", **told), Options(descriptors=True))
+    assert found.SeriesDescription == "t1 tse ax" and found.ProtocolName == "head"
+    assert b"otheringay" not in content
+
+
+def test_the_device_is_kept_when_asked(tmp_path: Path) -> None:
+    words = {"StationName": "MR-7", "DeviceSerialNumber": "40123"}
+    plain, _ = cleaned(image(tmp_path / "a", **words))
+    assert plain.get("StationName") != "MR-7" and plain.get("DeviceSerialNumber") != "40123"
+    kept, _ = cleaned(image(tmp_path / "b", **words), Options(device=True))
+    assert kept.StationName == "MR-7" and kept.DeviceSerialNumber == "40123"
+
+
+@pytest.mark.parametrize("kind", ["i2", "u2", "u1"])
+@pytest.mark.parametrize("layout", ["plain", "big", JPEG2000Lossless, RLELossless])
+def test_the_pixels_are_those_of_the_source(tmp_path: Path, kind: str, layout: str) -> None:
+    data = np.add.outer(np.add.outer(np.arange(64), 2 * np.arange(48)), 7 * np.arange(4))
+    data = data.astype(kind) - (100 if kind == "i2" else 0)
+    syntax = ExplicitVRBigEndian if layout == "big" else None
+
+    def change(k: int, ds: Dataset) -> None:
+        if layout in (JPEG2000Lossless, RLELossless):
+            ds.compress(layout, generate_instance_uid=False)
+        elif layout == "big" and kind != "u1":
+            ds.PixelData = np.frombuffer(ds.PixelData, kind).astype(f">{kind}").tobytes()
+
+    make.series(tmp_path / "s", data, AFFINE, change, **({"syntax": syntax} if syntax else {}))
+    deidentify(tmp_path / "s", tmp_path / "clean", quiet_progress=True)
+    volumes = []
+    for folder in ("s", "clean"):
+        files = sorted(p for p in (tmp_path / folder).rglob("*") if p.name != RECEIPT)
+        slices = [s for f in files if f.is_file() for s in dicom.slices(f, str(f))]
+        volumes.append(stack.read(slices, Path))
+    np.testing.assert_array_equal(volumes[0].data, volumes[1].data)
+    np.testing.assert_allclose(volumes[0].affine, volumes[1].affine)
+
+
+def test_an_enhanced_image_stays_one(tmp_path: Path) -> None:
+    stacks = [(make.voxels(k), {"echo": 2.0 + k, "slope": 0.5}) for k in range(2)]
+    name = lambda ds: ds.SharedFunctionalGroupsSequence[0].__setattr__("PatientName", CANARY)  # noqa: E731
+    make.enhanced(tmp_path / "s" / "e.dcm", stacks, AFFINE, name)
+    source = dicom.slices(tmp_path / "s" / "e.dcm", "e")
+    deidentify(tmp_path / "s", tmp_path / "clean", quiet_progress=True)
+    (file,) = (tmp_path / "clean").rglob("*.dcm")
+    found = dicom.slices(file, "e")
+    told = [(s.position, s.orientation, s.spacing, s.rescale, s.kind) for s in source]
+    assert told == [(s.position, s.orientation, s.spacing, s.rescale, s.kind) for s in found]
+    assert CANARY.encode() not in file.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda ds: setattr(ds, "BurnedInAnnotation", "YES"), "burned_in"),
+        (lambda ds: setattr(ds, "SOPClassUID", "1.2.840.10008.5.1.4.1.1.7"), "burned_in"),
+        (lambda ds: delattr(ds, "PixelData"), "no_pixels"),
+        (lambda ds: setattr(ds, "PatientID", ""), "patient_missing"),
+        (lambda ds: setattr(ds, "PixelData", bytes(8)), "truncated"),
+        (lambda ds: setattr(ds, "BitsStored", 40), "header_unreadable"),
+    ],
+)
+def test_what_is_not_written(tmp_path: Path, change: Any, code: str) -> None:
+    source = image(tmp_path / "s", change)
+    with pytest.raises(Refused) as refused:
+        cleaned(source)
+    assert refused.value.code == code
+
+
+def test_a_name_that_a_rule_let_through_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last look is at bytes: a planted hole in the rules is found."""
+    rules = profile.action
+    monkeypatch.setattr(
+        profile, "action", lambda t, vr, **o: Action.KEEP if vr == "PN" else rules(t, vr, **o)
+    )
+    source = image(tmp_path / "s", ReferringPhysicianName="Fotheringay^Zuleika")
+    with pytest.raises(Refused, match="identity_left"):
+        Cleaner(Pseudonyms(KEY)).clean(source)
+
+
+# --- folders --------------------------------------------------------------------------------------
+
+
+def folder_of(place: Path) -> Path:
+    for i in range(3):
+        make.series(place / f"Fotheringay{i}", make.voxels(i), AFFINE, PatientName="Zuleika^Doe")
+    (place / "Zuleika.txt").write_text("text")
+    return place
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_folder_and_its_receipt(tmp_path: Path) -> None:
+    source, target = folder_of(tmp_path / "source"), tmp_path / "clean"
+    receipt = deidentify(source, target, quiet_progress=True)
+    assert receipt["n_written"] == 27 and receipt["n_patients"] == receipt["n_series"] == 3
+    assert receipt["refused"] == {"not_an_image": 1}
+    assert json.loads((target / RECEIPT).read_text()) == receipt
+    made = files(target)
+    assert len(made) == 28
+    for name, content in made.items():
+        for needle in ("otheringay", "uleika", "19400101", "20200102"):
+            assert needle not in name and needle.encode() not in content
+    assert "Zuleika.txt\t" in refused_list(target).read_text()
+    assert not refused_list(target).is_relative_to(target)
+    again = deidentify(source, target, quiet_progress=True)
+    assert again == receipt and files(target) == made
+
+
+def test_a_call_that_was_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = folder_of(tmp_path / "source"), tmp_path / "clean"
+    whole = tmp_path / "whole"
+    deidentify(source, whole, quiet_progress=True)
+    made = 0
+    clean = Cleaner.clean
+
+    def tired(self: Cleaner, data: Dataset) -> tuple[str, bytes]:
+        nonlocal made
+        made += 1
+        if made > 10:
+            raise KeyboardInterrupt
+        return clean(self, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Cleaner, "clean", tired)
+        with pytest.raises(KeyboardInterrupt):
+            deidentify(source, target, quiet_progress=True)
+    assert json.loads((target / RECEIPT).read_text()) == {"complete": False}
+    part = files(target)
+    assert len(part) == 11 and part.keys() < files(whole).keys()
+    deidentify(source, target, quiet_progress=True)
+    assert files(target) == files(whole)
+
+
+def test_targets_that_are_not_taken(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "source")
+    with pytest.raises(UsageError, match="inside the source"):
+        deidentify(source, source / "clean")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.doc").write_text("text")
+    with pytest.raises(UsageError, match="something else"):
+        deidentify(source, tmp_path / "full")
+    with pytest.raises(InputError, match="no such folder"):
+        deidentify(tmp_path / "nothing", tmp_path / "clean")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no image"):
+        deidentify(tmp_path / "empty", tmp_path / "clean", quiet_progress=True)
+
+
+def test_the_command_says_what_it_did(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "source")
+    words = ["deidentify", str(source), str(tmp_path / "clean"), "-q"]
+    said = CliRunner().invoke(cli.app, words)
+    assert said.exit_code == 0, said.output
+    assert "27 files of 3 series, 3 studies and 3 patients" in said.output
+    assert "1 not_an_image" in said.output and "stays in the house" in said.output
+    assert "uleika" not in said.output.replace(str(source), "")
+
+
+REAL = os.environ.get("SYNTHMED_REAL_DATA")
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(REAL is None, reason="SYNTHMED_REAL_DATA is not set")
+def test_no_planted_identity_of_real_headers_is_left(tmp_path: Path) -> None:
+    """TCIA's pseudo-identities: names, numbers, addresses, dates, institutions."""
+    source = Path(str(REAL)) / "dicom" / "phi"
+    receipt = deidentify(source, tmp_path / "clean", quiet_progress=True)
+    assert receipt["n_written"] >= 50 and receipt["n_refused"] == 0
+    known = set()
+    for path in source.rglob("*.dcm"):
+        for element in pydicom.dcmread(path, stop_before_pixels=True).iterall():
+            if element.VR == "PN":
+                known |= {part for part in str(element.value).split("^") if len(part) > 3}
+            if element.keyword in (
+                "PatientID", "PatientBirthDate", "StudyDate", "InstitutionName", "PatientAddress",
+                "AccessionNumber", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID",
+                "OtherPatientIDs", "PatientTelephoneNumbers", "InstitutionAddress",
+            ) and len(str(element.value)) > 3:  # fmt: skip
+                known.add(str(element.value))
+    assert len(known) > 100
+    for path in (tmp_path / "clean").rglob("*.dcm"):
+        data = pydicom.dcmread(path)
+        header = path.read_bytes()[: -len(data.PixelData)].lower()
+        assert not [k for k in known if k.lower().encode() in header]
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(REAL is None, reason="SYNTHMED_REAL_DATA is not set")
+def test_hostile_files_are_refused_or_cleaned(tmp_path: Path) -> None:
+    receipt = deidentify(Path(str(REAL)) / "hostile" / "dicom", tmp_path / "c", quiet_progress=True)
+    assert receipt["n_written"] > 0 and receipt["n_refused"] > 0
+    for path in (tmp_path / "c").rglob("*"):
+        assert path.resolve().is_relative_to((tmp_path / "c").resolve())
+    assert {p.parent for p in tmp_path.rglob("*.dcm")} <= set((tmp_path / "c").rglob("*"))
