@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-from pydicom.datadict import dictionary_has_tag, dictionary_VR
-from pydicom.dataelem import DataElement
+from pydicom.datadict import dictionary_has_tag
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as Items
 from pydicom.tag import Tag
@@ -32,18 +31,12 @@ from synthmed.formats import dicom, stack
 from synthmed.formats.refusal import Refused, quiet
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "formats"))
+import canaries
 import make
+from canaries import CANARY
 
 AFFINE = np.diag([-2.0, 1.5, 3, 1])
-CANARY = "Zuleika"
 KEY = bytes(range(32))
-_NUMBERS = {"DS": "8.62177", "IS": "862177", "US": 62177, "SS": 21776, "FD": 8.62177, "FL": 8.62177}
-_PLANTED: dict[str, Any] = {
-    "DA": "18621771", "DT": "18621771010203", "TM": "062177", "AS": "062Y", "UR": "http://Zuleika",
-    "PN": "Zuleika^Fotheringay", "OB": b"Zuleika!", "UN": b"Zuleika!", "UI": "1.2.862177.1",
-    "AE": CANARY, "CS": "ZULEIKA", "LO": CANARY, "LT": CANARY, "SH": CANARY, "ST": CANARY,
-    "UC": CANARY, "UT": CANARY, **_NUMBERS,
-}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -70,42 +63,20 @@ def cleaned(data: Dataset, options: Options = Options()) -> tuple[Dataset, bytes
     return pydicom.dcmread(io.BytesIO(content)), content
 
 
-def planted(tag: Any) -> DataElement:
-    """An element of the table with a value that can be recognised."""
-    vr = dictionary_VR(tag) if dictionary_has_tag(tag) else "LO"
-    if vr == "SQ":
-        inner = Dataset()
-        inner.add(DataElement(Tag("TextValue"), "UT", f"{CANARY} in a sequence"))
-        inner.add(DataElement(Tag("CodeMeaning"), "LO", CANARY))
-        return DataElement(tag, vr, Items([inner]))
-    return DataElement(tag, vr, _PLANTED[vr])
-
-
 @pytest.mark.parametrize("depth", [0, 1, 5])
 def test_every_element_of_the_standard_s_table(tmp_path: Path, depth: int) -> None:
     """As canaries, at the top and in sequences that the table does not name."""
-    # groups up to 0006 are of messages, files and directories: none is in an image
-    tags = [t for t in profile.tags() if t.group > 0x0006]
-    assert len(tags) > 600
-
-    def change(ds: Dataset) -> None:
-        target = ds
-        for _ in range(depth):
-            inner = Dataset()
-            target.SourceImageSequence = Items([inner])
-            target = inner
-        for tag in tags:
-            if depth or tag not in (Tag("SOPInstanceUID"), Tag("PatientID")):
-                target.add(planted(tag))
-
+    tags = canaries.tags()
+    assert len(tags) > 600 and profile.named(Tag(canaries.UNNAMED)) is None
+    change = lambda ds: canaries.plant(ds, depth)  # noqa: E731
     # named so that none of the values is a number of its own patient
     found, content = cleaned(image(tmp_path / "s", change, PatientID="A7"))
     for _ in range(depth):
-        found = found.SourceImageSequence[0]
+        found = found[canaries.UNNAMED].value[0]
     ours = {Tag(n) for n in ("PatientID", "PatientName", "DeidentificationMethod",
                              "SpecificCharacterSet")}  # fmt: skip
     for tag in tags:
-        before, what = planted(tag), profile.named(tag)
+        before, what = canaries.planted(tag), profile.named(tag)
         if tag in found and tag not in ours:
             assert what is not Action.REMOVE, tag
             after = found[tag]
@@ -117,7 +88,7 @@ def test_every_element_of_the_standard_s_table(tmp_path: Path, depth: int) -> No
                 assert after.value != before.value and after.value not in (None, ""), tag
         elif tag not in found and dictionary_has_tag(tag):
             assert what is Action.REMOVE, (tag, what)
-    for needle in (b"uleik", b"ULEIK", b"Fothering", b"862177", b"18621771"):
+    for needle in (b"uleik", b"ULEIK", b"Fothering", b"862177", b"18621217"):
         assert needle not in content
 
 
@@ -126,35 +97,12 @@ def test_places_that_no_table_names(tmp_path: Path) -> None:
     bits beside the stored ones, and text of an element that the standard keeps."""
 
     def change(ds: Dataset) -> None:
-        block = ds.private_block(0x0009, f"{CANARY} CREATOR", create=True)
-        block.add_new(1, "LO", CANARY)
-        ds.add_new((0x0087, 0x1234), "LO", CANARY)  # odd: private without a creator
-        ds.add_new((0x0088, 0x7777), "LO", CANARY)  # even: unknown
-        ds.add_new((0x6000, 0x3000), "OW", CANARY.encode() + b"!")
-        ds.add_new((0x6002, 0x0022), "LO", CANARY)
-        ds.add_new((0x5000, 0x3000), "OW", CANARY.encode() + b"!")
-        deep = ds
-        for _ in range(12):
-            inner = Dataset()
-            deep.ReferencedImageSequence = Items([inner])
-            deep = inner
-        deep.PatientName = f"{CANARY}^Fotheringay"
-        deep.private_block(0x0029, "X", create=True).add_new(1, "OB", CANARY.encode() + b"!")
-        deep.add_new((0x0028, 0x3006), "OW", CANARY.encode() + b"!")  # binary of a kept sequence
-        deep.PixelData = CANARY.encode() + b"!"
-        deep["PixelData"].VR = "OB"
-        ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 12, 11, 0
-        pixels = bytearray(ds.PixelData)
-        pixels[1::2] = bytes((b & 0x0F) | 0xA0 for b in pixels[1::2])
-        ds.PixelData = bytes(pixels)
+        canaries.plant_beside(ds)
         ds.Manufacturer = "Fotheringay Imaging"
         ds.PatientName = "Fotheringay^Zuleika"
-        ds.file_meta.SourceApplicationEntityTitle = CANARY
-        ds.file_meta.PrivateInformationCreatorUID = "1.2.862177"
-        ds.file_meta.PrivateInformation = CANARY.encode() + b"!"
 
     source = image(tmp_path / "s", change)
-    source.preamble = (CANARY * 20).encode()[:128]
+    source.preamble = canaries.PREAMBLE
     found, content = cleaned(source)
     low = content.lower()
     assert b"zuleika" not in low and b"fotheringay" not in low and b"862177" not in low
@@ -163,7 +111,7 @@ def test_places_that_no_table_names(tmp_path: Path) -> None:
     assert found.Manufacturer == ""
     assert max(np.frombuffer(found.PixelData, "<u2")) < 1 << 12
     # the depth itself is kept
-    assert content.count(b"\x08\x00\x40\x11SQ") == 12
+    assert content.count(b"\x20\x00\x71\x90SQ") == 12
 
 
 def test_bytes_behind_the_pixels_are_cut_off(tmp_path: Path) -> None:
