@@ -7,8 +7,8 @@ stopped. The list of refused files names the source's own, so it lies beside the
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from synthmed.deid.pseudonyms import Pseudonyms
 from synthmed.errors import InputError, ResourceError, UsageError
 from synthmed.formats import dicom
 from synthmed.formats.listing import is_auxiliary, kind, walk
-from synthmed.formats.quarantine import Quarantine
+from synthmed.formats.quarantine import HEADER, Quarantine
 from synthmed.formats.refusal import Refused, quiet
 from synthmed.progress import Progress
 from synthmed.store import write_bytes, write_json
@@ -48,26 +48,24 @@ def deidentify(
 
     Raises:
         InputError: no such folder, or no image in it that can be used.
-        UsageError: the target is in the source, or holds something else.
+        UsageError: the target is in the source, holds something else or what was made with other
+            options, or the list of refused files would replace another file.
         ResourceError: a file cannot be written.
     """
-    if not source.is_dir():
-        raise InputError(f"{source}: no such folder", "Check the path.")
-    if target.resolve().is_relative_to(source.resolve()):
-        raise UsageError(f"{target}: lies inside the source", "Choose another place.")
-    if target.exists() and any(target.iterdir()) and not (target / RECEIPT).is_file():
-        raise UsageError(f"{target}: holds something else", "Choose a new folder.")
+    _check_places(source, target, options)
+    target = target.resolve()
     listing = walk(source.resolve())
     cleaner = Cleaner(Pseudonyms.load(), options)
     quarantine = Quarantine()
     for path, reason in listing.refused.items():
         quarantine.add(path, reason)
-    written: Counter[tuple[str, str, str]] = Counter()
+    written: set[tuple[str, str, str, str]] = set()
+    n_twice = 0
     progress = Progress("deidentify", quiet_progress)
     paths = [p for p in listing.sizes if not is_auxiliary(p)]
     target.mkdir(parents=True, exist_ok=True)
     # begun: what is there is ours, whenever the call ends
-    write_json(target / RECEIPT, {"complete": False})
+    write_json(target / RECEIPT, {"complete": False, "options": vars(options)})
     with quiet():
         for done, path in enumerate(paths, 1):
             try:
@@ -75,19 +73,29 @@ def deidentify(
                     raise Refused("not_an_image")
                 data = dicom.dataset(listing.path(path), None, stop_before_pixels=False)
                 place, content = _made(cleaner, data)
-                _write(target.joinpath(*place), content)
-                written[place[:3]] += 1
+                if place in written:
+                    n_twice += 1
+                else:
+                    _write(target.joinpath(*place), content)
+                    written.add(place)
             except Refused as reason:
                 quarantine.add(path, reason)
             except MemoryError:
                 quarantine.add(path, Refused("oversized", "The memory at hand is too small."))
             progress.update(done, len(paths))
-    receipt = _receipt(cleaner, written, quarantine, len(listing.sizes), len(paths))
+    n_files = len(listing.sizes) + len(listing.refused)
+    there = {p.relative_to(target).parts for p in target.rglob("*.dcm")}
+    receipt = _receipt(cleaner, written, quarantine) | {
+        "n_files": n_files,
+        "n_auxiliary": len(listing.sizes) - len(paths),
+        "n_same_twice": n_twice,
+        "n_of_earlier_calls": len(there - written),
+    }
     write_json(target / RECEIPT, receipt)
     quarantine.write(refused_list(target))
     if not written:
         raise InputError(
-            f"{source}: no image in {len(listing.sizes)} files; refused: {quarantine.summary()}",
+            f"{source}: no image in {n_files} files; refused: {quarantine.summary()}",
             f"{refused_list(target)} names each and why.",
         )
     return receipt
@@ -95,22 +103,44 @@ def deidentify(
 
 def refused_list(target: Path) -> Path:
     """Where the refused files are named: beside the target."""
-    return target.with_name(f"{target.name}-refused.tsv")
+    place = target.resolve()
+    return place.with_name(f"{place.name}-refused.tsv")
+
+
+def _check_places(source: Path, target: Path, options: Options) -> None:
+    """Refuse what would be mixed, overwritten or read as a source of its own."""
+    if not source.is_dir():
+        raise InputError(f"{source}: no such folder", "Check the path.")
+    refused = refused_list(target)
+    for place in (target.resolve(), refused):
+        if place.is_relative_to(source.resolve()):
+            raise UsageError(f"{target}: lies inside the source", "Choose another place.")
+    if refused.exists() and not refused.read_bytes().startswith(HEADER.encode()):
+        raise UsageError(f"{refused}: is in the way", "Move it, or choose another target.")
+    if not target.exists() or not any(target.iterdir()):
+        return
+    try:
+        before = json.loads((target / RECEIPT).read_text(encoding="utf-8"))["options"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(f"{target}: holds something else", "Choose a new folder.") from None
+    if before != vars(options):
+        raise UsageError(
+            f"{target}: was made with other options", "Take the same ones, or a new folder."
+        )
 
 
 def _made(cleaner: Cleaner, data: Any) -> tuple[tuple[str, str, str, str], bytes]:
     """A clean file, and its place: patient, study, series and a name."""
     uids = [str(data.get(name) or "") for name in ("StudyInstanceUID", "SeriesInstanceUID")]
-    instance = str(data.get("SOPInstanceUID") or "")
     try:
         person, content = cleaner.clean(data)
     except Refused:
         raise
     except Exception:  # hostile values raise anything, and nothing of them is passed on
         raise Refused("header_unreadable", "One of its values is malformed.") from None
-    study, series, name = (
-        cleaner.pseudonyms.digest("place", value)[:16] for value in (*uids, instance)
-    )
+    # by its content: two objects that claim one UID are two files
+    named: list[str | bytes] = [*uids, content]
+    study, series, name = (cleaner.pseudonyms.digest("place", value)[:16] for value in named)
     return (person, study, series, f"{name}.dcm"), content
 
 
@@ -126,11 +156,7 @@ def _write(file: Path, content: bytes) -> None:
 
 
 def _receipt(
-    cleaner: Cleaner,
-    written: Mapping[tuple[str, str, str], int],
-    quarantine: Quarantine,
-    n_files: int,
-    n_looked: int,
+    cleaner: Cleaner, written: Collection[tuple[str, str, str, str]], quarantine: Quarantine
 ) -> dict[str, Any]:
     """Counts, and what was done by which rules."""
     spoken = {"X": "removed", "Z": "emptied", "D": "replaced", "U": "UID replaced", "K": "kept",
@@ -139,15 +165,13 @@ def _receipt(
     return {
         "complete": True,
         "profile": f"{profile.EDITION}, Basic Application Level Confidentiality Profile",
-        "options": {name: getattr(cleaner.options, name) for name in vars(cleaner.options)},
+        "options": dict(vars(cleaner.options)),
         "methods": [{"code": c, "meaning": m} for c, m in cleaner.options.codes],
         "synthmed": __version__,
-        "n_files": n_files,
-        "n_auxiliary": n_files - n_looked,
-        "n_written": sum(written.values()),
+        "n_written": len(written),
         "n_patients": len({patient for patient, *_ in written}),
         "n_studies": len({place[:2] for place in written}),
-        "n_series": len(written),
+        "n_series": len({place[:3] for place in written}),
         "n_refused": len(quarantine.entries),
         "refused": quarantine.counts(),
         "elements": {spoken.get(k, k): n for k, n in sorted(cleaner.counts.items())},

@@ -7,21 +7,23 @@ anew, compressed pixels are decoded, bits and bytes beside the stored ones are d
 from __future__ import annotations
 
 import io
+import math
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from typing import Any
 
 import numpy as np
 from pydicom._uid_dict import UID_dictionary
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence as Items
 from pydicom.tag import BaseTag
-from pydicom.uid import UID, ExplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from synthmed import __version__
 from synthmed.deid import profile
@@ -35,14 +37,34 @@ IMPLEMENTATION = "2.25.313131313131313131313131313131313131"
 """Of the software that writes the file (PS3.7 D.3.3.2)."""
 MAX_DEPTH = 32
 """Levels of sequences within sequences."""
+MAX_VALUE_BYTES = 1 << 20
+"""Bytes of a value that is no binary data."""
+MAX_PIXEL_BYTES = 1 << 29
+"""Bytes of an image's pixels, decoded."""
 MAX_SHIFT_DAYS = 3650
 """How far dates move back at most."""
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_NAMES = ("InstitutionName", "InstitutionalDepartmentName", "RequestingService", "PatientAddress")
+_OWN = "synthmed basic profile application confidentiality option clean descriptors retain device"
+"""Words that stand in every file that is written."""
 _IDENTIFYING = (
     "PatientID", "OtherPatientIDs", "AccessionNumber", "InstitutionName", "InstitutionAddress",
     "PatientAddress", "PatientTelephoneNumbers", "MedicalRecordLocator", "PatientBirthDate",
     "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "StudyID", "IssuerOfPatientID",
+    "AdmissionID", "RequestedProcedureID", "PerformedProcedureStepID", "FrameOfReferenceUID",
 )  # fmt: skip
 _TEXT = {"AE", "CS", "LO", "LT", "SH", "ST", "UC", "UR", "UT", "AS"}
+_LARGE = {"OB", "OD", "OF", "OL", "OV", "OW", "OB or OW", "UN", "SQ"}
+_FORM = {
+    "DS": re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*"),
+    "IS": re.compile(r"\s*[+-]?\d+\s*"),
+    "TM": re.compile(r"\s*\d{2}(\d{2}){0,2}(\.\d{1,6})?\s*"),
+    "AS": re.compile(r"\d{3}[DWMY]"),
+    "CS": re.compile(r"[A-Z0-9 _]{0,16}"),
+}
+"""What a value of a kind looks like (PS3.5 table 6.2-1)."""
+_DRAWN = {"DV", "DI", "DF", "WSD", "SD", "SI", "DRW"}
+"""Values of ConversionType for what was drawn, scanned or photographed."""
 _DUMMY: dict[str, Any] = {
     "AS": "000Y", "DA": "19000101", "DT": "19000101000000", "TM": "000000", "DS": "0", "IS": "0",
     "UR": "urn:removed", "PN": "Removed",
@@ -110,21 +132,22 @@ class Cleaner:
         Raises:
             Refused: it is no image, says that a name is drawn into it, or cannot be cleaned.
         """
+        _check_depth(source)
         _check(source)
         identity = str(source.get("PatientID") or "").strip()
         if not identity:
             raise Refused("patient_missing", "Its PatientID is empty.")
         person = self.pseudonyms.patient(identity)
-        names = set(_names(source))
+        names = _Names(source)
         pixels = _pixels(source)
         shift = self._shift(identity)
         source.decode()
-        self._walk(source, shift, Needles(names), 0)
+        self._walk(source, shift, names, 0)
         source.PixelData = pixels
         source["PixelData"].VR = "OW" if source.BitsAllocated > 8 else "OB"
         self._declare(source, person)
         content = self._file(source)
-        if Needles(names).found_in(content[: len(content) - len(pixels)], shortest=4):
+        if names.needles.found_in(content[: len(content) - len(pixels)], shortest=4):
             raise Refused("identity_left")
         return person, content
 
@@ -133,10 +156,8 @@ class Cleaner:
         number = int(self.pseudonyms.digest("dates", identity)[:16], 16)
         return timedelta(days=1 + number % MAX_SHIFT_DAYS)
 
-    def _walk(self, data: Dataset, shift: timedelta, names: Needles, depth: int) -> None:
+    def _walk(self, data: Dataset, shift: timedelta, names: _Names, depth: int) -> None:
         """Clean a data set and all below it, in place."""
-        if depth > MAX_DEPTH:
-            raise Refused("header_unreadable", "Its sequences are nested too deeply.")
         for tag in list(data.keys()):
             if tag == PIXEL_DATA and depth == 0:
                 continue
@@ -153,11 +174,20 @@ class Cleaner:
                 for item in value:
                     self._walk(item, shift, names, depth + 1)
             elif what is Action.KEEP:
-                if vr in _TEXT and names.found_in(_bytes(value), shortest=4):
+                texts = [str(v) for v in (value if isinstance(value, MultiValue) else [value])]
+                if vr in _FORM and not all(_FORM[vr].fullmatch(t) for t in texts if t != "None"):
+                    data.add(DataElement(tag, vr, None))
+                    self.counts["not of its kind"] += 1
+                elif vr in _TEXT and any(names.occur_in(t) for t in texts):
                     data.add(DataElement(tag, vr, None))
                     self.counts["name in text"] += 1
             else:
                 self._change(data, tag, vr, value, what, shift)
+        if "CodeMeaning" in data and data.get("CodingSchemeDesignator") not in profile.SCHEMES:
+            for name in ("CodeValue", "LongCodeValue", "CodeMeaning"):
+                if name in data:
+                    data[name].value = None
+            self.counts["code of a private scheme"] += 1
 
     def _change(
         self, data: Dataset, tag: BaseTag, vr: str, value: Any, what: Action, shift: timedelta
@@ -170,7 +200,7 @@ class Cleaner:
         elif what is Action.UID:
             data.add(DataElement(tag, "UI", _each(value, lambda v: self.uid(str(v)))))
         elif what is Action.DATE:
-            data.add(DataElement(tag, vr, _each(value, lambda v: _shifted(str(v), shift))))
+            data.add(DataElement(tag, vr, _each(value, lambda v: _shifted(str(v), shift, vr))))
         elif what is Action.WORDS:
             data.add(DataElement(tag, vr, " ".join(_words(str(value or "")))))
         elif vr == "UI":
@@ -214,29 +244,102 @@ class Cleaner:
         return out.getvalue()
 
 
+class _Names:
+    """What would give away whose an object is.
+
+    Args:
+        data: the object as it came.
+    """
+
+    def __init__(self, data: Dataset) -> None:
+        people: set[str] = set()
+        numbers: set[str] = set()
+        for element in data.iterall():
+            try:
+                vr, value = element.VR, element.value
+            except Exception:  # what cannot be read is not carried over either
+                continue
+            every = [str(v).strip() for v in (value if isinstance(value, MultiValue) else [value])]
+            named = "PN" in (vr, dictionary_VR(element.tag) if element.keyword else "")
+            if named or element.keyword in _NAMES:
+                people |= {part for v in every for part in re.split(r"[^\w]+|_", v)}
+            elif element.keyword in _IDENTIFYING and value:
+                numbers |= set(every)
+        self._folded = {f for p in people if len(f := _folded(p)) >= (3 if f.isascii() else 2)}
+        self._folded |= {f for n in numbers if len(f := _folded(n).lstrip("0")) >= 4}
+        # short numbers and words of our own are in any file
+        own = {_folded(str(v)) for v in _DUMMY.values()} | set(_OWN.split())
+        kept = {n for n in people | numbers if len(n) >= 4 and _folded(n) not in own}
+        self.needles = Needles({n for n in kept if not _common(n)})
+
+    def occur_in(self, text: str) -> bool:
+        """Whether a text that would stay holds a part of them, however it is spelt."""
+        folded = _folded(text)
+        return any(name in folded for name in self._folded)
+
+
+def _common(number: str) -> bool:
+    """Whether a number, or a UID of few digits, is found in any file by chance."""
+    return number.replace(".", "").isdigit() and len(number) < (12 if "." in number else 6)
+
+
+def _folded(text: str) -> str:
+    """Letters and digits alone, without case and accents."""
+    plain = unicodedata.normalize("NFKD", text.casefold())
+    return "".join(c for c in plain if c.isalnum())
+
+
+def _check_depth(data: Dataset) -> None:
+    """Refuse deep nesting and huge values before anything looks at all of them.
+
+    Libraries recurse over sequences and convert values as a whole.
+    """
+    level: list[Dataset] = [data]
+    for _ in range(MAX_DEPTH + 1):
+        below: list[Dataset] = []
+        for one in level:
+            for tag in list(one.keys()):
+                raw = one.get_item(tag)
+                vr = getattr(raw, "VR", None)
+                length = getattr(raw, "length", 0) or 0
+                known = dictionary_VR(tag) if dictionary_has_tag(tag) else "UN"
+                kind = known if vr in ("UN", None) else vr  # what it will be converted to
+                if kind not in _LARGE and 0xFFFFFFFF > length > MAX_VALUE_BYTES:
+                    raise Refused("oversized", f"The limit is {MAX_VALUE_BYTES >> 20} MiB a value.")
+                if vr in ("SQ", "UN", None):
+                    element = one[tag]
+                    below += element.value if element.VR == "SQ" else []
+        if not below:
+            return
+        level = below
+    raise Refused("header_unreadable", "Its sequences are nested too deeply.")
+
+
 def _check(data: Dataset) -> None:
     """Let images pass that do not say that somebody's name is drawn into them."""
     if PIXEL_DATA not in data or not data.get("SOPClassUID") or not data.get("SOPInstanceUID"):
         raise Refused("no_pixels")
-    if str(data.get("BurnedInAnnotation") or "").upper() == "YES":
+    said = {name: _values(data, name) for name in ("BurnedInAnnotation", "ConversionType")}
+    kind, *more = _values(data, "SOPClassUID")
+    if "YES" in said["BurnedInAnnotation"]:
         raise Refused("burned_in")
-    if str(data.SOPClassUID).startswith("1.2.840.10008.5.1.4.1.1.7"):
+    if more or kind == SECONDARY_CAPTURE or kind.startswith(f"{SECONDARY_CAPTURE}."):
         raise Refused("burned_in", "A screenshot (secondary capture).")
+    if _DRAWN & set(said["ConversionType"]) or any(
+        "SCREEN" in t for t in _values(data, "ImageType")
+    ):
+        raise Refused("burned_in", "A screenshot or a scanned image.")
+    if "PALETTE COLOR" in _values(data, "PhotometricInterpretation"):
+        raise Refused("rgb", "Its palette is not carried over.")
+    if "ModalityLUTSequence" in data:
+        raise Refused("photometric_unsupported", "Its lookup table is not carried over.")
 
 
-def _names(data: Dataset) -> Iterator[str]:
-    """Strings of the source that must not be found in what is written."""
-    for element in data.iterall():
-        try:
-            vr, value = element.VR, element.value
-        except Exception:  # what cannot be read is not carried over either
-            continue
-        if vr == "PN":
-            for name in value if isinstance(value, MultiValue) else [value]:
-                yield from (p for p in re.split(r"[\^= ,]+", str(name or "")) if len(p) >= 4)
-        elif element.keyword in _IDENTIFYING and value:
-            every = value if isinstance(value, MultiValue) else [value]
-            yield from (str(v).strip() for v in every if len(str(v).strip()) >= 4)
+def _values(data: Dataset, name: str) -> list[str]:
+    """An element's values as stripped text in capitals."""
+    value = data.get(name)
+    every = value if isinstance(value, MultiValue) else [value]
+    return [str(v).strip().upper() for v in every if v is not None]
 
 
 def _pixels(data: Dataset) -> bytes:
@@ -246,22 +349,25 @@ def _pixels(data: Dataset) -> bytes:
         Refused: the pixels cannot be decoded, or are not as many as the header says.
     """
     try:
-        frames = int(data.get("NumberOfFrames") or 1)
-        if data.file_meta.TransferSyntaxUID.is_encapsulated:
-            matrix = int(data.Rows), int(data.Columns)
-            stack.check_codestreams(bytes(data.PixelData), frames, matrix)
+        syntax = data.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian)
+        sizes = [int(data.get(k) or 1) for k in ("NumberOfFrames", "SamplesPerPixel")]
+        sizes += [int(data.Rows), int(data.Columns)]
+        n = math.prod(sizes)
+        if min(sizes) < 1 or n * int(data.BitsAllocated) // 8 > MAX_PIXEL_BYTES:
+            raise Refused("oversized", f"The limit is {MAX_PIXEL_BYTES >> 20} MiB of pixels.")
+        if syntax.is_encapsulated:
+            stack.check_codestreams(bytes(data.PixelData), sizes[0], (sizes[2], sizes[3]))
             data.decompress(generate_instance_uid=False)
-        n = frames * data.Rows * data.Columns * int(data.get("SamplesPerPixel", 1))
         allocated, stored = int(data.BitsAllocated), int(data.BitsStored)
         signed, high = int(data.PixelRepresentation), int(data.get("HighBit", stored - 1))
-        big = data.file_meta.TransferSyntaxUID.is_little_endian is False
+        big = not syntax.is_encapsulated and not syntax.is_little_endian
+        raw = stack.pixel_bytes(data)
     except Refused:
         raise
     except Exception:  # decoders raise anything on damaged pixels
         raise Refused("header_unreadable", "Its pixels cannot be decoded.") from None
     if allocated not in (8, 16, 32) or not 1 <= stored <= high + 1 <= allocated:
         raise Refused("header_unreadable", "Its bit layout is not a possible one.")
-    raw = bytes(data.PixelData)
     size = n * allocated // 8
     if len(raw) < size:
         raise Refused("truncated", "Its pixels end early.")
@@ -281,12 +387,12 @@ def _each(value: Any, change: Any) -> Any:
     return change(value) if value not in (None, "") else None
 
 
-def _shifted(text: str, shift: timedelta) -> str:
+def _shifted(text: str, shift: timedelta, vr: str) -> str:
     """A date, or a date and time, moved back; empty where it is no date."""
     found = re.fullmatch(
         r"(\d{4})(\d{2})(\d{2})(\d{0,6}(?:\.\d{1,6})?)(?:[+-]\d{4})?", text.strip()
     )
-    if not found:
+    if not found or (vr == "DA" and found[4]):
         return ""
     try:
         day = date(int(found[1]), int(found[2]), int(found[3])) - shift
@@ -298,9 +404,3 @@ def _shifted(text: str, shift: timedelta) -> str:
 def _words(text: str) -> list[str]:
     """Words of the trade in a description, in its order."""
     return [w for w in re.split(r"[^a-z0-9]+", text.lower()) if w in profile.WORDS]
-
-
-def _bytes(value: Any) -> bytes:
-    """A text value as it would be written."""
-    every: Iterable[Any] = value if isinstance(value, MultiValue) else [value]
-    return "\\".join(str(v) for v in every).encode("utf-8", "replace")

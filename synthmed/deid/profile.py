@@ -2,8 +2,8 @@
 
 Source: PS3.15 table E.1-1 (2026c), the Basic Application Level Confidentiality Profile, as the
 package dicom-anonymizer transcribes it. The table says nothing about elements that it does not
-name; here they stay only where they are numbers, codes or short text of known elements that
-mention nobody.
+name; here they stay only where they are numbers, codes, or text of a short list that mentions
+nobody.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from enum import Enum
 from functools import cache
 from typing import Any
 
-from pydicom.datadict import dictionary_has_tag
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.tag import BaseTag, Tag
 
 TABLE = "dicomfields_2026c"
@@ -72,8 +72,21 @@ WORDS = {
 }  # fmt: skip
 """What a cleaned descriptor may say."""
 
+TEXT = (
+    "Manufacturer", "ManufacturerModelName", "SoftwareVersions", "SequenceName",
+    "PulseSequenceName", "ReceiveCoilName", "TransmitCoilName", "ImagedNucleus", "StackID",
+    "CodeValue", "CodingSchemeDesignator", "CodingSchemeVersion", "CodeMeaning", "LongCodeValue",
+    "RescaleType", "WindowCenterWidthExplanation", "LUTLabel",
+)  # fmt: skip
+"""Text that stays: of the elements that the table does not name, what an MR image needs."""
+SCHEMES = ("DCM", "SCT", "SRT", "SNM3", "UCUM", "RADLEX", "LN", "FMA", "NCIt", "NEU", "UMLS")
+"""Coding schemes whose codes are public; of others, code and meaning are emptied."""
+
+_TEXT, _DEVICE, _DESCRIPTORS = ({Tag(n) for n in names} for names in (TEXT, DEVICE, DESCRIPTORS))
 _BINARY = {"OB", "OD", "OF", "OL", "OV", "OW", "UN"}
 _TIMES = {"DA", "DT", "TM"}
+_FREE = {"LO", "LT", "SH", "ST", "UC", "UR", "UT"}
+_TABLES = {Tag(n) for n in ("ModalityLUTSequence", "VOILUTSequence", "PresentationLUTSequence")}
 PIXEL_DATA = Tag("PixelData")
 
 
@@ -130,9 +143,11 @@ def action(
         return Action.REMOVE  # curves and overlays, drawn by somebody
     if not dictionary_has_tag(tag):
         return Action.REMOVE
-    if device and tag in {Tag(name) for name in DEVICE}:
+    if vr not in _kinds(tag):
+        return Action.REMOVE  # what claims to be of another kind than the standard's
+    if device and tag in _DEVICE:
         return Action.KEEP
-    if descriptors and tag in {Tag(name) for name in DESCRIPTORS}:
+    if descriptors and tag in _DESCRIPTORS:
         return Action.WORDS
     if dates and vr in ("DA", "DT") and tag != Tag("PatientBirthDate"):
         return Action.DATE
@@ -149,4 +164,14 @@ def action(
         return Action.UID
     if vr in _BINARY:  # an image's own pixels are made anew; those of icons and tables go
         return Action.REMOVE
+    if tag in _TABLES or tag == Tag("SpecificCharacterSet"):
+        return Action.REMOVE
+    if vr in _FREE and tag not in _TEXT:
+        return Action.EMPTY
     return Action.KEEP
+
+
+@cache
+def _kinds(tag: BaseTag) -> frozenset[str]:
+    """Value representations that the standard allows an element."""
+    return frozenset(dictionary_VR(tag).split(" or "))

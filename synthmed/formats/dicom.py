@@ -41,7 +41,8 @@ _TAGS: list[Any] = [
     "PixelRepresentation", "SamplesPerPixel", "PhotometricInterpretation",
     "RescaleSlope", "RescaleIntercept", "InstanceNumber", "AcquisitionNumber",
     "TemporalPositionIdentifier", "TriggerTime", "EchoTime", "InversionTime", "FlipAngle",
-    "DiffusionBValue", "ComplexImageComponent", "SeriesDescription", "ProtocolName",
+    "DiffusionBValue", "DiffusionGradientOrientation", "EchoNumbers", "ComplexImageComponent",
+    "SeriesDescription", "ProtocolName",
     "ContrastBolusAgent", "RepetitionTime", *frames.TAGS,
 ]  # fmt: skip
 
@@ -82,7 +83,7 @@ class Slice:
         position: ImagePositionPatient in millimetres (LPS).
         spacing: PixelSpacing in millimetres: between rows, between columns.
         pixels: rows, columns, bits allocated, bits stored, high bit, pixel representation.
-        rescale: slope and intercept.
+        rescale: slope and intercept; `measured` says that a scanner's own scale is in them.
         kind: what a scanner varies within a series, always the same names in the same order.
         moment: numbers that order images of one kind at one place.
         acquired: how.
@@ -105,6 +106,7 @@ class Slice:
     spacing: tuple[float, ...]
     pixels: tuple[int, int, int, int, int, int]
     rescale: tuple[float, float]
+    measured: bool
     kind: tuple[tuple[str, str | float], ...]
     moment: tuple[float, ...]
     acquired: Acquisition
@@ -151,8 +153,7 @@ def slices(path: Path, relative: str) -> list[Slice]:
     data = dataset(path, _TAGS, stop_before_pixels=True)
     try:
         types = _check_kind(data)
-        every = frames.frames(data, types)
-        return [_slice(frame, relative, k, len(every)) for k, frame in enumerate(every)]
+        return [_slice(frame, relative) for frame in frames.frames(data, types)]
     except Refused:
         raise
     except Exception:  # pydicom converts values on access, and a damaged one raises anything
@@ -280,8 +281,8 @@ def _check_deflated(handle: BinaryIO) -> None:
         raise Refused("oversized", f"The limit is {MAX_INFLATED_BYTES >> 20} MiB inflated.")
 
 
-def _slice(frame: Frame, relative: str, k: int, count: int) -> Slice:
-    """Values of the header of image `k` of `count`, checked one at a time."""
+def _slice(frame: Frame, relative: str) -> Slice:
+    """Values of the header of one image, checked one at a time."""
     data = frame.data
     if int(data.get("SamplesPerPixel", 1)) != 1 or "PALETTE" in _text(
         data, "PhotometricInterpretation"
@@ -300,10 +301,10 @@ def _slice(frame: Frame, relative: str, k: int, count: int) -> Slice:
     return Slice(
         path=relative,
         frame=frame.number,
-        n_frames=frame.count,
+        n_frames=frame.n_frames,
         corner=frame.corner,
         matrix=frame.matrix,
-        uid=_text(data, "SOPInstanceUID") + (f" {k}" if count > 1 else ""),
+        uid=_text(data, "SOPInstanceUID") + (f" {frame.image}" if frame.n_images > 1 else ""),
         who=(_text(data, "PatientID"), _text(data, "PatientName"), _text(data, "PatientBirthDate")),
         study=_study(data),
         series=_text(data, "SeriesInstanceUID"),
@@ -313,8 +314,9 @@ def _slice(frame: Frame, relative: str, k: int, count: int) -> Slice:
         spacing=spacing,
         pixels=_pixels(data),
         rescale=_rescale(data, frame.scale),
+        measured=frame.scale is not None,
         kind=_kind(data),
-        moment=_moment(data, k),
+        moment=_moment(data, frame.image),
         acquired=Acquisition(
             description=_text(data, "SeriesDescription"),
             protocol=_text(data, "ProtocolName"),
@@ -348,20 +350,23 @@ def _types(data: Dataset) -> list[str]:
 
 
 def _kind(data: Dataset) -> tuple[tuple[str, str | float], ...]:
-    """What a scanner varies within a series: type of image, echo, inversion, flip and b-value."""
-    # the first two values say original or derived, primary or secondary
-    types = "\\".join([*_types(data)[2:], _text(data, "ComplexImageComponent").upper()])
+    """What a scanner varies within a series, and what tells stacks of one place apart."""
+    types = "\\".join([*_types(data), _text(data, "ComplexImageComponent").upper()])
+    towards = _numbers(data, "DiffusionGradientOrientation", 3)
     return (
         ("type", types),
         ("echo", _number(data, "EchoTime")),
         ("inversion", _number(data, "InversionTime")),
         ("flip", _number(data, "FlipAngle")),
         ("b", _number(data, "DiffusionBValue")),
+        ("direction", " ".join(f"{v:.4f}" for v in towards)),
+        ("echonumber", _number(data, "EchoNumbers")),
+        ("stack", _text(data, "StackID")),
     )
 
 
 def _moment(data: Dataset, k: int) -> tuple[float, ...]:
-    """What orders images of one kind at one place."""
+    """What orders images of one kind at one place: time, acquisition, trigger, instance, frame."""
     names = ("TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime", "InstanceNumber")
     return (*(_number(data, name) for name in names), float(k))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,12 +32,13 @@ MAX_TILES = 1024
 """Slices of a mosaic."""
 
 _SHARED, _PER_FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
-_GROUPS = (
+_GROUP_TAGS = {Tag(name) for name in (
     "PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence",
     "PixelValueTransformationSequence", "FrameContentSequence", "TemporalPositionSequence",
     "MRImageFrameTypeSequence", "MREchoSequence", "MRModifierSequence", "MRDiffusionSequence",
     "MRTimingAndRelatedParametersSequence", "CardiacSynchronizationSequence",
-)  # fmt: skip
+    "DiffusionGradientDirectionSequence",
+)}  # fmt: skip
 _CLASSIC = {
     "FrameType": "ImageType",
     "EffectiveEchoTime": "EchoTime",
@@ -67,7 +68,9 @@ class Frame:
     Args:
         data: its elements, named as in a classic MR image; Rows and Columns are its own.
         number: of the frame in the file's pixel data, from 0.
-        count: frames in the file.
+        n_frames: in the file.
+        image: number of the image in the file, from 0: a frame, or a tile of one.
+        n_images: in the file.
         corner: (row, column) of its first pixel within the frame.
         matrix: (rows, columns) of the frame.
         scale: Philips' scale slope: the stored values divided by it, about their zero, are those
@@ -76,14 +79,16 @@ class Frame:
 
     data: Dataset
     number: int
-    count: int
+    n_frames: int
+    image: int
+    n_images: int
     corner: tuple[int, int]
     matrix: tuple[int, int]
     scale: float | None = None
 
 
-def frames(data: Dataset, types: Sequence[str]) -> list[Frame]:
-    """Every image in a file.
+def frames(data: Dataset, types: Sequence[str]) -> Iterator[Frame]:
+    """Every image in a file, one after the other: a file can claim very many.
 
     Args:
         data: its header.
@@ -97,17 +102,18 @@ def frames(data: Dataset, types: Sequence[str]) -> list[Frame]:
         raise Refused("header_unreadable", f"It claims {count} frames.")
     matrix = int(data.Rows), int(data.Columns)
     if data.get("SOPClassUID") in ENHANCED:
-        every = enumerate(_enhanced(data, count))
-        return [Frame(d, k, count, (0, 0), matrix, scale) for k, (d, scale) in every]
+        yield from _enhanced(data, count, matrix)
+        return
     if count != 1:
         raise Refused("enhanced_unsupported", "A multi-frame file of another kind.")
     if "MOSAIC" in types or N_IN_MOSAIC in data:
-        return _mosaic(data, matrix)
-    return [Frame(data, 0, 1, (0, 0), matrix, _scale(data))]
+        yield from _mosaic(data, matrix)
+    else:
+        yield Frame(data, 0, 1, 0, 1, (0, 0), matrix, _scale(data))
 
 
-def _enhanced(data: Dataset, count: int) -> list[tuple[Dataset, float | None]]:
-    """Each frame with what holds for all of them and what holds for it alone; and its scale."""
+def _enhanced(data: Dataset, count: int, matrix: tuple[int, int]) -> Iterator[Frame]:
+    """Each frame with what holds for all of them and what holds for it alone."""
     each = data.get(_PER_FRAME)
     if not each or len(each) != count:
         raise Refused("enhanced_unsupported", "It does not say where each of its frames lies.")
@@ -115,33 +121,34 @@ def _enhanced(data: Dataset, count: int) -> list[tuple[Dataset, float | None]]:
     base.update({e.tag: e for e in data if e.keyword not in (_SHARED, _PER_FRAME)})
     for group in data.get(_SHARED) or ():
         _take(base, group)
-    out = []
-    for group in each:
+    for k, group in enumerate(each):
         flat = Dataset()
         flat.update(base)
         _take(flat, group)
         items = group[_PHILIPS_ITEMS].value if _PHILIPS_ITEMS in group else ()
-        out.append((flat, _scale(items[0]) if items else None))
-    return out
+        scale = _scale(items[0]) if items else None
+        yield Frame(flat, k, count, k, count, (0, 0), matrix, scale)
 
 
 def _scale(data: Dataset) -> float | None:
-    """Philips' private scale slope; None where there is none that can be used."""
+    """Philips' private scale slope; None where there is none."""
     try:
         value = float(data.private_block(0x2005, _PHILIPS)[0x0E].value)
     except KeyError:
         return None
-    return value if math.isfinite(value) and value > 0 else None
+    if not math.isfinite(value) or value <= 0:
+        raise Refused("rescale_invalid", "Its scale slope is not a usable number.")
+    return value
 
 
 def _take(flat: Dataset, group: Dataset) -> None:
     """Put the elements of known functional groups into a flat data set."""
-    for name in _GROUPS:
-        for item in (group.get(name) or ())[:1]:
+    for tag in group.keys() & _GROUP_TAGS:
+        for item in (group[tag].value or ())[:1]:
+            _take(flat, item)  # a diffusion direction lies one deeper
             for element in item:
-                keyword = _CLASSIC.get(element.keyword, element.keyword)
-                if keyword and element.VR != "SQ":
-                    _put(flat, keyword, element.value)
+                if element.VR != "SQ" and element.keyword:
+                    _put(flat, _CLASSIC.get(element.keyword, element.keyword), element.value)
 
 
 def _put(flat: Dataset, keyword: str, value: Any) -> None:
@@ -150,7 +157,7 @@ def _put(flat: Dataset, keyword: str, value: Any) -> None:
     flat.add_new(tag, dictionary_VR(tag), value)
 
 
-def _mosaic(data: Dataset, matrix: tuple[int, int]) -> list[Frame]:
+def _mosaic(data: Dataset, matrix: tuple[int, int]) -> Iterator[Frame]:
     """The slices of a Siemens mosaic: tiles row by row, one above the other along the normal."""
     n, normal = _layout(data)
     turn = np.asarray(data.get("ImageOrientationPatient") or (), float)
@@ -162,16 +169,16 @@ def _mosaic(data: Dataset, matrix: tuple[int, int]) -> list[Frame]:
     if not (turn.shape == (6,) and corner.shape == (3,) and sides.shape == (2,) and apart > 0):
         raise Refused("geometry_invalid", "A mosaic without position, orientation or spacing.")
     along_row, along_column = turn.reshape(2, 3)
-    if abs(abs(np.cross(along_row, along_column) @ normal) - 1) > 1e-3:
+    lengths = np.array([abs(np.cross(along_row, along_column) @ normal), np.linalg.norm(normal)])
+    if np.abs(lengths - 1).max() > 1e-3:
         raise Refused("geometry_invalid", "Its slices' normal does not fit their orientation.")
     side = math.ceil(math.sqrt(n))  # tiles in a row and in a column
     rows, columns = (size // side for size in matrix)
-    if rows < 1 or columns < 1:
-        raise Refused("header_unreadable", "It claims more slices than its matrix holds.")
+    if rows < 1 or columns < 1 or matrix[0] % side or matrix[1] % side:
+        raise Refused("mosaic_unsupported", "Its matrix does not hold as many slices as it claims.")
     # its position is that of a plane as large as the mosaic, about the middle of its slices
     corner = corner + along_row * sides[1] * (matrix[1] - columns) / 2
     corner = corner + along_column * sides[0] * (matrix[0] - rows) / 2
-    out = []
     for k in range(n):
         tile = Dataset()
         tile.update(data)
@@ -179,8 +186,7 @@ def _mosaic(data: Dataset, matrix: tuple[int, int]) -> list[Frame]:
         _put(tile, "Columns", columns)
         place = corner + k * apart * normal
         _put(tile, "ImagePositionPatient", [float(v) for v in place])
-        out.append(Frame(tile, 0, 1, (k // side * rows, k % side * columns), matrix))
-    return out
+        yield Frame(tile, 0, 1, k, n, (k // side * rows, k % side * columns), matrix)
 
 
 def _layout(data: Dataset) -> tuple[int | None, npt.NDArray[np.float64] | None]:

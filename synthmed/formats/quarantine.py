@@ -8,6 +8,9 @@ from pathlib import Path
 
 from synthmed.formats.refusal import Refused
 
+HEADER = "path\tpatient\treason\texplanation"
+"""First line of the table."""
+
 
 @dataclass
 class Quarantine:
@@ -21,7 +24,7 @@ class Quarantine:
 
     def write(self, file: Path) -> None:
         """Write the table, sorted by path."""
-        lines = ["path\tpatient\treason\texplanation"]
+        lines = [HEADER]
         lines += [
             f"{_cell(path)}\t{patient}\t{code}\t{explanation}"
             for (path, code, patient), explanation in sorted(self.entries.items())

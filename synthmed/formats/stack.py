@@ -7,6 +7,7 @@ The only place that knows LPS. Source: PS3.3 C.7.6.2.1.1 (position and orientati
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ SPACING_TOLERANCE = 0.01
 """How far a slice may be from its even place, as a part of the spacing, but 0.01 mm at least."""
 TILT_DEGREES = 0.25
 """How far the stack may lean from the slices' normal."""
+MAX_TILT_DEGREES = 45.0
+"""How far a stack may lean that is resampled."""
 SAME_MM = 0.01
 """How far two slices may be apart and still lie at one place."""
 MIN_SLICES = 3
@@ -65,6 +68,8 @@ def read(slices: Sequence[Slice], where: Callable[[str], Path], upright: bool = 
     rows, columns = ordered[0].pixels[:2]
     if rows * columns * len(ordered) > MAX_VOXELS:
         raise Refused("oversized", f"The limit is {MAX_VOXELS} voxels.")
+    if len({s.measured for s in ordered}) > 1:
+        raise Refused("rescale_invalid", "Some of its slices lack their scale slope.")
     try:
         planes = _planes(ordered, where)
     except Refused:
@@ -92,6 +97,8 @@ def _upright(data: npt.NDArray[Any], affine: Affine) -> tuple[npt.NDArray[Any], 
     shifts = np.arange(data.shape[2])[:, None] * lean  # (slices, 2)
     low, high = np.floor(shifts.min(0)).astype(int), np.ceil(shifts.max(0)).astype(int)
     shape = tuple(n + int(b - a) for n, a, b in zip(data.shape[:2], low, high, strict=True))
+    if math.prod(shape) * data.shape[2] > MAX_VOXELS:
+        raise Refused("oversized", f"The limit is {MAX_VOXELS} voxels.")
     out = np.zeros((*shape, data.shape[2]), np.float32)
     for k, shift in enumerate(shifts):
         # output column c shows the slice's column c + low - shift
@@ -180,7 +187,7 @@ def _check_even(
         raise Refused("uneven_slices")
     step = (places[-1] - places[0]) / (len(places) - 1)
     lean = np.degrees(np.arccos(np.clip(step @ normal / np.linalg.norm(step), -1, 1)))
-    if lean > TILT_DEGREES and not tilted:
+    if lean > (MAX_TILT_DEGREES if tilted else TILT_DEGREES):
         raise Refused("gantry_tilt", f"It leans by {lean:.1f} degrees.")
     even = places[0] + np.arange(len(places))[:, None] * step
     if np.linalg.norm(places - even, axis=1).max() > allowed:
@@ -197,14 +204,32 @@ def _planes(ordered: Sequence[Slice], where: Callable[[str], Path]) -> list[npt.
         data = dicom.dataset(where(path), _PIXEL_TAGS, stop_before_pixels=False)
         if "PixelData" not in data:
             raise Refused("no_pixels")
-        encoded = bytes(data.PixelData)
+        encoded = pixel_bytes(data)
+        covered: npt.NDArray[np.bool_] | None = None
         for i in own:
-            out[i] = _plane(ordered[i], data, encoded)
+            s = ordered[i]
+            frame, out[i] = _plane(s, data, encoded)
+            if s.pixels[:2] != s.matrix:  # of a mosaic: what lies beside its tiles must be empty
+                covered = np.zeros(s.matrix, np.bool_) if covered is None else covered
+                row, column = s.corner
+                covered[row : row + s.pixels[0], column : column + s.pixels[1]] = True
+        if covered is not None and frame[~covered].any():
+            raise Refused("mosaic_unsupported", "It holds more slices than it claims.")
     return out
 
 
-def _plane(s: Slice, data: Any, encoded: bytes) -> npt.NDArray[Any]:
-    """(rows, columns) of one slice in the pixel data of its file."""
+def pixel_bytes(data: Any) -> bytes:
+    """The pixel data of a file; words of two 8-bit pixels in the order of the pixels."""
+    encoded = bytes(data.PixelData)
+    syntax = data.file_meta.get("TransferSyntaxUID", uid.ImplicitVRLittleEndian)
+    if not syntax.is_little_endian and data["PixelData"].VR == "OW" and data.BitsAllocated == 8:
+        words = np.frombuffer(encoded[: len(encoded) // 2 * 2], np.uint16)
+        encoded = words.byteswap().tobytes() + encoded[len(encoded) // 2 * 2 :]
+    return encoded
+
+
+def _plane(s: Slice, data: Any, encoded: bytes) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """The frame a slice lies in, and its own (rows, columns), rescaled."""
     rows, columns, allocated, stored, high, signed = s.pixels
     syntax = data.file_meta.get("TransferSyntaxUID", uid.ImplicitVRLittleEndian)
     if not syntax.is_compressed or syntax.is_deflated:
@@ -218,7 +243,7 @@ def _plane(s: Slice, data: Any, encoded: bytes) -> npt.NDArray[Any]:
     values = np.right_shift(
         np.left_shift(raw.astype(kind), allocated - 1 - high), allocated - stored
     )
-    return rescale(values, *s.rescale)
+    return frame, rescale(values, *s.rescale)
 
 
 def _native(encoded: bytes, s: Slice, big_endian: bool) -> npt.NDArray[Any]:

@@ -6,9 +6,10 @@ A series may hold many volumes of one place. What they are told apart by is what
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -56,17 +57,57 @@ def volumes(slices: Sequence[Slice]) -> list[Volume]:
     names = _names(sorted(by_kind, key=str))
     out = []
     for kind in sorted(by_kind, key=lambda k: (_sizes(k), str(k))):
-        at: dict[int, list[Slice]] = defaultdict(list)
-        for i in by_kind[kind]:
-            at[places[i]].append(slices[i])
-        columns = [sorted(at[place], key=lambda s: (s.moment, s.path)) for place in sorted(at)]
-        counts = {len(column) for column in columns}
-        if len(counts) > 1:
-            raise Refused("duplicate_positions", "Some places have more images than others.")
-        for k, one in enumerate(zip(*columns, strict=True), 1):
-            parts = [names[kind], f"time-{k}" if max(counts) > 1 else ""]
+        own = [(places[i], slices[i]) for i in by_kind[kind]]
+        every = _stacks(own)
+        if {place for place, _ in own} != set(places):
+            raise Refused("duplicate_positions", "Some of its volumes lack slices of others.")
+        for k, one in enumerate(every, 1):
+            parts = [names[kind], f"time-{k}" if len(every) > 1 else ""]
             out.append(Volume("_".join(p for p in parts if p), one))
     return out
+
+
+def _stacks(own: Sequence[tuple[int, Slice]]) -> list[tuple[Slice, ...]]:
+    """Images of one kind as stacks, one after the other in time.
+
+    Which images of different places belong together has to be said: by the file that holds them
+    all, by one number of time or acquisition, or by instance numbers that run through the places
+    volume by volume or through the times place by place. What is left to guessing is refused.
+
+    Args:
+        own: number of its place, and each image.
+    """
+    n_places = len({place for place, _ in own})
+    n, rest = divmod(len(own), n_places)
+    if rest or set(Counter(place for place, _ in own).values()) != {n}:
+        raise Refused("duplicate_positions", "Some places have more images than others.")
+    if n == 1:
+        return [tuple(s for _, s in own)]
+    for number in range(3):
+        groups: dict[Any, list[tuple[int, Slice]]] = defaultdict(list)
+        for place, s in own:
+            groups[(s.path, *s.moment[:2])[number]].append((place, s))
+        if len(groups) == n and all(_once(g, n_places) for g in groups.values()):
+            stacks = [tuple(s for _, s in sorted(g, key=_by_place)) for g in groups.values()]
+            return sorted(stacks, key=lambda stack: min((s.moment, s.path) for s in stack))
+    ordered = sorted(own, key=lambda item: (item[1].moment[3], item[1].moment[4]))
+    if len({(s.moment[3], s.moment[4]) for _, s in own}) == len(own):
+        blocks = [ordered[i : i + n_places] for i in range(0, len(own), n_places)]
+        if all(_once(block, n_places) for block in blocks):
+            return [tuple(s for _, s in block) for block in blocks]
+        columns = [ordered[i : i + n] for i in range(0, len(own), n)]
+        if all(len({place for place, _ in column}) == 1 for column in columns):
+            return [tuple(s for _, s in stack) for stack in zip(*columns, strict=True)]
+    raise Refused("duplicate_positions", "Which of its images belong together is not said.")
+
+
+def _once(group: Sequence[tuple[int, Slice]], n_places: int) -> bool:
+    """Whether a group has one image at every place."""
+    return len(group) == n_places == len({place for place, _ in group})
+
+
+def _by_place(item: tuple[int, Slice]) -> int:
+    return item[0]
 
 
 def _places(slices: Sequence[Slice]) -> list[int]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
+import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -260,6 +262,193 @@ def test_a_name_that_a_rule_let_through_is_not_written(
         Cleaner(Pseudonyms(KEY)).clean(source)
 
 
+# --- what a reviewer broke -----------------------------------------------------------------------
+
+
+def put(**elements: Any) -> Any:
+    """Set elements."""
+    return lambda ds: [setattr(ds, name, value) for name, value in elements.items()]
+
+
+def item(**elements: Any) -> Items:
+    inner = Dataset()
+    put(**elements)(inner)
+    return Items([inner])
+
+
+def injected(folder: Path, tag: int, vr: bytes, value: bytes, **words: Any) -> Dataset:
+    """An element of another kind than the standard's, put into the file as bytes."""
+    image(folder, **words)
+    (path,) = folder.iterdir()
+    content = path.read_bytes()
+    value += b" " * (len(value) % 2)
+    long = vr in (b"OB", b"UN", b"UT")
+    size = (b"\0\0" + struct.pack("<I", len(value))) if long else struct.pack("<H", len(value))
+    element = struct.pack("<HH", tag >> 16, tag & 0xFFFF) + vr + size + value
+    at = 132 + 12 + int.from_bytes(content[140:144], "little")
+    path.write_bytes(content[:at] + element + content[at:])
+    return dicom.dataset(path, None, stop_before_pixels=False)
+
+
+@pytest.mark.parametrize(
+    ("elements", "needle"),
+    [
+        ({"PatientBirthDateInAlternativeCalendar": "Showa 15"}, "showa"),
+        ({"IssuerOfAccessionNumberSequence": item(LocalNamespaceEntityID="SPRINGFIELD")},
+         "springfield"),
+        ({"PlacerOrderNumberProcedure": "ORD-778899"}, "778899"),
+        ({"RetrieveURL": "http://pacs.stmary.org/p"}, "stmary"),
+        ({"CommentsOnTheScheduledProcedureStep": "mayor of Springfield"}, "mayor"),
+        ({"RequestedProcedureCodeSequence": item(CodeValue="X1", CodingSchemeDesignator="99ST",
+          CodeMeaning="head of the mayor")}, "mayor"),
+        ({"PatientName": "Fotheringay^Jo", "Manufacturer": "Praxis\u00a0Fotheringay"}, "fothering"),
+        ({"PatientName": "Fotheringay-Smythe^Jo", "Manufacturer": "DrFotheringay"}, "fothering"),
+        ({"PatientName": "M\u00fcller^Jo", "Manufacturer": "MU\u0308LLER AG"}, "ller"),
+        ({"PatientName": "\u3084\u307e\u3060", "Manufacturer": "\u60a3\u8005\u3084\u307e\u3060"},
+         "\u3084\u307e"),
+        ({"PatientID": "0012345", "Manufacturer": "Pat.12345"}, "12345"),
+        ({"SequenceName": "li^kim", "PatientName": "Kim^Li"}, "kim"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "mrs. meier"]}, "meier"),
+    ],
+)  # fmt: skip
+def test_identities_in_text_that_no_table_names(
+    tmp_path: Path, elements: dict[str, Any], needle: str
+) -> None:
+    """An order number, a namespace, an address, a comment, and names however they are spelt."""
+    _, content = cleaned(image(tmp_path / "s", put(SpecificCharacterSet="ISO_IR 192", **elements)))
+    assert needle.encode() not in content.decode("utf-8", "replace").lower().encode()
+
+
+@pytest.mark.parametrize(
+    ("tag", "vr", "value"),
+    [
+        (0x00104000, b"TM", b"the mayor"),  # comments as a time
+        (0x00081140, b"OB", b"the mayor"),  # a sequence as bytes
+        (0x00180080, b"DS", b"the mayor"),  # text as a number
+        (0x00180080, b"LO", b"the mayor"),
+        (0x00081010, b"OB", b"the mayor"),
+        (0x00080030, b"TM", b"the mayor"),
+    ],
+)
+def test_what_claims_to_be_of_another_kind(
+    tmp_path: Path, tag: int, vr: bytes, value: bytes
+) -> None:
+    source = injected(tmp_path / "s", tag, vr, value)
+    _, content = cleaned(source, Options(dates=True, device=True, descriptors=True))
+    assert b"mayor" not in content
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {"PatientBirthDate": "19000101", "ContentDate": "20200101"},
+        {"PatientName": "REMOVED", "DeviceSerialNumber": "1", "AccessionNumber": "2"},
+        {"StudyID": "2000", "RepetitionTime": "2000"},
+        {"PatientName": "Basic^Profile"},
+    ],
+)
+def test_our_own_words_and_small_numbers_are_nobody(
+    tmp_path: Path, elements: dict[str, Any]
+) -> None:
+    """Files that were anonymised before are full of them."""
+    cleaned(image(tmp_path / "s", put(**elements)))
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]},
+        {"BurnedInAnnotation": ["YES", "NO"]},
+        {"BurnedInAnnotation": " YES"},
+        {"ConversionType": "WSD"},
+    ],
+)
+def test_screenshots_of_every_kind_are_refused(tmp_path: Path, elements: dict[str, Any]) -> None:
+    with pytest.raises(Refused, match="burned_in"):
+        cleaned(image(tmp_path / "s", put(**elements)))
+
+
+@pytest.mark.parametrize("levels", [100, 450])
+def test_deep_nesting_is_refused_at_once(tmp_path: Path, levels: int) -> None:
+    """Sequences of known length, which a library would go down one in another."""
+    image(tmp_path / "s")
+    (path,) = (tmp_path / "s").iterdir()
+    content, parts, length = path.read_bytes(), [], 0
+    for _ in range(levels):
+        parts.append(
+            b"\x08\0\x40\x11SQ\0\0" + struct.pack("<I", length + 8)
+            + b"\xfe\xff\0\xe0" + struct.pack("<I", length)
+        )  # fmt: skip
+        length += 20
+    at = content.find(b"\x10\0\x10\0PN")
+    path.write_bytes(content[:at] + b"".join(reversed(parts)) + content[at:])
+    with pytest.raises(Refused, match="header_unreadable"):
+        cleaned(dicom.dataset(path, None, stop_before_pixels=False))
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {"Rows": 60000, "Columns": 60000},
+        {"WindowCenter": ["1.5"] * 300_000},
+        {"NumberOfFrames": "-1", "Rows": 1, "Columns": 1},
+        {"SamplesPerPixel": 3, "Rows": 30000, "Columns": 30000},
+    ],
+)
+def test_claims_beyond_the_limits_are_refused(tmp_path: Path, elements: dict[str, Any]) -> None:
+    source = image(tmp_path / "s", put(**elements))
+    with pytest.raises(Refused, match="oversized"):
+        cleaned(source)
+
+
+def test_words_of_two_pixels_are_swapped(tmp_path: Path) -> None:
+    """PS3.5 annex A.3: 8-bit pixels as OW in big endian lie in pairs the other way round."""
+    pixels = np.arange(120, dtype=np.uint8)
+
+    def change(ds: Dataset) -> None:
+        ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 8, 8, 7, 0
+        ds.PixelData = pixels.view(np.uint16).byteswap().tobytes()
+        ds["PixelData"].VR = "OW"
+
+    found, _ = cleaned(image(tmp_path / "s", change, syntax=ExplicitVRBigEndian))
+    np.testing.assert_array_equal(found.pixel_array.ravel(), pixels)
+
+
+def test_two_objects_that_claim_one_uid_are_two_files(tmp_path: Path) -> None:
+    for n in range(3):
+        make.series(
+            tmp_path / "source" / f"{n}", make.voxels(min(n, 1))[..., :2], AFFINE,
+            lambda k, ds: setattr(ds, "SOPInstanceUID", f"2.25.77{k}"),
+            StudyInstanceUID="2.25.9", SeriesInstanceUID="2.25.8", PatientID="one",
+        )  # fmt: skip
+    receipt = deidentify(tmp_path / "source", tmp_path / "clean", quiet_progress=True)
+    assert receipt["n_written"] == 4 == len(list((tmp_path / "clean").rglob("*.dcm")))
+    assert receipt["n_same_twice"] == 2 and receipt["n_series"] == 1
+
+
+def test_other_options_need_another_target(tmp_path: Path) -> None:
+    source, target = folder_of(tmp_path / "source"), tmp_path / "clean"
+    deidentify(source, target, Options(device=True), quiet_progress=True)
+    with pytest.raises(UsageError, match="other options"):
+        deidentify(source, target, quiet_progress=True)
+    shutil.rmtree(source / "Fotheringay0")
+    receipt = deidentify(source, target, Options(device=True), quiet_progress=True)
+    assert receipt["n_written"] == 18 and receipt["n_of_earlier_calls"] == 9
+
+
+def test_where_the_list_of_refused_files_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = folder_of(tmp_path / "source")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    deidentify(source, Path(), quiet_progress=True)
+    assert (tmp_path / "here-refused.tsv").is_file()
+    (tmp_path / "mine-refused.tsv").write_text("a table of my own")
+    with pytest.raises(UsageError, match="in the way"):
+        deidentify(source, tmp_path / "mine", quiet_progress=True)
+
+
 # --- folders --------------------------------------------------------------------------------------
 
 
@@ -309,7 +498,7 @@ def test_a_call_that_was_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
         patch.setattr(Cleaner, "clean", tired)
         with pytest.raises(KeyboardInterrupt):
             deidentify(source, target, quiet_progress=True)
-    assert json.loads((target / RECEIPT).read_text()) == {"complete": False}
+    assert json.loads((target / RECEIPT).read_text())["complete"] is False
     part = files(target)
     assert len(part) == 11 and part.keys() < files(whole).keys()
     deidentify(source, target, quiet_progress=True)

@@ -157,7 +157,7 @@ def enhanced(
 
     Args:
         stacks: voxels and what tells them apart: `types` (the last values of FrameType), `echo`,
-            `b`, `time`, `slope`, `intercept`.
+            `b`, `towards`, `stack`, `time`, `slope`, `intercept`.
         affine: voxel index to RAS millimetres.
         change: works on the data set before it is written.
     """
@@ -196,9 +196,16 @@ def enhanced(
         frame.MRImageFrameTypeSequence = [Dataset()]
         types = ["ORIGINAL", "PRIMARY", *told.get("types", ["M", "NONE"])]
         frame.MRImageFrameTypeSequence[0].FrameType = types
+        if "stack" in told:
+            frame.FrameContentSequence[0].StackID = told["stack"]
         if "b" in told:
             frame.MRDiffusionSequence = [Dataset()]
-            frame.MRDiffusionSequence[0].DiffusionBValue = told["b"]
+            diffusion = frame.MRDiffusionSequence[0]
+            diffusion.DiffusionBValue = told["b"]
+            if "towards" in told:
+                diffusion.DiffusionGradientDirectionSequence = [Dataset()]
+                towards = diffusion.DiffusionGradientDirectionSequence[0]
+                towards.DiffusionGradientOrientation = told["towards"]
         if "slope" in told:
             frame.PixelValueTransformationSequence = [Dataset()]
             scaling = frame.PixelValueTransformationSequence[0]

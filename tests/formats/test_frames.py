@@ -246,6 +246,129 @@ def test_a_place_that_lacks_an_image_is_not_guessed(tmp_path: Path) -> None:
     assert set(found(tmp_path).values()) == {"duplicate_positions"}
 
 
+@pytest.mark.parametrize(
+    ("told", "names"),
+    [
+        ([{"stack": "1"}, {"stack": "2"}], {"stack-1", "stack-2"}),
+        ([{"b": 700.0, "towards": [1.0, 0, 0]}, {"b": 700.0, "towards": [0, 1.0, 0]}],
+         {"direction-1", "direction-2"}),
+    ],
+)  # fmt: skip
+def test_what_else_tells_stacks_of_one_place_apart(
+    tmp_path: Path, told: list[dict[str, Any]], names: set[str]
+) -> None:
+    make.enhanced(tmp_path / "e.dcm", [(make.voxels(k), t) for k, t in enumerate(told)], AFFINE)
+    images = found(tmp_path)
+    assert set(images) == names
+    made = [np.sort(i.data.ravel()) for i in images.values() if isinstance(i, Image)]
+    for k in range(2):
+        assert any(np.array_equal(np.sort(make.voxels(k).ravel()), m) for m in made)
+
+
+def test_frames_that_nothing_tells_apart_are_refused(tmp_path: Path) -> None:
+    """Which of two frames of a place belongs to which volume is not guessed by their order."""
+    make.enhanced(tmp_path / "e.dcm", [(make.voxels(0), {}), (make.voxels(1), {})], AFFINE)
+    assert set(found(tmp_path).values()) == {"duplicate_positions"}
+
+
+def test_a_frame_without_its_time_is_not_guessed(tmp_path: Path) -> None:
+    def forget(ds: Dataset) -> None:
+        contents = [f.FrameContentSequence[0] for f in ds.PerFrameFunctionalGroupsSequence]
+        del next(c for c in contents if c.TemporalPositionIndex == 2).TemporalPositionIndex
+
+    stacks = [(make.voxels(k), {"time": k + 1}) for k in range(2)]
+    make.enhanced(tmp_path / "e.dcm", stacks, AFFINE, forget)
+    assert set(found(tmp_path).values()) == {"duplicate_positions"}
+
+
+def several(folder: Path, change: Callable[[int, int, Dataset], None], n: int = 2) -> None:
+    """A classic series of `n` volumes; `change` is told volume and slice."""
+    for number in range(n):
+
+        def each(k: int, ds: Dataset, number: int = number) -> None:
+            ds.SOPInstanceUID = f"2.25.{1000 * number + k + 1}"
+            change(number, k, ds)
+
+        make.series(folder / "s", make.voxels(number), AFFINE, each)
+        for path in list((folder / "s").iterdir()):
+            path.rename(folder / f"{number}-{path.name}")
+        (folder / "s").rmdir()
+
+
+@pytest.mark.parametrize(
+    "instance",
+    [lambda v, k: 9 * v + k, lambda v, k: 2 * k + v, lambda v, k: 2 * (8 - k) + v],
+)
+def test_instance_numbers_that_run_through_say_what_belongs_together(
+    tmp_path: Path, instance: Callable[[int, int], int]
+) -> None:
+    several(tmp_path, lambda v, k, ds: setattr(ds, "InstanceNumber", instance(v, k)))
+    images = found(tmp_path)
+    for v in range(2):
+        check(images[f"time-{v + 1}"], make.voxels(v), AFFINE)
+
+
+@pytest.mark.parametrize(
+    "instance",
+    [
+        lambda v, k: k,  # begins anew in each volume
+        lambda v, k: 3 * k + (v if k % 2 else 1 - v) if k < 5 else 40 + 9 * v + k,
+        lambda v, k: 1,
+    ],
+)
+def test_instance_numbers_that_do_not_are_no_guide(
+    tmp_path: Path, instance: Callable[[int, int], int]
+) -> None:
+    several(tmp_path, lambda v, k, ds: setattr(ds, "InstanceNumber", instance(v, k)))
+    assert set(found(tmp_path).values()) == {"duplicate_positions"}
+
+
+def test_a_volume_that_lacks_slices_of_the_others_is_refused(tmp_path: Path) -> None:
+    several(tmp_path, lambda v, k, ds: setattr(ds, "EchoTime", str(3 + 2 * v)))
+    echo = [p for p in tmp_path.iterdir() if p.name.startswith("1-")]
+    heights = {p: float(dicom.slices(p, "x")[0].position[2]) for p in echo}
+    for p in sorted(heights, key=lambda p: heights[p])[-3:]:
+        p.unlink()
+    assert set(found(tmp_path).values()) == {"duplicate_positions"}
+
+
+def test_one_that_varies_from_slice_to_slice_does_not_make_volumes(tmp_path: Path) -> None:
+    """Inversion by the parity of the slice, at two times."""
+    several(tmp_path, lambda v, k, ds: ds.__setattr__("InversionTime", str(100 + 50 * (k % 2))))
+    assert set(found(tmp_path).values()) == {"duplicate_positions"}
+
+
+@pytest.mark.parametrize("n", [5, 8, 10, 16])
+def test_a_mosaic_of_another_number_of_slices(tmp_path: Path, n: int) -> None:
+    """Nine there are: fewer leave filled tiles, more do not divide the matrix."""
+    make.mosaic(tmp_path / "s" / "m.dcm", DATA + 1, AFFINE, n=n)
+    assert set(found(tmp_path).values()) == {"mosaic_unsupported"}
+
+
+@pytest.mark.parametrize("scale", [0.0, float("nan"), -1.0, None])
+def test_a_scale_that_one_slice_lacks(tmp_path: Path, scale: float | None) -> None:
+    def change(k: int, ds: Dataset) -> None:
+        ds.RescaleSlope, ds.RescaleIntercept = "2.5", "-5"
+        if k != 3 or scale is not None:
+            block = ds.private_block(0x2005, "Philips MR Imaging DD 001", create=True)
+            block.add_new(0x0E, "FL", scale if k == 3 else 0.125)
+
+    make.series(tmp_path / "s", DATA, AFFINE, change)
+    assert "rescale_invalid" in found(tmp_path).values()
+    assert not any(isinstance(v, Image) for v in found(tmp_path).values())
+
+
+@pytest.mark.parametrize("step", [10.0, 1e9])
+def test_a_stack_that_leans_too_far_is_not_resampled(tmp_path: Path, step: float) -> None:
+    affine = np.diag([-1.0, -1, 3, 1])
+    affine[0, 2] = step
+    make.series(tmp_path / "s", DATA[..., :3], affine)
+    listing = walk(tmp_path)
+    slices = [s for p in listing.sizes for s in dicom.slices(listing.path(p), p)]
+    with pytest.raises(Refused, match="gantry_tilt"):
+        stack.read(slices, listing.path, upright=True)
+
+
 def test_philips_scales_are_undone(tmp_path: Path) -> None:
     """What the scanner measured is the displayed value over slope and scale slope."""
 
