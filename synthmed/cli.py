@@ -388,6 +388,8 @@ def deidentify(
         f"{receipt['n_written']} files of {receipt['n_series']} series, "
         f"{receipt['n_studies']} studies and {receipt['n_patients']} patients in {target}"
     )
+    if receipt["n_same_twice"]:
+        typer.echo(f"{receipt['n_same_twice']} more are copies of these, and written once")
     if receipt["n_refused"]:
         counts = ", ".join(f"{n} {code}" for code, n in receipt["refused"].items())
         typer.echo(f"refused: {counts}; {refused_list(target)} stays in the house")
