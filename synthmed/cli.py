@@ -238,6 +238,7 @@ def look(
     """Say what a folder of DICOM series holds and what would become of it; nothing is written."""
     from synthmed import configfile
     from synthmed.formats import selection
+    from synthmed.formats.quarantine import listed
     from synthmed.stages import ingest
 
     given: dict[str, Any] = {"data.source": str(source), "data.format": "dicom"}
@@ -251,8 +252,7 @@ def look(
     for line in selection.lines(found["volumes"]):
         typer.echo(line)
     if found["refused"]:
-        counts = ", ".join(f"{n} {code}" for code, n in found["refused"].items())
-        typer.echo(f"other files: {counts}")
+        typer.echo(f"other files: {listed(found['refused'])}")
 
 
 @app.command()
@@ -378,6 +378,7 @@ def deidentify(
     from synthmed.deid.clean import Options
     from synthmed.deidentify import deidentify as run_deidentify
     from synthmed.deidentify import refused_list
+    from synthmed.formats.quarantine import listed
 
     options = Options(dates=shift_dates, device=keep_device, descriptors=clean_descriptors)
     receipt = run_deidentify(source, target, options, quiet)
@@ -391,8 +392,8 @@ def deidentify(
     if receipt["n_same_twice"]:
         typer.echo(f"{receipt['n_same_twice']} more are copies of these, and written once")
     if receipt["n_refused"]:
-        counts = ", ".join(f"{n} {code}" for code, n in receipt["refused"].items())
-        typer.echo(f"refused: {counts}; {refused_list(target)} stays in the house")
+        refused = listed(receipt["refused"])
+        typer.echo(f"refused: {refused}; {refused_list(target)} stays in the house")
     typer.echo(f"not covered: {receipt['not_covered']}")
 
 

@@ -15,6 +15,7 @@ import torch
 from synthmed import memory
 from synthmed.artifacts import Catalogue, Scan
 from synthmed.config import Config
+from synthmed.formats.quarantine import listed
 from synthmed.loader import WATCHED
 from synthmed.measure import Request, measure
 from synthmed.policy import MIN_HOLDOUT
@@ -138,7 +139,7 @@ def describe(facts: Mapping[str, Any]) -> str:
     """The plan as a few lines for a person."""
     reasons = dict(facts["reasons"])
     other = reasons.pop("not_requested", 0)  # label maps and the like: not a fault of theirs
-    refused = ", ".join(f"{n} {code}" for code, n in reasons.items())
+    refused = listed(reasons)
     lines = [
         f"patients   {facts['n_patients']} ({facts['n_scans']} scans); "
         f"{facts['n_train']} to train on, {facts['n_holdout']} held out",

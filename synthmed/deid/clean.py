@@ -23,7 +23,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence as Items
 from pydicom.tag import BaseTag
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from synthmed import __version__
 from synthmed.deid import profile
@@ -54,7 +54,7 @@ _IDENTIFYING = (
     "AdmissionID", "RequestedProcedureID", "PerformedProcedureStepID", "FrameOfReferenceUID",
 )  # fmt: skip
 _TEXT = {"AE", "CS", "LO", "LT", "SH", "ST", "UC", "UR", "UT", "AS"}
-_LARGE = {"OB", "OD", "OF", "OL", "OV", "OW", "OB or OW", "UN", "SQ"}
+_LARGE = profile.BINARY | {"OB or OW", "SQ"}
 _FORM = {
     "DS": re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*"),
     "IS": re.compile(r"\s*[+-]?\d+\s*"),
@@ -174,8 +174,8 @@ class Cleaner:
                 for item in value:
                     self._walk(item, shift, names, depth + 1)
             elif what is Action.KEEP:
-                texts = [str(v) for v in (value if isinstance(value, MultiValue) else [value])]
-                if vr in _FORM and not all(_FORM[vr].fullmatch(t) for t in texts if t != "None"):
+                texts = [str(v) for v in _several(value)]
+                if vr in _FORM and not all(_FORM[vr].fullmatch(t) for t in texts):
                     data.add(DataElement(tag, vr, None))
                     self.counts["not of its kind"] += 1
                 elif vr in _TEXT and any(names.occur_in(t) for t in texts):
@@ -259,7 +259,7 @@ class _Names:
                 vr, value = element.VR, element.value
             except Exception:  # what cannot be read is not carried over either
                 continue
-            every = [str(v).strip() for v in (value if isinstance(value, MultiValue) else [value])]
+            every = [str(v).strip() for v in _several(value)]
             named = "PN" in (vr, dictionary_VR(element.tag) if element.keyword else "")
             if named or element.keyword in _NAMES:
                 people |= {part for v in every for part in re.split(r"[^\w]+|_", v)}
@@ -319,15 +319,13 @@ def _check(data: Dataset) -> None:
     """Let images pass that do not say that somebody's name is drawn into them."""
     if PIXEL_DATA not in data or not data.get("SOPClassUID") or not data.get("SOPInstanceUID"):
         raise Refused("no_pixels")
-    said = {name: _values(data, name) for name in ("BurnedInAnnotation", "ConversionType")}
     kind, *more = _values(data, "SOPClassUID")
-    if "YES" in said["BurnedInAnnotation"]:
+    if "YES" in _values(data, "BurnedInAnnotation"):
         raise Refused("burned_in")
     if more or kind == SECONDARY_CAPTURE or kind.startswith(f"{SECONDARY_CAPTURE}."):
         raise Refused("burned_in", "A screenshot (secondary capture).")
-    if _DRAWN & set(said["ConversionType"]) or any(
-        "SCREEN" in t for t in _values(data, "ImageType")
-    ):
+    drawn = _DRAWN & {*_values(data, "ConversionType")}
+    if drawn or any("SCREEN" in t for t in _values(data, "ImageType")):
         raise Refused("burned_in", "A screenshot or a scanned image.")
     if "PALETTE COLOR" in _values(data, "PhotometricInterpretation"):
         raise Refused("rgb", "Its palette is not carried over.")
@@ -337,9 +335,13 @@ def _check(data: Dataset) -> None:
 
 def _values(data: Dataset, name: str) -> list[str]:
     """An element's values as stripped text in capitals."""
-    value = data.get(name)
-    every = value if isinstance(value, MultiValue) else [value]
-    return [str(v).strip().upper() for v in every if v is not None]
+    return [str(v).strip().upper() for v in _several(data.get(name))]
+
+
+def _several(value: Any) -> list[Any]:
+    """An element's values, none where it is empty."""
+    every = value if isinstance(value, MultiValue | list | tuple) else [value]
+    return [v for v in every if v is not None]
 
 
 def _pixels(data: Dataset) -> bytes:
@@ -349,7 +351,7 @@ def _pixels(data: Dataset) -> bytes:
         Refused: the pixels cannot be decoded, or are not as many as the header says.
     """
     try:
-        syntax = data.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian)
+        syntax = stack.syntax_of(data)
         sizes = [int(data.get(k) or 1) for k in ("NumberOfFrames", "SamplesPerPixel")]
         sizes += [int(data.Rows), int(data.Columns)]
         n = math.prod(sizes)
@@ -371,12 +373,10 @@ def _pixels(data: Dataset) -> bytes:
     size = n * allocated // 8
     if len(raw) < size:
         raise Refused("truncated", "Its pixels end early.")
-    kind = np.dtype(f"{'>' if big else '<'}{'i' if signed else 'u'}{allocated // 8}")
-    values = np.frombuffer(raw, kind, n).astype(kind.newbyteorder("<"))
-    # bits outside the stored ones may hold an overlay
-    kept = np.right_shift(np.left_shift(values, allocated - 1 - high), allocated - stored)
+    values = np.frombuffer(raw, f"{'>' if big else '<'}u{allocated // 8}", n)
+    kept = stack.stored_values(values, allocated, stored, high, signed)
     data.HighBit = stored - 1
-    content: bytes = kept.astype(kind.newbyteorder("<")).tobytes()
+    content: bytes = kept.astype(kept.dtype.newbyteorder("<")).tobytes()
     return content + bytes(len(content) % 2)
 
 

@@ -83,7 +83,7 @@ SCHEMES = ("DCM", "SCT", "SRT", "SNM3", "UCUM", "RADLEX", "LN", "FMA", "NCIt", "
 """Coding schemes whose codes are public; of others, code and meaning are emptied."""
 
 _TEXT, _DEVICE, _DESCRIPTORS = ({Tag(n) for n in names} for names in (TEXT, DEVICE, DESCRIPTORS))
-_BINARY = {"OB", "OD", "OF", "OL", "OV", "OW", "UN"}
+BINARY = {"OB", "OD", "OF", "OL", "OV", "OW", "UN"}
 _TIMES = {"DA", "DT", "TM"}
 _FREE = {"LO", "LT", "SH", "ST", "UC", "UR", "UT"}
 _TABLES = {Tag(n) for n in ("ModalityLUTSequence", "VOILUTSequence", "PresentationLUTSequence")}
@@ -162,7 +162,7 @@ def action(
         return Action.REMOVE
     if vr == "UI":
         return Action.UID
-    if vr in _BINARY:  # an image's own pixels are made anew; those of icons and tables go
+    if vr in BINARY:  # an image's own pixels are made anew; those of icons and tables go
         return Action.REMOVE
     if tag in _TABLES or tag == Tag("SpecificCharacterSet"):
         return Action.REMOVE

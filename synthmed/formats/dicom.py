@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pydicom
@@ -48,6 +48,24 @@ _TAGS: list[Any] = [
 
 _MANUFACTURERS = ("SIEMENS", "GE", "PHILIPS", "CANON", "TOSHIBA", "HITACHI", "FUJIFILM",
                   "HYPERFINE", "UNITED IMAGING", "ESAOTE", "BRUKER")  # fmt: skip
+
+
+class Moment(NamedTuple):
+    """What orders images of one kind at one place; 0 where the header does not say.
+
+    Args:
+        time: TemporalPositionIdentifier.
+        acquisition: AcquisitionNumber.
+        trigger: TriggerTime in milliseconds.
+        instance: InstanceNumber.
+        image: number of the image in its file.
+    """
+
+    time: float
+    acquisition: float
+    trigger: float
+    instance: float
+    image: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +103,7 @@ class Slice:
         pixels: rows, columns, bits allocated, bits stored, high bit, pixel representation.
         rescale: slope and intercept; `measured` says that a scanner's own scale is in them.
         kind: what a scanner varies within a series, always the same names in the same order.
-        moment: numbers that order images of one kind at one place.
+        moment: what orders images of one kind at one place.
         acquired: how.
         scanner: allow-listed technical fields.
         age: in years, and `sex` as the header says; None where missing.
@@ -108,7 +126,7 @@ class Slice:
     rescale: tuple[float, float]
     measured: bool
     kind: tuple[tuple[str, str | float], ...]
-    moment: tuple[float, ...]
+    moment: Moment
     acquired: Acquisition
     scanner: tuple[tuple[str, str | float], ...]
     age: float | None
@@ -365,10 +383,14 @@ def _kind(data: Dataset) -> tuple[tuple[str, str | float], ...]:
     )
 
 
-def _moment(data: Dataset, k: int) -> tuple[float, ...]:
-    """What orders images of one kind at one place: time, acquisition, trigger, instance, frame."""
-    names = ("TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime", "InstanceNumber")
-    return (*(_number(data, name) for name in names), float(k))
+def _moment(data: Dataset, image: int) -> Moment:
+    return Moment(
+        time=_number(data, "TemporalPositionIdentifier"),
+        acquisition=_number(data, "AcquisitionNumber"),
+        trigger=_number(data, "TriggerTime"),
+        instance=_number(data, "InstanceNumber"),
+        image=image,
+    )
 
 
 def _number(data: Dataset, name: str) -> float:

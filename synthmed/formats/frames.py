@@ -37,8 +37,9 @@ _GROUP_TAGS = {Tag(name) for name in (
     "PixelValueTransformationSequence", "FrameContentSequence", "TemporalPositionSequence",
     "MRImageFrameTypeSequence", "MREchoSequence", "MRModifierSequence", "MRDiffusionSequence",
     "MRTimingAndRelatedParametersSequence", "CardiacSynchronizationSequence",
-    "DiffusionGradientDirectionSequence",
 )}  # fmt: skip
+_DIRECTION = "DiffusionGradientDirectionSequence"
+"""Lies within the group of diffusion."""
 _CLASSIC = {
     "FrameType": "ImageType",
     "EffectiveEchoTime": "EchoTime",
@@ -48,16 +49,16 @@ _CLASSIC = {
     "NominalCardiacTriggerDelayTime": "TriggerTime",
 }
 """Element of an enhanced image to that of a classic one."""
-N_IN_MOSAIC = Tag(0x0019, 0x100A)
-MOSAIC_TAGS: list[BaseTag] = [
-    Tag(0x0019, 0x0010), N_IN_MOSAIC,
+_N_IN_MOSAIC = Tag(0x0019, 0x100A)
+_MOSAIC_TAGS: list[BaseTag] = [
+    Tag(0x0019, 0x0010), _N_IN_MOSAIC,
     *(Tag(0x0029, e) for e in (0x0010, 0x0011, 0x0012, 0x1010, 0x1110, 0x1210)),
 ]  # fmt: skip
 """What says how a mosaic is laid out, with the blocks' creators."""
 _PHILIPS = "Philips MR Imaging DD 001"
 _PHILIPS_ITEMS = Tag(0x2005, 0x140F)
 _SCALE_TAGS = [Tag(0x2005, e) for b in range(0x10, 0x18) for e in (b, b << 8 | 0x0E)]
-TAGS = [_SHARED, _PER_FRAME, "NumberOfFrames", "SpacingBetweenSlices", *MOSAIC_TAGS, *_SCALE_TAGS]
+TAGS = [_SHARED, _PER_FRAME, "NumberOfFrames", "SpacingBetweenSlices", *_MOSAIC_TAGS, *_SCALE_TAGS]
 """Elements needed here beside those of an image."""
 
 
@@ -106,7 +107,7 @@ def frames(data: Dataset, types: Sequence[str]) -> Iterator[Frame]:
         return
     if count != 1:
         raise Refused("enhanced_unsupported", "A multi-frame file of another kind.")
-    if "MOSAIC" in types or N_IN_MOSAIC in data:
+    if "MOSAIC" in types or _N_IN_MOSAIC in data:
         yield from _mosaic(data, matrix)
     else:
         yield Frame(data, 0, 1, 0, 1, (0, 0), matrix, _scale(data))
@@ -145,10 +146,10 @@ def _take(flat: Dataset, group: Dataset) -> None:
     """Put the elements of known functional groups into a flat data set."""
     for tag in group.keys() & _GROUP_TAGS:
         for item in (group[tag].value or ())[:1]:
-            _take(flat, item)  # a diffusion direction lies one deeper
-            for element in item:
-                if element.VR != "SQ" and element.keyword:
-                    _put(flat, _CLASSIC.get(element.keyword, element.keyword), element.value)
+            for source in (item, *(item.get(_DIRECTION) or ())[:1]):
+                for element in source:
+                    if element.VR != "SQ" and element.keyword:
+                        _put(flat, _CLASSIC.get(element.keyword, element.keyword), element.value)
 
 
 def _put(flat: Dataset, keyword: str, value: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,6 +41,15 @@ class Quarantine:
         """The three commonest reasons with their counts, for a message."""
         counts = [f"{code} {n}" for code, n in self.counts().items()]
         return ", ".join(counts[:3] + ["..."] * (len(counts) > 3)) or "nothing"
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    """Counts by reason, for a line on the terminal.
+
+    >>> listed({"truncated": 2, "rgb": 1})
+    '2 truncated, 1 rgb'
+    """
+    return ", ".join(f"{n} {code}" for code, n in counts.items())
 
 
 def _cell(path: str) -> str:

@@ -6,7 +6,6 @@ The only place that knows LPS. Source: PS3.3 C.7.6.2.1.1 (position and orientati
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -200,55 +199,61 @@ def _planes(ordered: Sequence[Slice], where: Callable[[str], Path]) -> list[npt.
     files: dict[str, list[int]] = defaultdict(list)
     for i, s in enumerate(ordered):
         files[s.path].append(i)
-    for path, own in files.items():  # each file is read once
+    for path, own in files.items():  # each file is read once, and so are frames of many slices
         data = dicom.dataset(where(path), _PIXEL_TAGS, stop_before_pixels=False)
         if "PixelData" not in data:
             raise Refused("no_pixels")
-        encoded = pixel_bytes(data)
-        covered: npt.NDArray[np.bool_] | None = None
+        encoded, first = pixel_bytes(data), ordered[own[0]]
+        decoder = _decoder(data, encoded, first)
+        covered = np.zeros(first.matrix, np.bool_)
+        shown = -1
         for i in own:
             s = ordered[i]
-            frame, out[i] = _plane(s, data, encoded)
-            if s.pixels[:2] != s.matrix:  # of a mosaic: what lies beside its tiles must be empty
-                covered = np.zeros(s.matrix, np.bool_) if covered is None else covered
-                row, column = s.corner
-                covered[row : row + s.pixels[0], column : column + s.pixels[1]] = True
-        if covered is not None and frame[~covered].any():
+            if s.frame != shown:
+                frame = _native(data, encoded, s) if decoder is None else _decoded(data, decoder, s)
+                shown = s.frame
+            tile = tuple(slice(c, c + n) for c, n in zip(s.corner, s.pixels[:2], strict=True))
+            out[i] = rescale(stored_values(frame[tile], *s.pixels[2:]), *s.rescale)
+            covered[tile] = True
+        if frame[~covered].any():  # of a mosaic: what lies beside its tiles must be empty
             raise Refused("mosaic_unsupported", "It holds more slices than it claims.")
     return out
+
+
+def syntax_of(data: Any) -> uid.UID:
+    """The transfer syntax of a file; the standard's default where it does not say."""
+    found: uid.UID = data.file_meta.get("TransferSyntaxUID", uid.ImplicitVRLittleEndian)
+    return found
 
 
 def pixel_bytes(data: Any) -> bytes:
     """The pixel data of a file; words of two 8-bit pixels in the order of the pixels."""
     encoded = bytes(data.PixelData)
-    syntax = data.file_meta.get("TransferSyntaxUID", uid.ImplicitVRLittleEndian)
-    if not syntax.is_little_endian and data["PixelData"].VR == "OW" and data.BitsAllocated == 8:
+    big = not syntax_of(data).is_little_endian
+    if big and data["PixelData"].VR == "OW" and data.BitsAllocated == 8:
         words = np.frombuffer(encoded[: len(encoded) // 2 * 2], np.uint16)
         encoded = words.byteswap().tobytes() + encoded[len(encoded) // 2 * 2 :]
     return encoded
 
 
-def _plane(s: Slice, data: Any, encoded: bytes) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """The frame a slice lies in, and its own (rows, columns), rescaled."""
-    rows, columns, allocated, stored, high, signed = s.pixels
-    syntax = data.file_meta.get("TransferSyntaxUID", uid.ImplicitVRLittleEndian)
-    if not syntax.is_compressed or syntax.is_deflated:
-        frame = _native(encoded, s, big_endian=not syntax.is_little_endian)
-    else:
-        frame = _decoded(data, encoded, s)
-    row, column = s.corner
-    raw = frame[row : row + rows, column : column + columns]
-    # bits outside the stored ones may hold overlays, and the sign is the highest stored bit
+def stored_values(
+    raw: npt.NDArray[Any], allocated: int, stored: int, high: int, signed: int
+) -> npt.NDArray[Any]:
+    """What the stored bits of pixels say.
+
+    Bits outside the stored ones may hold overlays, and the sign is the highest stored bit.
+    """
     kind = np.dtype(f"{'i' if signed else 'u'}{allocated // 8}")
-    values = np.right_shift(
+    out: npt.NDArray[Any] = np.right_shift(
         np.left_shift(raw.astype(kind), allocated - 1 - high), allocated - stored
     )
-    return frame, rescale(values, *s.rescale)
+    return out
 
 
-def _native(encoded: bytes, s: Slice, big_endian: bool) -> npt.NDArray[Any]:
+def _native(data: Any, encoded: bytes, s: Slice) -> npt.NDArray[Any]:
     """The frame of a slice in uncompressed pixels."""
     rows, columns = s.matrix
+    big_endian = not syntax_of(data).is_little_endian
     kind = np.dtype(f"{'>' if big_endian else '<'}u{s.pixels[2] // 8}")
     n_bytes = rows * columns * kind.itemsize
     if len(encoded) < s.n_frames * n_bytes:
@@ -263,9 +268,11 @@ def _native(encoded: bytes, s: Slice, big_endian: bool) -> npt.NDArray[Any]:
     )
 
 
-def _decoded(data: Any, encoded: bytes, s: Slice) -> npt.NDArray[Any]:
-    """The frame of a slice in compressed pixels, decoded by pydicom's plugins."""
-    syntax = data.file_meta.TransferSyntaxUID
+def _decoder(data: Any, encoded: bytes, s: Slice) -> Any:
+    """pydicom's decoder of a file's pixels; None where they are not compressed."""
+    syntax = syntax_of(data)
+    if not syntax.is_compressed or syntax.is_deflated:
+        return None
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
@@ -273,7 +280,12 @@ def _decoded(data: Any, encoded: bytes, s: Slice) -> npt.NDArray[Any]:
     if not decoder.is_available:
         package = "synthmed[codecs]" if syntax in _CODECS else "python-gdcm"
         raise Refused("compressed_unsupported", f"{syntax.name} needs: pip install {package}.")
-    check_codestreams(encoded, s.n_frames, s.matrix, s.frame)
+    check_codestreams(encoded, s.n_frames, s.matrix)
+    return decoder
+
+
+def _decoded(data: Any, decoder: Any, s: Slice) -> npt.NDArray[Any]:
+    """The frame of a slice in compressed pixels."""
     try:
         plane, _ = decoder.as_array(data, raw=True, index=s.frame)
     except Exception:  # decoders raise anything on damaged pixels
@@ -281,24 +293,21 @@ def _decoded(data: Any, encoded: bytes, s: Slice) -> npt.NDArray[Any]:
     if plane.shape != s.matrix:
         raise Refused("header_unreadable", "Its compressed pixels have another matrix.")
     unsigned = np.dtype(f"u{s.pixels[2] // 8}")
-    return plane.astype(unsigned)
+    out: npt.NDArray[Any] = plane.astype(unsigned)
+    return out
 
 
-def check_codestreams(
-    encoded: bytes, n_frames: int, matrix: tuple[int, int], only: int | None = None
-) -> None:
+def check_codestreams(encoded: bytes, n_frames: int, matrix: tuple[int, int]) -> None:
     """Refuse compressed frames that claim another matrix: decoders allocate what they claim.
 
     Args:
         encoded: the encapsulated pixel data.
         n_frames: that it holds.
         matrix: (rows, columns) of a frame.
-        only: look at this frame alone.
     """
     try:
-        every = generate_frames(encoded, number_of_frames=n_frames)
-        looked = every if only is None else [next(itertools.islice(every, only, None))]
-        claimed = {codestream_size(frame) for frame in looked}
+        frames = generate_frames(encoded, number_of_frames=n_frames)
+        claimed = {codestream_size(frame) for frame in frames}
     except Exception:  # damaged encapsulation raises anything
         raise Refused("truncated", "Its compressed pixels are damaged.") from None
     if claimed - {None, matrix}:

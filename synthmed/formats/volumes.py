@@ -83,15 +83,16 @@ def _stacks(own: Sequence[tuple[int, Slice]]) -> list[tuple[Slice, ...]]:
         raise Refused("duplicate_positions", "Some places have more images than others.")
     if n == 1:
         return [tuple(s for _, s in own)]
-    for number in range(3):
+    told = [(s.path, s.moment.time, s.moment.acquisition) for _, s in own]
+    for keys in zip(*told, strict=True):
         groups: dict[Any, list[tuple[int, Slice]]] = defaultdict(list)
-        for place, s in own:
-            groups[(s.path, *s.moment[:2])[number]].append((place, s))
+        for key, item in zip(keys, own, strict=True):
+            groups[key].append(item)
         if len(groups) == n and all(_once(g, n_places) for g in groups.values()):
             stacks = [tuple(s for _, s in sorted(g, key=_by_place)) for g in groups.values()]
             return sorted(stacks, key=lambda stack: min((s.moment, s.path) for s in stack))
-    ordered = sorted(own, key=lambda item: (item[1].moment[3], item[1].moment[4]))
-    if len({(s.moment[3], s.moment[4]) for _, s in own}) == len(own):
+    ordered = sorted(own, key=lambda item: item[1].moment[3:])
+    if len({s.moment[3:] for _, s in own}) == len(own):  # instance, and image of its file
         blocks = [ordered[i : i + n_places] for i in range(0, len(own), n_places)]
         if all(_once(block, n_places) for block in blocks):
             return [tuple(s for _, s in block) for block in blocks]

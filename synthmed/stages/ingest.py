@@ -28,7 +28,7 @@ from synthmed.formats import candidates, nifti, selection, tables
 from synthmed.formats.candidates import Candidate, FileRefused
 from synthmed.formats.listing import Kind, Listing, is_auxiliary, kind, walk
 from synthmed.formats.nifti import Image
-from synthmed.formats.quarantine import Quarantine
+from synthmed.formats.quarantine import Quarantine, listed
 from synthmed.formats.refusal import Refused, quiet
 
 MIN_PATIENTS = 10
@@ -408,11 +408,10 @@ def summary(facts: Mapping[str, Any]) -> str:
     reasons = dict(facts["reasons"])
     other = reasons.pop("not_requested", 0)
     if reasons:
-        listed = ", ".join(f"{n} {code}" for code, n in reasons.items())
-        text += f"; {sum(reasons.values())} refused ({listed})"
+        text += f"; {sum(reasons.values())} refused ({listed(reasons)})"
     if other:
         text += f"; {other} files not asked for"
     if missing := facts["n_labels_missing"]:
-        listed = ", ".join(f"{n} without {name}" for name, n in missing.items())
-        text += f"; kept with labels missing: {listed}"
+        lacking = ", ".join(f"{n} without {name}" for name, n in missing.items())
+        text += f"; kept with labels missing: {lacking}"
     return text

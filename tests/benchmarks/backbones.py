@@ -29,7 +29,7 @@ from synthmed import configfile
 from synthmed.config import Config
 from synthmed.deid.pseudonyms import KEY_BYTES, KEY_FILE
 from synthmed.errors import SynthmedError
-from tests.benchmarks.cohorts import NONE, insert, number
+from tests.benchmarks.cohorts import NONE, number, publish
 from tests.benchmarks.part import CURVED, HOUSE, LOOK, OUTSIDE, Part, curved, made
 from tests.benchmarks.reference import Recipe
 
@@ -314,9 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise SynthmedError(f"{options.results}: no result yet", "Leave out --table-only.")
     text = f"`python tests/benchmarks/backbones.py --minutes {found[0]['minutes']:g}`:"
     text = f"{text}\n\n{tables(found)}"
-    page = insert(options.page.read_text(encoding="utf-8"), text, BEGIN, END)
-    options.page.write_text(page, encoding="utf-8")
-    print(text)
+    publish(options.page, text, BEGIN, END)
     return 0
 
 

@@ -106,6 +106,16 @@ def insert(page: str, text: str, first: str = BEGIN, last: str = END) -> str:
     return f"{head}{first}\n{text}\n{last}{tail}"
 
 
+def publish(page: Path, text: str, first: str = BEGIN, last: str = END) -> None:
+    """Put a text between two markers of a page, and print it.
+
+    Raises:
+        ValueError: as `insert`.
+    """
+    page.write_text(insert(page.read_text(encoding="utf-8"), text, first, last), encoding="utf-8")
+    print(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table and put it into the page."""
     parser = argparse.ArgumentParser(description="Finished runs as a table in docs/benchmarks.md.")
@@ -119,9 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     columns = {name: column(run) for name, run in zip(names, options.runs, strict=True)}
     command = "python tests/benchmarks/cohorts.py " + " ".join(f"runs/{n}" for n in names)
     text = f"`{command}`, {options.machine}:\n\n{table(columns)}"
-    page = insert(options.page.read_text(encoding="utf-8"), text)
-    options.page.write_text(page, encoding="utf-8")
-    print(text)
+    publish(options.page, text)
     return 0
 
 

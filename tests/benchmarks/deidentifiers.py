@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -30,13 +29,11 @@ from pydicom.dataset import Dataset
 from synthmed.deid.clean import Cleaner
 from synthmed.deid.pseudonyms import Pseudonyms
 from synthmed.formats.refusal import quiet
-from tests.benchmarks.cohorts import insert
+from tests.benchmarks.cohorts import publish
+from tests.deid import canaries
+from tests.formats import make
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path += [str(ROOT / "tests" / "formats"), str(ROOT / "tests" / "deid")]
-import canaries  # type: ignore[import-not-found]  # noqa: E402
-import make  # type: ignore[import-not-found]  # noqa: E402
-
 PAGE = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- deidentifiers:begin -->", "<!-- deidentifiers:end -->"
 PORT = 8042
@@ -191,12 +188,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         tools.remove("Orthanc")
     text = f"`python tests/benchmarks/deidentifiers.py`, {versions}:\n\n{table(tools)}"
-    page = insert(options.page.read_text(encoding="utf-8"), text, BEGIN, END)
-    options.page.write_text(page, encoding="utf-8")
-    print(text)
+    publish(options.page, text, BEGIN, END)
     return 0
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("SYNTHMED_HOME", tempfile.gettempdir())
     sys.exit(main())

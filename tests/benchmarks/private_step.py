@@ -37,7 +37,7 @@ from synthmed.stages import train
 from synthmed.training import Training, phase_step
 from synthmed.trial import noise_loader
 from tests.benchmarks.backbones import apart
-from tests.benchmarks.cohorts import insert
+from tests.benchmarks.cohorts import publish
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- private-step:begin -->", "<!-- private-step:end -->"
@@ -217,9 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"`python tests/benchmarks/private_step.py`, {torch.get_num_threads()} threads, torch "
         f"{torch.__version__}, {options.batch} patients on {options.grid}^3, fp32:\n\n"
     ) + "\n".join(lines)
-    page = insert(options.page.read_text(encoding="utf-8"), text, BEGIN, END)
-    options.page.write_text(page, encoding="utf-8")
-    print(text)
+    publish(options.page, text, BEGIN, END)
     return 0
 
 

@@ -32,7 +32,8 @@ from synthmed.formats import dcm2niix, dicom, stack
 from synthmed.formats.listing import is_auxiliary, kind, walk
 from synthmed.formats.refusal import Refused, quiet
 from synthmed.formats.volumes import volumes
-from tests.benchmarks.cohorts import insert
+from tests.benchmarks.cohorts import publish
+from tests.formats import make
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- readers:begin -->", "<!-- readers:end -->"
@@ -104,16 +105,15 @@ def cases(root: Path) -> list[Case]:
 
 def synthmed(folder: Path) -> list[Volume]:
     """This package, with `volumes: split`."""
-    listing = walk(folder)
-    slices, out = [], []
+    slices, refused, where = make.headers(folder)
+    for code in refused.values():
+        raise Refused(code)
+    out = []
     with quiet():
-        for path in listing.sizes:
-            if not is_auxiliary(path) and kind(listing, path) == "dicom":
-                slices += dicom.slices(listing.path(path), path)
         for group in dicom.series(slices):
             dicom.patient(group)
             for volume in volumes(group.slices):
-                image = stack.read(volume.slices, listing.path)
+                image = stack.read(volume.slices, where)
                 out.append((image.data.astype(np.float64), image.affine))
     return out
 
@@ -284,9 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     versions = ", ".join(f"{n} {version(n.lower())}" for n in options.readers[1:])
     text = f"`python tests/benchmarks/readers.py`; right / refused / wrong; {versions}:\n\n"
     text += table(root, options.readers)
-    page = insert(options.page.read_text(encoding="utf-8"), text, BEGIN, END)
-    options.page.write_text(page, encoding="utf-8")
-    print(text)
+    publish(options.page, text, BEGIN, END)
     return 0
 
 

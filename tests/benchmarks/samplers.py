@@ -19,7 +19,7 @@ from torch import Tensor
 from synthmed.backbones.diffusion import Process, Schedule
 from synthmed.backbones.samplers import DDIM, Ancestral, DPMSolver, Heun, Noise, Sampler
 from tests.backbones.gaussians import Draw, Gaussian, moments
-from tests.benchmarks.cohorts import insert
+from tests.benchmarks.cohorts import publish
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- samplers:begin -->", "<!-- samplers:end -->"
@@ -111,9 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parts = ["`python tests/benchmarks/samplers.py`:"]
     parts += [table(schedule, options.evaluations) for schedule in get_args(Schedule)]
     text = "\n\n".join(parts)
-    page = insert(options.page.read_text(encoding="utf-8"), text, BEGIN, END)
-    options.page.write_text(page, encoding="utf-8")
-    print(text)
+    publish(options.page, text, BEGIN, END)
     return 0
 
 

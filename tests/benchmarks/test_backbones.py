@@ -21,7 +21,8 @@ from synthmed.keys import Key
 from synthmed.stages.prepare import CLIP
 from synthmed.types import Array
 from tests.benchmarks import backbones
-from tests.benchmarks.backbones import BEGIN, END, MODELS, configured, insert, main, tables
+from tests.benchmarks.backbones import BEGIN, END, MODELS, configured, main, tables
+from tests.benchmarks.cohorts import insert
 from tests.benchmarks.part import CURVED, HOUSE, Part, judged, prepared, sheet, write_volumes
 from tests.benchmarks.reference import TRIAL_STEPS, Gaussian, Monai, Recipe, train_scans
 

@@ -32,7 +32,7 @@ from synthmed.formats import synthetic
 from synthmed.metrics.blocks import block_means
 from synthmed.store import digest, write_json
 from tests.benchmarks.backbones import apart, estimate, kept, public_home, value
-from tests.benchmarks.cohorts import insert, number
+from tests.benchmarks.cohorts import number, publish
 from tests.benchmarks.part import DRAWN, Part, made, prepared, trained
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -364,9 +364,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         apart(step, public(cohort, place))
                 found[cohort, route, epsilon] = done or cell(part, asked)
     text = f"`python tests/benchmarks/utility.py`:\n\n{table(found)}"
-    page = insert(options.page.read_text(encoding="utf-8"), text, BEGIN, END)
-    options.page.write_text(page, encoding="utf-8")
-    print(text)
+    publish(options.page, text, BEGIN, END)
     return 0
 
 

@@ -351,7 +351,8 @@ def test_our_own_words_and_small_numbers_are_nobody(
     tmp_path: Path, elements: dict[str, Any]
 ) -> None:
     """Files that were anonymised before are full of them."""
-    cleaned(image(tmp_path / "s", put(**elements)))
+    found, _ = cleaned(image(tmp_path / "s", put(**elements)))
+    assert found.PatientIdentityRemoved == "YES"
 
 
 @pytest.mark.parametrize(

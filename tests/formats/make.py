@@ -16,8 +16,29 @@ from pydicom.valuerep import format_number_as_ds
 
 from synthmed.config import Config
 from synthmed.configfile import validate
+from synthmed.formats import dicom
+from synthmed.formats.dicom import Slice
+from synthmed.formats.listing import is_auxiliary, kind, walk
+from synthmed.formats.refusal import Refused, quiet
 
 MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
+
+
+def headers(
+    folder: Path,
+) -> tuple[list[Slice], dict[str, str], Callable[[str], Path]]:
+    """The images of every DICOM file in a folder, codes of those refused, and where they lie."""
+    listing = walk(folder)
+    slices, refused = [], {}
+    with quiet():
+        for path in listing.sizes:
+            if is_auxiliary(path) or kind(listing, path) != "dicom":
+                continue
+            try:
+                slices += dicom.slices(listing.path(path), path)
+            except Refused as reason:
+                refused[path] = reason.code
+    return slices, refused, listing.path
 
 
 def config(source: Path, **data: Any) -> Config:
@@ -265,10 +286,8 @@ def mosaic(
 def csa(elements: Mapping[str, tuple[str, Sequence[str]]]) -> bytes:
     """Siemens' private header in its second format."""
     out = b"SV10\4\3\2\1" + struct.pack("<2I", len(elements), 77)
-    for name, (kind, values) in elements.items():
-        out += struct.pack(
-            "<64si4s3i", name.encode(), len(values), kind.encode(), 0, len(values), 77
-        )
+    for name, (vr, values) in elements.items():
+        out += struct.pack("<64si4s3i", name.encode(), len(values), vr.encode(), 0, len(values), 77)
         for value in values:
             text = value.encode() + b"\0"
             out += struct.pack("<4i", 0, len(text), 77, 0) + text + bytes(-len(text) % 4)

@@ -13,26 +13,12 @@ import numpy as np
 import pytest
 
 from synthmed.errors import UsageError
-from synthmed.formats import dcm2niix, dicom, stack
-from synthmed.formats.dicom import Slice
-from synthmed.formats.listing import is_auxiliary, kind, walk
-from synthmed.formats.refusal import Refused, quiet
+from synthmed.formats import dcm2niix, stack
+from synthmed.formats.refusal import Refused
 
 AFFINE = np.diag([-2.0, 1.5, 3, 1])
 DATA = make.voxels(0)
 here = pytest.mark.skipif(importlib.util.find_spec("dcm2niix") is None, reason="no dcm2niix")
-
-
-def slices(folder: Path) -> tuple[list[Slice], Any]:
-    listing = walk(folder)
-    with quiet():
-        found = [
-            s
-            for path in listing.sizes
-            if not is_auxiliary(path) and kind(listing, path) == "dicom"
-            for s in dicom.slices(listing.path(path), path)
-        ]
-    return found, listing.path
 
 
 def named(ds: Any) -> None:
@@ -46,7 +32,7 @@ def test_it_makes_the_same_volume(tmp_path: Path, layout: str) -> None:
         make.series(tmp_path / "s", DATA, AFFINE, lambda k, ds: named(ds))
     else:
         make.mosaic(tmp_path / "s" / "m.dcm", DATA, AFFINE, named)
-    found, where = slices(tmp_path)
+    found, _, where = make.headers(tmp_path)
     own, other = stack.read(found, where), dcm2niix.read(found, where)
     np.testing.assert_array_equal(other.data, own.data)
     np.testing.assert_allclose(other.affine, own.affine, atol=1e-4)
@@ -62,7 +48,7 @@ def test_an_uneven_stack_is_refused_before_it_is_asked(
 
     make.series(tmp_path / "s", DATA, AFFINE, place)
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("asked"))
-    found, where = slices(tmp_path)
+    found, _, where = make.headers(tmp_path)
     with pytest.raises(Refused, match="missing_slices"):
         dcm2niix.read(found, where)
 
@@ -72,7 +58,7 @@ def test_what_it_makes_must_lie_where_the_headers_say(
 ) -> None:
     """A program that fails, makes two volumes, none, or one half a millimetre away."""
     make.series(tmp_path / "s", DATA, AFFINE)
-    found, where = slices(tmp_path)
+    found, _, where = make.headers(tmp_path)
     right = stack.read(found, where)
     shifted = right.affine.copy()
     shifted[0, 3] += 0.5
@@ -127,6 +113,6 @@ REAL = os.environ.get("SYNTHMED_REAL_DATA")
      "dicom2nifti/hyperfine/anatomical/001", "dicom2nifti/siemens_multiframe/anatomical/001"],
 )  # fmt: skip
 def test_both_engines_agree_on_real_series(folder: str) -> None:
-    found, where = slices(Path(str(REAL)) / "dicom/vendors" / folder)
+    found, _, where = make.headers(Path(str(REAL)) / "dicom/vendors" / folder)
     own, other = stack.read(found, where), dcm2niix.read(found, where)
     np.testing.assert_allclose(other.data, own.data, rtol=1e-5, atol=1e-3)

@@ -28,7 +28,6 @@ from pydicom.uid import (
 from test_nifti import ORIENTATIONS, rotation
 
 from synthmed.formats import dicom, stack
-from synthmed.formats.listing import Listing, is_auxiliary, kind, walk
 from synthmed.formats.nifti import Image
 from synthmed.formats.refusal import REASONS, Refused, quiet
 
@@ -40,26 +39,18 @@ SMOOTH = np.add.outer(np.add.outer(np.arange(64), 2 * np.arange(48)), 7 * np.ara
 
 def read(folder: Path) -> list[Image | str]:
     """What becomes of each series and each refused file in a folder."""
-    listing = walk(folder)
-    found: list[Image | str] = []
-    slices = []
+    slices, refused, where = make.headers(folder)
     with quiet():
-        for path in listing.sizes:
-            if is_auxiliary(path) or kind(listing, path) != "dicom":
-                continue
-            try:
-                slices += dicom.slices(listing.path(path), path)
-            except Refused as reason:
-                found.append(reason.code)
-        found += [_volume(group, listing) for group in dicom.series(slices)]
+        volumes = [_volume(group, where) for group in dicom.series(slices)]
+    found: list[Image | str] = [*refused.values(), *volumes]
     assert all(f in REASONS for f in found if isinstance(f, str))
     return found
 
 
-def _volume(group: dicom.Series, listing: Listing) -> Image | str:
+def _volume(group: dicom.Series, where: Callable[[str], Path]) -> Image | str:
     try:
         dicom.patient(group)
-        return stack.read(group.slices, listing.path)
+        return stack.read(group.slices, where)
     except Refused as reason:
         return reason.code
 

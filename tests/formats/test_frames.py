@@ -17,7 +17,6 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, RLELos
 from test_nifti import ORIENTATIONS, rotation
 
 from synthmed.formats import dicom, stack
-from synthmed.formats.listing import is_auxiliary, kind, walk
 from synthmed.formats.nifti import Image
 from synthmed.formats.refusal import REASONS, Refused, quiet
 from synthmed.formats.volumes import volumes
@@ -28,16 +27,9 @@ DATA = make.voxels(0)
 
 def found(folder: Path) -> dict[str, Image | str]:
     """Volumes of the series in a folder by their names, or why there are none."""
-    listing = walk(folder)
-    slices, out = [], {}
+    slices, refused, where = make.headers(folder)
+    out: dict[str, Image | str] = dict(refused)
     with quiet():
-        for path in listing.sizes:
-            if is_auxiliary(path) or kind(listing, path) != "dicom":
-                continue
-            try:
-                slices += dicom.slices(listing.path(path), path)
-            except Refused as reason:
-                out[path] = reason.code
         for number, group in enumerate(dicom.series(slices)):
             try:
                 every = volumes(group.slices)
@@ -47,7 +39,7 @@ def found(folder: Path) -> dict[str, Image | str]:
             for v in every:
                 assert v.name not in out
                 try:
-                    out[v.name] = stack.read(v.slices, listing.path)
+                    out[v.name] = stack.read(v.slices, where)
                 except Refused as reason:
                     out[v.name] = reason.code
     assert all(v in REASONS for v in out.values() if isinstance(v, str))
@@ -363,10 +355,9 @@ def test_a_stack_that_leans_too_far_is_not_resampled(tmp_path: Path, step: float
     affine = np.diag([-1.0, -1, 3, 1])
     affine[0, 2] = step
     make.series(tmp_path / "s", DATA[..., :3], affine)
-    listing = walk(tmp_path)
-    slices = [s for p in listing.sizes for s in dicom.slices(listing.path(p), p)]
+    slices, _, where = make.headers(tmp_path)
     with pytest.raises(Refused, match="gantry_tilt"):
-        stack.read(slices, listing.path, upright=True)
+        stack.read(slices, where, upright=True)
 
 
 def test_philips_scales_are_undone(tmp_path: Path) -> None:
@@ -404,9 +395,8 @@ def test_a_tilted_stack_is_shifted_back(tmp_path: Path, lean: tuple[float, float
     data = sampled(affine, (40, 32, 9))
     make.series(tmp_path / "s", np.rint(8 * data).astype(np.int16), affine)
     assert list(found(tmp_path).values()) == ["gantry_tilt"]
-    listing = walk(tmp_path)
-    slices = [s for p in listing.sizes for s in dicom.slices(listing.path(p), p)]
-    image = stack.read(slices, listing.path, upright=True)
+    slices, _, where = make.headers(tmp_path)
+    image = stack.read(slices, where, upright=True)
     np.testing.assert_allclose(image.affine[:3, :3], np.diag([1.0, 1, 3]), atol=1e-6)
     expected = sampled(image.affine, image.data.shape)
     within = image.data > 0  # beyond a slice's edge is nothing
@@ -419,10 +409,9 @@ def test_a_tilted_stack_is_shifted_back(tmp_path: Path, lean: tuple[float, float
 
 def test_an_upright_stack_is_not_touched(tmp_path: Path) -> None:
     make.series(tmp_path / "s", DATA, AFFINE)
-    listing = walk(tmp_path)
-    slices = [s for p in listing.sizes for s in dicom.slices(listing.path(p), p)]
-    plain = stack.read(slices, listing.path)
-    again = stack.read(slices, listing.path, upright=True)
+    slices, _, where = make.headers(tmp_path)
+    plain = stack.read(slices, where)
+    again = stack.read(slices, where, upright=True)
     np.testing.assert_array_equal(again.data, plain.data)
     np.testing.assert_array_equal(again.affine, plain.affine)
 
