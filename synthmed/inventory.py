@@ -84,8 +84,7 @@ def machine() -> dict[str, Any]:
     from synthmed.store import home
 
     facts: dict[str, Any] = dict(versions())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    facts["cores"] = cores
+    facts["cores"] = cores()
     facts["memory"] = f"{available_memory() / 2**30:.1f} GiB free"
     if torch.cuda.is_available():
         props = torch.cuda.get_device_properties(0)
@@ -98,6 +97,13 @@ def machine() -> dict[str, Any]:
     for name, text in _OPTIONAL.items():
         facts[name] = f"{'installed' if find_spec(name) else 'not installed'}: {text}"
     return facts
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def available_memory() -> int:

@@ -6,20 +6,26 @@ import posixpath
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from synthmed import processes
 from synthmed.config import Data, Select
 from synthmed.errors import UsageError
 from synthmed.formats import bids, dcm2niix, dicom, nifti, selection, stack, tables
 from synthmed.formats.listing import Kind, Listing
 from synthmed.formats.nifti import Image
-from synthmed.formats.refusal import Refused
+from synthmed.formats.refusal import Refused, quiet
 from synthmed.formats.tables import Cells, Table
 from synthmed.formats.volumes import Volume, volumes
 
 _SPLITS = ("train", "holdout")
 _HEADER_LABELS = ("age", "sex")
 _DICOM_PATIENT = ("patient_id", "PatientID")
+IMPORTS = ("synthmed.stages.ingest",)
+"""What a process that reads has to import."""
+MANY_FILES = 1000
+"""From so many files on, headers are read by several processes."""
 _DAMAGED = {"header_unreadable", "truncated", "unreadable", "no_pixels"}
 
 Labels = Mapping[str, str | float]
@@ -29,7 +35,7 @@ class FileRefused(Exception):
     """One file of a scan was refused, and the scan with it."""
 
     def __init__(self, path: str, reason: Refused) -> None:
-        super().__init__(reason.code)
+        super().__init__(path, reason)
         self.path, self.reason = path, reason
 
 
@@ -42,7 +48,8 @@ class Candidate:
         visit: tells one session of a person from another and orders them.
         order: orders the scans of a session.
         files: every file it is made of.
-        read: its channels; raises `Refused`, or `FileRefused` where one file is at fault.
+        read: its channels; raises `Refused`, or `FileRefused` where one file is at fault. It can
+            be sent to another process.
         labels: the values of the conditions, or why there are none.
         scanner: allow-listed fields.
         split: as the table has it, null where it has none.
@@ -148,27 +155,14 @@ def _plan_nifti(plan: Plan, data: Data, listing: Listing, files: Sequence[str]) 
 
 def _from_nifti(data: Data, listing: Listing, wanted: bids.Wanted) -> Candidate:
     """A scan of NIfTI files."""
-
-    def read() -> Mapping[str, Image]:
-        images = {}
-        for name, path in there.items():
-            try:
-                images[name] = nifti.read(listing.path(path))
-            except Refused as reason:
-                raise FileRefused(path, reason) from None
-        # only now: a damaged image is called damaged even where its mask is missing
-        for name, missing in wanted.files.items():
-            if isinstance(missing, Refused):
-                raise FileRefused(wanted.named[name], missing)
-        return images
-
     there = {name: f for name, f in wanted.files.items() if isinstance(f, str)}
+    missing = {wanted.named[n]: f for n, f in wanted.files.items() if isinstance(f, Refused)}
     return Candidate(
         person=wanted.person,
         visit=wanted.visit,
         order=" ".join(wanted.named.values()),
         files=tuple(there.values()),
-        read=read,
+        read=_NiftiReader(listing.root, there, missing),
         labels=_labels(data, wanted.cells, wanted.table.decimal_comma),
         split=_split(wanted.cells),
     )
@@ -187,15 +181,18 @@ def _plan_dicom(
         )
     found, column = _patient_tables(data, listing)
     tables.check_conditions(found, data, _HEADER_LABELS)
-    slices = []
+    slices: list[dicom.Slice] = []
     damaged = list(strays)
-    for path in files:
-        try:
-            slices += dicom.slices(listing.path(path), path)
-        except Refused as reason:
-            plan.refuse([path], reason)
-            if reason.code in _DAMAGED:
-                damaged.append(path)
+    n = processes.how_many() if len(files) >= MANY_FILES else 1
+    headers = processes.spread(_Headers(listing.root), files, n, IMPORTS)
+    for path, header in zip(files, headers, strict=True):
+        if isinstance(header, list):
+            slices += header
+            continue
+        reason = header if isinstance(header, Refused) else Refused("reader_died")
+        plan.refuse([path], reason)
+        if reason.code in _DAMAGED:
+            damaged.append(path)
     groups = dicom.series(slices)
     incomplete = _perhaps_incomplete(groups, damaged)
     rows = _rows_by_person(found, column)
@@ -251,23 +248,70 @@ def _from_dicom(
         if not isinstance(labels, Refused) and any(other != labels for other in every):
             labels = Refused("label_ambiguous")
     splits = {_split(cells) for cells, _ in own}
-
-    def read() -> Mapping[str, Image]:
-        if data.engine == "dcm2niix":
-            return {data.modality: dcm2niix.read(volume.slices, listing.path)}
-        return {data.modality: stack.read(volume.slices, listing.path, data.tilted == "resample")}
-
     return Candidate(
         person=person,
         visit=first.study,
         order=f"{first.number or 0:09d} {first.series} {first.path} {volume.name}",
         files=tuple(_files(volume.slices)),
-        read=read,
+        read=_DicomReader(
+            listing.root, volume.slices, data.modality, data.engine, data.tilted == "resample"
+        ),
         labels=labels,
         scanner=dict(first.scanner),
         split=splits.pop() if len(splits) == 1 else None,
         volume=volume.name,
     )
+
+
+@dataclass(frozen=True)
+class _Headers:
+    """Reads the headers of one DICOM file below `root`: its slices, or why there are none."""
+
+    root: Path
+
+    def __call__(self, path: str) -> list[dicom.Slice] | Refused:
+        with quiet():
+            try:
+                return dicom.slices(self.root / path, path)
+            except Refused as reason:
+                return reason
+
+
+@dataclass(frozen=True)
+class _NiftiReader:
+    """Reads the channels of a scan from the files `there`; others are `missing` (path, why)."""
+
+    root: Path
+    there: Mapping[str, str]
+    missing: Mapping[str, Refused]
+
+    def __call__(self) -> Mapping[str, Image]:
+        images = {}
+        for name, path in self.there.items():
+            try:
+                images[name] = nifti.read(self.root / path)
+            except Refused as reason:
+                raise FileRefused(path, reason) from None
+        # only now: a damaged image is called damaged even where its mask is missing
+        for path, why in self.missing.items():
+            raise FileRefused(path, why)
+        return images
+
+
+@dataclass(frozen=True)
+class _DicomReader:
+    """Reads the one channel of a scan from slices."""
+
+    root: Path
+    slices: tuple[dicom.Slice, ...]
+    channel: str
+    engine: str
+    upright: bool
+
+    def __call__(self) -> Mapping[str, Image]:
+        if self.engine == "dcm2niix":
+            return {self.channel: dcm2niix.read(self.slices, self.root.joinpath)}
+        return {self.channel: stack.read(self.slices, self.root.joinpath, self.upright)}
 
 
 def _files(slices: Sequence[dicom.Slice]) -> list[str]:

@@ -19,16 +19,23 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileDataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from synthmed.formats import frames
 from synthmed.formats.frames import Frame
 from synthmed.formats.refusal import Refused
 
 MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
+_PIXELS = b"\xe0\x7f\x10\x00"
 _GZIP = b"\x1f\x8b"
 MAX_FILE_BYTES = 1 << 30
 """Bytes of a DICOM file."""
+SMALL_FILE_BYTES = 1 << 20
+"""A file of so many bytes is read at once, pixels and all."""
 MAX_INFLATED_BYTES = 1 << 26
 """Bytes of a deflated data set or a .dcm.gz, inflated."""
 
@@ -107,6 +114,8 @@ class Slice:
         acquired: how.
         scanner: allow-listed technical fields.
         age: in years, and `sex` as the header says; None where missing.
+        element: offset of the pixels' element in its file, and whether that has no VR; None where
+            the pixels are compressed or the file is large, and it has to be parsed again.
     """
 
     path: str
@@ -131,6 +140,7 @@ class Slice:
     scanner: tuple[tuple[str, str | float], ...]
     age: float | None
     sex: str | None
+    element: tuple[int, bool] | None
 
 
 @dataclass(frozen=True)
@@ -168,10 +178,11 @@ def slices(path: Path, relative: str) -> list[Slice]:
     Raises:
         Refused: it is no MR image, or its header cannot be used.
     """
-    data = dataset(path, _TAGS, stop_before_pixels=True)
+    data, content = _parsed(path, _TAGS, stop_before_pixels=True)
     try:
         types = _check_kind(data)
-        return [_slice(frame, relative) for frame in frames.frames(data, types)]
+        element = _element(data, content)
+        return [_slice(frame, relative, element) for frame in frames.frames(data, types)]
     except Refused:
         raise
     except Exception:  # pydicom converts values on access, and a damaged one raises anything
@@ -189,6 +200,13 @@ def dataset(path: Path, tags: Sequence[Any] | None, stop_before_pixels: bool) ->
     Raises:
         Refused: unreadable, oversized or damaged.
     """
+    return _parsed(path, tags, stop_before_pixels)[0]
+
+
+def _parsed(
+    path: Path, tags: Sequence[Any] | None, stop_before_pixels: bool
+) -> tuple[FileDataset, io.BytesIO | None]:
+    """A file's data set, and where it is a small one its content, read as far as was parsed."""
     try:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
@@ -196,21 +214,24 @@ def dataset(path: Path, tags: Sequence[Any] | None, stop_before_pixels: bool) ->
         if size == 0:
             raise Refused("truncated", "The file is empty.")
         with open(path, "rb") as file:
-            handle: BinaryIO = file
-            if file.read(2) == _GZIP:
-                file.seek(0)
-                handle = io.BytesIO(_unzipped(file))
-                size = len(handle.getbuffer())
-            handle.seek(0)
-            _check_deflated(handle)
-            handle.seek(0)
-            stream: Any = _Clamped(handle, size)
-            return pydicom.dcmread(
+            zipped = file.read(2) == _GZIP
+            file.seek(0)
+            stream: Any = _Clamped(file, size)
+            content = None
+            if zipped:
+                stream = io.BytesIO(_unzipped(file))
+            elif size <= SMALL_FILE_BYTES:  # a header is read in a thousand small pieces
+                stream = content = io.BytesIO(file.read(size))
+            if content is None or DeflatedExplicitVRLittleEndian.encode() in content.getvalue():
+                _check_deflated(stream)
+                stream.seek(0)
+            data = pydicom.dcmread(
                 stream,
                 specific_tags=None if tags is None else list(tags),
                 stop_before_pixels=stop_before_pixels,
                 force=True,
             )
+            return data, content
     except Refused:
         raise
     except (EOFError, gzip.BadGzipFile, zlib.error):
@@ -219,6 +240,37 @@ def dataset(path: Path, tags: Sequence[Any] | None, stop_before_pixels: bool) ->
         raise Refused("unreadable") from None
     except Exception:  # the parser meets hostile bytes: whatever it raises, the file is damaged
         raise Refused("header_unreadable") from None
+
+
+def native_pixels(path: Path, element: tuple[int, bool]) -> bytes:
+    """The pixel data of a file as `Slice.element` says where they lie.
+
+    Raises:
+        Refused: unreadable, or something else lies there now.
+    """
+    at, implicit = element
+    try:
+        with open(path, "rb") as file:
+            file.seek(at)
+            head = file.read(8 if implicit else 12)
+            n_bytes = int.from_bytes(head[-4:], "little")
+            if head[:4] != _PIXELS or n_bytes > SMALL_FILE_BYTES:
+                raise Refused("unreadable", "It changed while it was read.")
+            return file.read(n_bytes)
+    except OSError:
+        raise Refused("unreadable") from None
+
+
+def _element(data: FileDataset, content: io.BytesIO | None) -> tuple[int, bool] | None:
+    """Where the element of unpacked little-endian pixels begins, parsing having stopped there."""
+    syntax = data.file_meta.get("TransferSyntaxUID")
+    if content is None or syntax not in (ImplicitVRLittleEndian, ExplicitVRLittleEndian):
+        return None
+    at, implicit = content.tell(), syntax == ImplicitVRLittleEndian
+    head = content.read(8 if implicit else 12)
+    known = head[:4] == _PIXELS and (implicit or head[4:6] in (b"OW", b"OB"))
+    # a length that is not told is all ones
+    return (at, implicit) if known and head[-4:] != b"\xff\xff\xff\xff" else None
 
 
 def series(slices: Iterable[Slice]) -> list[Series]:
@@ -285,7 +337,7 @@ def _unzipped(handle: BinaryIO) -> bytes:
     return found
 
 
-def _check_deflated(handle: BinaryIO) -> None:
+def _check_deflated(handle: Any) -> None:
     """Refuse a deflated data set that inflates beyond the limit (pydicom inflates it whole)."""
     head = handle.read(132)
     if head[128:] != b"DICM":
@@ -299,7 +351,7 @@ def _check_deflated(handle: BinaryIO) -> None:
         raise Refused("oversized", f"The limit is {MAX_INFLATED_BYTES >> 20} MiB inflated.")
 
 
-def _slice(frame: Frame, relative: str) -> Slice:
+def _slice(frame: Frame, relative: str, element: tuple[int, bool] | None) -> Slice:
     """Values of the header of one image, checked one at a time."""
     data = frame.data
     if int(data.get("SamplesPerPixel", 1)) != 1 or "PALETTE" in _text(
@@ -344,6 +396,7 @@ def _slice(frame: Frame, relative: str) -> Slice:
         scanner=_scanner(data),
         age=_age(_text(data, "PatientAge")),
         sex=_text(data, "PatientSex") or None,
+        element=element,
     )
 
 

@@ -22,6 +22,7 @@ REASONS: Mapping[str, str] = {
     "table_unreadable": "The table cannot be read.",
     "header_unreadable": "The header is damaged or not of a known kind.",
     "truncated": "The file is cut short or damaged.",
+    "reader_died": "The program broke down over it, twice.",
     "oversized": "It holds or claims more than the reader's limit.",
     # voxels and geometry
     "not_finite": "It holds NaN or infinite voxels; one is enough to refuse it.",
@@ -89,10 +90,16 @@ class Refused(Exception):
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep pydicom and nibabel from printing: their warnings and logs quote header values."""
+    """Keep pydicom and nibabel from printing: their warnings and logs quote header values.
+
+    One inside another does nothing: what it sets is costly for each of thousands of files.
+    """
     disabled = logging.root.manager.disable
     settings = pydicom.config.settings
     reading = settings.reading_validation_mode
+    if disabled >= logging.CRITICAL and reading == pydicom.config.IGNORE:
+        yield
+        return
     logging.disable(logging.CRITICAL)
     settings.reading_validation_mode = pydicom.config.IGNORE
     try:

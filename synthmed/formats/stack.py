@@ -200,17 +200,26 @@ def _planes(ordered: Sequence[Slice], where: Callable[[str], Path]) -> list[npt.
     for i, s in enumerate(ordered):
         files[s.path].append(i)
     for path, own in files.items():  # each file is read once, and so are frames of many slices
-        data = dicom.dataset(where(path), _PIXEL_TAGS, stop_before_pixels=False)
-        if "PixelData" not in data:
-            raise Refused("no_pixels")
-        encoded, first = pixel_bytes(data), ordered[own[0]]
-        decoder = _decoder(data, encoded, first)
+        first = ordered[own[0]]
+        data = decoder = None
+        if first.element:
+            encoded = dicom.native_pixels(where(path), first.element)
+        else:
+            data = dicom.dataset(where(path), _PIXEL_TAGS, stop_before_pixels=False)
+            if "PixelData" not in data:
+                raise Refused("no_pixels")
+            encoded = pixel_bytes(data)
+            decoder = _decoder(data, encoded, first)
+        big_endian = data is not None and not syntax_of(data).is_little_endian
         covered = np.zeros(first.matrix, np.bool_)
         shown = -1
         for i in own:
             s = ordered[i]
             if s.frame != shown:
-                frame = _native(data, encoded, s) if decoder is None else _decoded(data, decoder, s)
+                if decoder is None:
+                    frame = _native(encoded, s, big_endian)
+                else:
+                    frame = _decoded(data, decoder, s)
                 shown = s.frame
             tile = tuple(slice(c, c + n) for c, n in zip(s.corner, s.pixels[:2], strict=True))
             out[i] = rescale(stored_values(frame[tile], *s.pixels[2:]), *s.rescale)
@@ -250,10 +259,9 @@ def stored_values(
     return out
 
 
-def _native(data: Any, encoded: bytes, s: Slice) -> npt.NDArray[Any]:
+def _native(encoded: bytes, s: Slice, big_endian: bool) -> npt.NDArray[Any]:
     """The frame of a slice in uncompressed pixels."""
     rows, columns = s.matrix
-    big_endian = not syntax_of(data).is_little_endian
     kind = np.dtype(f"{'>' if big_endian else '<'}u{s.pixels[2] // 8}")
     n_bytes = rows * columns * kind.itemsize
     if len(encoded) < s.n_frames * n_bytes:

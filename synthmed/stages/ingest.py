@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from synthmed import processes
 from synthmed.artifacts import Scan
 from synthmed.config import Channel, Config
 from synthmed.configfile import source_folder
@@ -39,6 +40,9 @@ CORNER_TOLERANCE_MM = 0.01
 """How far the corners of two channels of a scan may be apart."""
 INTEGER_TOLERANCE = 1e-3
 """How far a mask's values may be from whole numbers (scaled storage rounds)."""
+
+MANY_BYTES = 1 << 28
+"""From so many bytes or files on, scans are read by several processes."""
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) after each scan."""
@@ -76,7 +80,8 @@ def ingest(
         ResourceError: the volumes or the pseudonym key cannot be written.
     """
     listing = _listing(config)
-    if target.resolve().is_relative_to(listing.root):
+    target = target.resolve()
+    if target.is_relative_to(listing.root):
         raise UsageError(
             "the run folder lies inside data.source: its volumes would be taken for patients",
             "Choose another place with --run.",
@@ -89,12 +94,12 @@ def ingest(
         for path, reason, person in plan.refused:
             quarantine.add(path, reason, pseudonyms.patient(person) if person else "")
         reading = _Reading(
-            config.data.channels or {},
+            _Reader(config.data.channels or {}, target, use_split),
             pseudonyms,
             quarantine,
             target,
-            use_split,
             allow_copies or config.privacy is not None,
+            _processes(listing, plan.candidates),
         )
         scans = reading.scans(plan.candidates, progress)
     lines = [scan.model_dump_json() + "\n" for scan in scans]
@@ -226,16 +231,24 @@ def _check_enough(n_files: int, n_patients: int, wanted: int, quarantine: Quaran
     )
 
 
+def _processes(listing: Listing, found: Sequence[Candidate]) -> int:
+    """How many processes are worth their start."""
+    files = [path for candidate in found for path in candidate.files]
+    n_bytes = sum(listing.sizes[path] for path in files)
+    much = len(files) >= candidates.MANY_FILES or n_bytes >= MANY_BYTES
+    return processes.how_many() if much else 1
+
+
 @dataclass
 class _Reading:
     """Candidates to scans: read, check, write; duplicates are taken out at the end."""
 
-    channels: Mapping[str, Channel]
+    reader: _Reader
     pseudonyms: Pseudonyms
     quarantine: Quarantine
     target: Path
-    use_split: bool
     allow_copies: bool
+    n_processes: int
     undeclared: Counter[str] = field(default_factory=Counter)
 
     def scans(self, found: Sequence[Candidate], progress: Progress | None) -> list[Scan]:
@@ -243,19 +256,21 @@ class _Reading:
         kept: dict[str, tuple[Candidate, Scan]] = {}
         same: dict[str, list[str]] = defaultdict(list)
         (self.target / "volumes").mkdir()
-        for done, scan in enumerate(sorted(self._named(found), key=lambda s: s.name), 1):
-            try:
-                record, content = self._scan(scan)
-            except FileRefused as fault:
-                self.quarantine.add(fault.path, fault.reason, scan.patient)
-                self._refuse(scan, Refused(fault.reason.code, "Said of another file of its scan."))
-            except Refused as reason:
-                self._refuse(scan, reason)
-            except MemoryError:
-                self._refuse(scan, Refused("oversized", "The memory at hand is too small."))
+        named = sorted(self._named(found), key=lambda s: s.name)
+        results = processes.spread(self.reader, named, self.n_processes, candidates.IMPORTS)
+        for done, (scan, result) in enumerate(zip(named, results, strict=True), 1):
+            if isinstance(result, _Read):
+                kept[scan.name] = scan.candidate, result.record
+                same[result.content].append(scan.name)
+                self.undeclared += result.undeclared
+            elif isinstance(result, FileRefused):
+                code = result.reason.code
+                self.quarantine.add(result.path, result.reason, scan.patient)
+                self._refuse(scan, Refused(code, "Said of another file of its scan."))
             else:
-                kept[scan.name] = scan.candidate, record
-                same[content].append(scan.name)
+                self._refuse(
+                    scan, result if isinstance(result, Refused) else Refused("reader_died")
+                )
             if progress:
                 progress(done, len(found))
         for names in () if self.allow_copies else same.values():
@@ -277,57 +292,6 @@ class _Reading:
                     name = self.pseudonyms.scan(patient, session, series)
                     named.append(_Named(name, patient, session, candidate))
         return named
-
-    def _scan(self, scan: _Named) -> tuple[Scan, str]:
-        """Read, check and write one scan: its record, and a digest of its first image."""
-        candidate = scan.candidate
-        labels = candidate.labels
-        if isinstance(labels, Refused) and labels.code == "not_in_table":
-            raise labels
-        images = dict(candidate.read())
-        if isinstance(labels, Refused):
-            raise labels
-        _check_together(images)
-        undeclared: Counter[str] = Counter()
-        for name, image in images.items():
-            if values := self._mask_values(name):
-                images[name], undeclared[name] = _mask(image, values)
-            elif image.data.min() == image.data.max():
-                raise Refused("constant")
-        self.undeclared += undeclared
-        first = next(image for name, image in images.items() if not self._mask_values(name))
-        files = {name: f"{scan.name}_{name}.nii.gz" for name in images}
-        for name, image in images.items():
-            self._write(files[name], image)
-        x, y, z = first.data.shape
-        record = Scan(
-            scan=scan.name,
-            patient=scan.patient,
-            session=scan.session,
-            channels=files,
-            shape=(x, y, z),
-            spacing_mm=first.spacing_mm,
-            orientation=first.orientation,
-            scanner=candidate.scanner,
-            labels=labels,
-            split=candidate.split if self.use_split else None,
-            volume=candidate.volume,
-        )
-        return record, _content(first.data)
-
-    def _mask_values(self, name: str) -> set[int]:
-        """The declared labels of a channel that is a mask, none of an image."""
-        channel = self.channels.get(name)
-        return set(channel.labels.values()) if channel and channel.labels else set()
-
-    def _write(self, file: str, image: Image) -> None:
-        try:
-            nifti.write(self.target / "volumes" / file, image.data, image.affine)
-        except OSError as error:
-            raise ResourceError(
-                f"ingest: a volume cannot be written ({error.strerror})",
-                "Free some space, or choose another folder with --run.",
-            ) from None
 
     def _refuse(self, scan: _Named, reason: Refused) -> None:
         """Enter every file of a scan."""
@@ -363,6 +327,87 @@ class _Named:
     patient: str
     session: int
     candidate: Candidate
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A scan that was written: its record, a digest of its first image, and what was left out.
+
+    Args:
+        undeclared: name of a mask to voxels with another value than its labels'.
+    """
+
+    record: Scan
+    content: str
+    undeclared: Counter[str]
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads, checks and writes one scan, in whichever process."""
+
+    channels: Mapping[str, Channel]
+    target: Path
+    use_split: bool
+
+    def __call__(self, scan: _Named) -> _Read | FileRefused | Refused:
+        """The scan as it is kept, or why it is not."""
+        with quiet():
+            try:
+                return self._scan(scan)
+            except (FileRefused, Refused) as reason:
+                return reason
+            except MemoryError:
+                return Refused("oversized", "The memory at hand is too small.")
+
+    def _scan(self, scan: _Named) -> _Read:
+        candidate = scan.candidate
+        labels = candidate.labels
+        if isinstance(labels, Refused) and labels.code == "not_in_table":
+            raise labels
+        images = dict(candidate.read())
+        if isinstance(labels, Refused):
+            raise labels
+        _check_together(images)
+        undeclared: Counter[str] = Counter()
+        for name, image in images.items():
+            if values := self._mask_values(name):
+                images[name], undeclared[name] = _mask(image, values)
+            elif image.data.min() == image.data.max():
+                raise Refused("constant")
+        first = next(image for name, image in images.items() if not self._mask_values(name))
+        files = {name: f"{scan.name}_{name}.nii.gz" for name in images}
+        for name, image in images.items():
+            self._write(files[name], image)
+        x, y, z = first.data.shape
+        record = Scan(
+            scan=scan.name,
+            patient=scan.patient,
+            session=scan.session,
+            channels=files,
+            shape=(x, y, z),
+            spacing_mm=first.spacing_mm,
+            orientation=first.orientation,
+            scanner=candidate.scanner,
+            labels=labels,
+            split=candidate.split if self.use_split else None,
+            volume=candidate.volume,
+        )
+        return _Read(record, _content(first.data), undeclared)
+
+    def _mask_values(self, name: str) -> set[int]:
+        """The declared labels of a channel that is a mask, none of an image."""
+        channel = self.channels.get(name)
+        return set(channel.labels.values()) if channel and channel.labels else set()
+
+    def _write(self, file: str, image: Image) -> None:
+        try:
+            nifti.write(self.target / "volumes" / file, image.data, image.affine)
+        except OSError as error:
+            raise ResourceError(
+                f"ingest: a volume cannot be written ({error.strerror})",
+                "Free some space, or choose another folder with --run.",
+            ) from None
 
 
 def _check_together(images: Mapping[str, Image]) -> None:

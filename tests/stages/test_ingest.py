@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import gzip
 import json
 import os
 import random
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -16,8 +18,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from synthmed import processes
 from synthmed.artifacts import Catalogue, Scan
 from synthmed.errors import InputError, UsageError
+from synthmed.formats import candidates
 from synthmed.formats.refusal import REASONS
 from synthmed.stages.ingest import ingest, source_fingerprint, summary
 
@@ -564,6 +568,44 @@ def test_a_damaged_file_beside_files_that_are_whole_takes_nothing_with_it(
     (tmp_path / "source/0/b.dcm").write_bytes(b"only text")
     ingest(make.config(tmp_path / "source"), target, min_patients=1)
     assert quarantine(target) == {"0/b.dcm": "header_unreadable"}
+
+
+class Deadly:
+    """A read that takes its process with it, as a decoder may."""
+
+    def __call__(self) -> Any:
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def test_processes_change_nothing(
+    tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several read what one would, and a crash in one of them costs its scan alone."""
+    source = dicom_cohort(tmp_path / "source", 6)
+    (source / "s3/broken.dcm").write_text("only text")
+    (tmp_path / "alone").mkdir()
+    facts = ingest(make.config(source), tmp_path / "alone", min_patients=3)
+    monkeypatch.setattr(candidates, "MANY_FILES", 1)
+    monkeypatch.setattr(processes, "how_many", lambda: 2)
+    assert ingest(make.config(source), target, min_patients=3) == facts
+    assert everything(target) == everything(tmp_path / "alone")
+
+    def planned(*args: Any) -> candidates.Plan:
+        plan = found(*args)
+        plan.candidates[1] = dataclasses.replace(plan.candidates[1], read=Deadly())
+        return plan
+
+    found = candidates.find
+    monkeypatch.setattr(candidates, "find", planned)
+    (tmp_path / "again").mkdir()
+    fewer = ingest(make.config(source), tmp_path / "again", min_patients=3)
+    assert fewer["n_scans"] == facts["n_scans"] - 1
+    died = [p for p, reason in quarantine(tmp_path / "again").items() if reason == "reader_died"]
+    assert len(died) == 9 and len({p.split("/")[0] for p in died}) == 1
+    left = everything(tmp_path / "again")
+    volumes = {name for name in left if name.startswith("volumes/")}
+    assert len(volumes) == facts["n_scans"] - 1
+    assert all(left[name] == everything(target)[name] for name in volumes)
 
 
 def test_the_fingerprint_sees_names_sizes_and_tables(
