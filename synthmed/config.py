@@ -56,46 +56,6 @@ class Continuous(Part):
 Condition = Annotated[Categorical | Continuous, Field(discriminator="kind")]
 
 
-class Channel(Part):
-    """Where one channel comes from: a table column, or a path pattern, and mask labels if any.
-
-    A pattern is relative to the table (or to the source where there is none) and may name columns
-    in braces: `segs/{participant_id}_seg.nii.gz`. A mask that is `given` is told to the model,
-    which then draws images for it, instead of being drawn.
-    """
-
-    column: str | None = None
-    path: str | None = None
-    labels: Mapping[Name, Annotated[int, Field(ge=1, le=255)]] | None = None
-    given: bool = False
-
-    @model_validator(mode="after")
-    def _one_place(self) -> Channel:
-        if (self.column is None) == (self.path is None):
-            raise ValueError("give either column or path")
-        if self.path is not None and (
-            Path(self.path).is_absolute() or ".." in Path(self.path).parts
-        ):
-            raise ValueError("path must stay inside data.source (no leading / and no ..)")
-        return self
-
-    @model_validator(mode="after")
-    def _distinct_labels(self) -> Channel:
-        values = list((self.labels or {}).values())
-        if len(set(values)) < len(values):
-            raise ValueError("labels: two of them have one value")
-        if self.given and not self.labels:
-            raise ValueError("given: only a mask can be given; declare its labels")
-        return self
-
-
-class Intensity(Part):
-    """Per-scan robust scaling: these two percentiles of a scan become 0 and 1."""
-
-    low_percentile: Annotated[float, Field(ge=0, lt=50)] = 0.5
-    high_percentile: Annotated[float, Field(gt=50, le=100)] = 99.5
-
-
 class Select(Part):
     """Which volumes of a DICOM source are wanted; all that is given has to fit.
 
@@ -120,6 +80,50 @@ class Select(Part):
         if value is not None and value[0] > value[1]:
             raise ValueError(f"{value}: the low end comes first")
         return value
+
+
+class Channel(Part):
+    """Where one channel comes from: a table column, a path pattern, or what a series is like.
+
+    A pattern is relative to the table (or to the source where there is none) and may name columns
+    in braces: `segs/{participant_id}_seg.nii.gz`. A DICOM source has no such columns: there, with
+    `select`, each session gives the one volume that fits. A channel with `labels` is a mask; one
+    that is `given` is told to the model, which then draws images for it, instead of being drawn.
+    """
+
+    column: str | None = None
+    path: str | None = None
+    select: Select | None = None
+    labels: Mapping[Name, Annotated[int, Field(ge=1, le=255)]] | None = None
+    given: bool = False
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Channel:
+        if [self.column, self.path, self.select].count(None) != 2:
+            raise ValueError("give one of column, path and select")
+        if self.select and self.labels:
+            raise ValueError("select: a DICOM series is an image, no mask with labels")
+        if self.path is not None and (
+            Path(self.path).is_absolute() or ".." in Path(self.path).parts
+        ):
+            raise ValueError("path must stay inside data.source (no leading / and no ..)")
+        return self
+
+    @model_validator(mode="after")
+    def _distinct_labels(self) -> Channel:
+        values = list((self.labels or {}).values())
+        if len(set(values)) < len(values):
+            raise ValueError("labels: two of them have one value")
+        if self.given and not self.labels:
+            raise ValueError("given: only a mask can be given; declare its labels")
+        return self
+
+
+class Intensity(Part):
+    """Per-scan robust scaling: these two percentiles of a scan become 0 and 1."""
+
+    low_percentile: Annotated[float, Field(ge=0, lt=50)] = 0.5
+    high_percentile: Annotated[float, Field(gt=50, le=100)] = 99.5
 
 
 class Data(Part):

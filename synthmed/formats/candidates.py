@@ -12,7 +12,7 @@ from typing import Any
 from synthmed import processes
 from synthmed.config import Data, Select
 from synthmed.errors import UsageError
-from synthmed.formats import bids, dcm2niix, dicom, nifti, selection, stack, tables
+from synthmed.formats import bids, contrasts, dcm2niix, dicom, nifti, selection, stack, tables
 from synthmed.formats.listing import Kind, Listing
 from synthmed.formats.nifti import Image
 from synthmed.formats.refusal import Refused, quiet
@@ -86,6 +86,11 @@ class Plan:
         """Refuse files that belong together."""
         self.refused += [(path, reason, person) for path in files]
 
+    def refuse_volume(self, volume: Volume, person: str, reason: Refused) -> None:
+        """Refuse a volume of a DICOM source."""
+        self.volumes.append((volume, person, reason))
+        self.refuse(_files(volume.slices), reason, person)
+
 
 def find(data: Data, listing: Listing, kinds: Mapping[str, Kind]) -> Plan:
     """The scans of a source.
@@ -106,10 +111,14 @@ def find(data: Data, listing: Listing, kinds: Mapping[str, Kind]) -> Plan:
         # what the config asks of tables does not matter where there is no scan at all
         return plan
     if form == "nifti":
-        if data.select is not None:
+        selects = [
+            f"data.channels.{n}.select" for n, c in (data.channels or {}).items() if c.select
+        ]
+        if data.select is not None or selects:
+            key = "data.select" if data.select is not None else selects[0]
             raise UsageError(
-                "data.select: it chooses among DICOM series, and the source holds NIfTI files",
-                "Choose those by the table, data.modality or data.channels.",
+                f"{key}: it chooses among DICOM series, and the source holds NIfTI files",
+                "Choose those by the table, data.modality, or columns or paths of data.channels.",
             )
         _plan_nifti(plan, data, listing, files)
     else:
@@ -174,11 +183,12 @@ def _plan_dicom(
     """Every classic MR series; `strays` are files of no known kind, perhaps lost slices."""
     if data.engine == "dcm2niix":
         dcm2niix.binary()  # said before anything is read
-    if data.channels is not None:
-        raise UsageError(
-            "data.channels: a DICOM series is one channel, named by data.modality",
-            "Remove data.channels, or convert the series and their masks to NIfTI.",
-        )
+    for name, channel in (data.channels or {}).items():
+        if not channel.select:
+            raise UsageError(
+                f"data.channels.{name}: a DICOM series is found by no column or path",
+                "Say with `select` what it is like, or convert series and masks to NIfTI.",
+            )
     found, column = _patient_tables(data, listing)
     tables.check_conditions(found, data, _HEADER_LABELS)
     slices: list[dicom.Slice] = []
@@ -196,6 +206,7 @@ def _plan_dicom(
     groups = dicom.series(slices)
     incomplete = _perhaps_incomplete(groups, damaged)
     rows = _rows_by_person(found, column)
+    wanted: list[tuple[Volume, str]] = []
     for k, group in enumerate(groups):
         try:
             person = dicom.patient(group)
@@ -210,12 +221,20 @@ def _plan_dicom(
             plan.volumes.append((Volume("", group.slices), group.slices[0].who[0], reason))
             continue
         for volume in every:
-            unwanted = selection.unwanted(data.select or Select(), volume)
-            plan.volumes.append((volume, person, unwanted))
-            if unwanted:
-                plan.refuse(_files(volume.slices), unwanted, person)
+            if unwanted := selection.unwanted(data.select or Select(), volume):
+                plan.refuse_volume(volume, person, unwanted)
             else:
-                plan.candidates.append(_from_dicom(data, listing, volume, person, found, rows))
+                wanted.append((volume, person))
+    if data.channels is None:
+        scans = [(person, {data.modality: volume}) for volume, person in wanted]
+    else:
+        in_sessions = contrasts.sort(data.channels, wanted)
+        scans = in_sessions.scans
+        for refused in in_sessions.refused:
+            plan.refuse_volume(*refused)
+    for person, channels in scans:
+        plan.volumes += [(volume, person, None) for volume in channels.values()]
+        plan.candidates.append(_from_dicom(data, listing, channels, person, found, rows))
     plan.facts = {
         "patient_columns": [column] if found else ["PatientID"],
         "n_tables": len(found),
@@ -226,12 +245,13 @@ def _plan_dicom(
 def _from_dicom(
     data: Data,
     listing: Listing,
-    volume: Volume,
+    channels: Mapping[str, Volume],
     person: str,
     found: Sequence[Table],
     rows: Mapping[str, Sequence[tuple[Cells, bool]]],
 ) -> Candidate:
-    """A scan of one volume of a series."""
+    """A scan of one volume for each channel."""
+    volume = next(iter(channels.values()))
     first = volume.slices[0]
     header = {
         "age": "" if first.age is None else f"{first.age:g}",
@@ -252,9 +272,12 @@ def _from_dicom(
         person=person,
         visit=first.study,
         order=f"{first.number or 0:09d} {first.series} {first.path} {volume.name}",
-        files=tuple(_files(volume.slices)),
+        files=tuple(_files([s for v in channels.values() for s in v.slices])),
         read=_DicomReader(
-            listing.root, volume.slices, data.modality, data.engine, data.tilted == "resample"
+            listing.root,
+            {name: v.slices for name, v in channels.items()},
+            data.engine,
+            data.tilted == "resample",
         ),
         labels=labels,
         scanner=dict(first.scanner),
@@ -300,18 +323,20 @@ class _NiftiReader:
 
 @dataclass(frozen=True)
 class _DicomReader:
-    """Reads the one channel of a scan from slices."""
+    """Reads the channels of a scan from slices."""
 
     root: Path
-    slices: tuple[dicom.Slice, ...]
-    channel: str
+    channels: Mapping[str, tuple[dicom.Slice, ...]]
     engine: str
     upright: bool
 
     def __call__(self) -> Mapping[str, Image]:
+        return contrasts.together({name: self._read(s) for name, s in self.channels.items()})
+
+    def _read(self, slices: tuple[dicom.Slice, ...]) -> Image:
         if self.engine == "dcm2niix":
-            return {self.channel: dcm2niix.read(self.slices, self.root.joinpath)}
-        return {self.channel: stack.read(self.slices, self.root.joinpath, self.upright)}
+            return dcm2niix.read(slices, self.root.joinpath)
+        return stack.read(slices, self.root.joinpath, self.upright)
 
 
 def _files(slices: Sequence[dicom.Slice]) -> list[str]:

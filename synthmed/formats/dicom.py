@@ -42,7 +42,7 @@ MAX_INFLATED_BYTES = 1 << 26
 _TAGS: list[Any] = [
     "SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "Modality", "ImageType",
     "Manufacturer", "MagneticFieldStrength", "PatientID", "PatientName", "PatientBirthDate",
-    "PatientAge", "PatientSex", "StudyInstanceUID", "StudyDate", "StudyTime",
+    "PatientAge", "PatientSex", "FrameOfReferenceUID", "StudyInstanceUID", "StudyDate", "StudyTime",
     "SeriesInstanceUID", "SeriesNumber", "ImageOrientationPatient", "ImagePositionPatient",
     "PixelSpacing", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit",
     "PixelRepresentation", "SamplesPerPixel", "PhotometricInterpretation",
@@ -101,6 +101,7 @@ class Slice:
         frame: number of the frame it lies in, among `n_frames` of the file.
         corner: (row, column) of its first pixel in the frame, whose size is `matrix`.
         who: PatientID, and with it name and birth date: compared within a series, never stored.
+        reference: FrameOfReferenceUID: series that share it lie in one space, never stored.
         study: date and time, or the UID where they are missing: what tells sessions apart and
             orders them, never stored.
         number: SeriesNumber, None where it is missing.
@@ -125,6 +126,7 @@ class Slice:
     matrix: tuple[int, int]
     uid: str
     who: tuple[str, str, str]
+    reference: str
     study: tuple[str, str]
     series: str
     number: int | None
@@ -376,6 +378,7 @@ def _slice(frame: Frame, relative: str, element: tuple[int, bool] | None) -> Sli
         matrix=frame.matrix,
         uid=_text(data, "SOPInstanceUID") + (f" {frame.image}" if frame.n_images > 1 else ""),
         who=(_text(data, "PatientID"), _text(data, "PatientName"), _text(data, "PatientBirthDate")),
+        reference=_text(data, "FrameOfReferenceUID"),
         study=_study(data),
         series=_text(data, "SeriesInstanceUID"),
         number=None if number is None else int(number),

@@ -39,6 +39,7 @@ REASONS: Mapping[str, str] = {
     "label_ambiguous": "Several rows of the table give this patient different labels.",
     # channels and scans
     "channel_missing": "A file of this scan is not there.",
+    "channel_ambiguous": "What a channel of its session is cannot be told: several fit.",
     "channels_disagree": "The channels of this scan differ in shape or place.",
     "mask_not_integers": "A mask holds values that are not whole numbers.",
     "duplicate_scan": "Another scan holds exactly the same voxels.",

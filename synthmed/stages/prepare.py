@@ -17,12 +17,11 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from nibabel.processing import resample_from_to
-from scipy.ndimage import gaussian_filter
 
 from synthmed.artifacts import Catalogue, ChannelInfo, Scan
 from synthmed.config import Channel, Config, Data
 from synthmed.errors import InputError, ResourceError
+from synthmed.formats.grid import resample
 from synthmed.keys import Key
 from synthmed.progress import Progress
 from synthmed.store import write_json
@@ -233,15 +232,7 @@ def _resample(
     offset = np.linalg.solve(source, target @ [0, 0, 0, 1])[:3]
     if np.allclose(source[:3, :3], target[:3, :3], atol=1e-4):
         return _crop_or_pad(values, np.round(offset).astype(int), grid)
-    ratio = np.linalg.norm(target[:3, :3], axis=0) / np.linalg.norm(source[:3, :3], axis=0)
-    if (ratio > 1.01).any() and order > 0:
-        # a coarser grid would alias: blur to its resolution first (Cardoso et al. 2015)
-        values = gaussian_filter(values, np.sqrt(np.maximum(ratio**2 - 1, 0)) / 2.355)
-    image = nib.nifti1.Nifti1Image(values, source)  # type: ignore[no-untyped-call]
-    moved = resample_from_to(  # type: ignore[no-untyped-call]
-        image, (grid, target), order=order, cval=0.0
-    )
-    return np.asarray(moved.dataobj, np.float32)
+    return resample(values, source, grid, target, order)
 
 
 def _crop_or_pad(
