@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from synthmed import __version__, configfile, origin, ranks, store
+from synthmed import __version__, configfile, origin, ranks, receipt, store
 from synthmed.artifacts import Catalogue, Cohort, Dataset, ScreenedCohort
 from synthmed.conditions import Conditions
 from synthmed.config import Config
@@ -103,11 +103,15 @@ class Line:
                 "Pass --overwrite to read it again and remake all that follows, or choose another "
                 "folder with --run.",
             )
-        return self._make(
-            "ingest",
-            {"source": source},
-            lambda target, progress: ingest.ingest(self.config, target, progress=progress.update),
-        )
+        if there and there.manifest.inputs["source"] == source:
+            ingest.check_standing(Catalogue.open(there.path).scans, self.run.path)
+
+        def make(target: Path, progress: Progress) -> dict[str, Any]:
+            facts = ingest.ingest(self.config, target, progress=progress.update)
+            receipt.write(target, receipt.of_ingest(facts, Catalogue.open(target).scans))
+            return facts
+
+        return self._make("ingest", {"source": source}, make)
 
     def prepare(self) -> Artifact:
         """Catalogue to dataset."""
@@ -157,6 +161,11 @@ class Line:
     def sample(self) -> Artifact:
         """Model to cohort."""
         model, dataset = self.run.require("model"), self.run.require("dataset")
+        if model.manifest.inputs["dataset"] != dataset.digest():
+            raise UsageError(
+                f"run {self.run.path}: its model was trained on another dataset than it has now",
+                f"Run `synthmed train {self.run.path}` first.",
+            )
         there, folder = self.run.load("cohort"), configfile.masks_folder(self.config)
         inputs = {"model": model.digest()}
         if there and folder and not folder.is_dir():
@@ -294,7 +303,8 @@ class Line:
         if there and there.manifest.config == config and there.manifest.inputs == inputs:
             progress.done(summary(there.manifest.facts), skipped=True)
             return there
-        if there and kind == "model" and self.config.privacy is not None and not self.overwrite:
+        paid = kind in ("dataset", "model") and self.run.manifest("model")
+        if paid and self.config.privacy is not None and not self.overwrite:
             raise UsageError(
                 f"run {self.run.path}: its model was trained on other input, or by another "
                 "version; its patients have paid for it",
