@@ -281,7 +281,10 @@ def describe(outcome: Mapping[str, Any], done: bool) -> str:
     if outcome["n_asked"]:
         verb = "is" if done else "would be"
         text.append(f"{outcome['n_asked']} {verb} on the list: no ingest takes them in again")
-    text.append("not touched: the source, backups, snapshots, and whatever left the house")
+    text.append(
+        "not touched: the source (quarantine.tsv may name paths in it), backups, snapshots, and "
+        "whatever left the house"
+    )
     return "\n".join(text)
 
 

@@ -161,11 +161,6 @@ class Line:
     def sample(self) -> Artifact:
         """Model to cohort."""
         model, dataset = self.run.require("model"), self.run.require("dataset")
-        if model.manifest.inputs["dataset"] != dataset.digest():
-            raise UsageError(
-                f"run {self.run.path}: its model was trained on another dataset than it has now",
-                f"Run `synthmed train {self.run.path}` first.",
-            )
         there, folder = self.run.load("cohort"), configfile.masks_folder(self.config)
         inputs = {"model": model.digest()}
         if there and folder and not folder.is_dir():

@@ -1,7 +1,7 @@
 """What a reading of scans found, for passing around in the house: receipt.json and receipt.html.
 
 Counts alone. No text of a header or a file name is in it, and a scanner, sequence, voxel size or
-orientation that fewer than `MIN_PATIENTS` people have is counted among the others. No time either:
+orientation that fewer than `MIN_PATIENTS` people have is counted with its like. No time either:
 equal sources give equal receipts; how long the reading took is in log.jsonl.
 """
 
@@ -22,11 +22,11 @@ from synthmed.types import SCHEMA_VERSION
 
 RECEIPT, PAGE = "receipt.json", "receipt.html"
 """The first also marks a folder as the target of an earlier `deidentify`."""
-OTHER = "other"
-"""The row of all that few people have."""
+RARE = "rarer ones"
+"""The row of all that few people have; `other` is a manufacturer that is not in the known list."""
 NOT_TOLD = "not told"
 _NOTHING_ELSE = "Counts alone: no name, number or text of a file or header is on this page."
-_POOLED = f"What fewer than {MIN_PATIENTS} patients have is counted as “{OTHER}”."
+_POOLED = f"What fewer than {MIN_PATIENTS} patients have is counted as “{RARE}”."
 
 
 def of_ingest(facts: Mapping[str, Any], scans: Sequence[Scan]) -> dict[str, Any]:
@@ -117,12 +117,12 @@ def _rows(scans: Sequence[Scan], of: Callable[[Scan], str]) -> list[dict[str, An
     together: dict[str, list[Scan]] = defaultdict(list)
     for scan in scans:
         value = of(scan)
-        together[value if len(people[value]) >= MIN_PATIENTS else OTHER].append(scan)
+        together[value if len(people[value]) >= MIN_PATIENTS else RARE].append(scan)
     rows = [
         {"value": value, "n_scans": len(own), "n_patients": len({s.patient for s in own})}
         for value, own in together.items()
     ]
-    return sorted(rows, key=lambda r: (r["value"] == OTHER, -int(str(r["n_scans"])), r["value"]))
+    return sorted(rows, key=lambda r: (r["value"] == RARE, -int(str(r["n_scans"])), r["value"]))
 
 
 def _scanner(scan: Scan) -> str:
@@ -155,8 +155,8 @@ def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]], text:
 def _refused_table(rows: Sequence[Mapping[str, Any]], where: str) -> Any:
     return _table(
         "Refused",
-        ("Reason", "Files", "What it means"),
-        [(r["reason"], r["n"], r["explanation"]) for r in rows],
+        ("Why", "Code", "Files"),
+        [(r["explanation"], r["reason"], r["n"]) for r in rows],
         f"Each by its reason. {where}" if rows else "Nothing was.",
     )
 
@@ -188,7 +188,7 @@ def _of_catalogue(receipt: Mapping[str, Any]) -> dict[str, Any]:
 def _of_cleaned(receipt: Mapping[str, Any]) -> dict[str, Any]:
     """The page of a folder of clean DICOM."""
     methods = [(m["meaning"], m["code"]) for m in receipt["methods"]]
-    elements = [(what.capitalize(), n) for what, n in receipt["elements"].items()]
+    elements = [(what[:1].upper() + what[1:], n) for what, n in receipt["elements"].items()]
     where = "The list beside this folder names them, and stays in the house."
     return {
         "eyebrow": "synthmed · receipt of deidentify",

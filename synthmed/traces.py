@@ -135,7 +135,7 @@ def account(run: Run) -> str | None:
     """The ledger's number of a private run."""
     model = run.manifest("model")
     privacy = model.facts.get("privacy") if model else None
-    return privacy["run"] if privacy else None
+    return privacy["lifetime"]["run"] if privacy else None
 
 
 def _release(run: Run, name: str) -> dict[str, Any] | None:

@@ -471,7 +471,7 @@ def test_a_folder_and_its_receipt(tmp_path: Path) -> None:
     assert receipt["refused"] == {"not_an_image": 1}
     assert json.loads((target / RECEIPT).read_text()) == receipt
     made = files(target)
-    assert len(made) == 28
+    assert len(made) == 29
     for name, content in made.items():
         for needle in ("otheringay", "uleika", "19400101", "20200102"):
             assert needle not in name and needle.encode() not in content
