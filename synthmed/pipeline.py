@@ -33,6 +33,7 @@ from synthmed.stages import evaluate, ingest, prepare, release, sample, screen, 
 from synthmed.stages.identifiers import source_names
 from synthmed.stages.sample import Sampler
 from synthmed.store import FOLDER, Artifact, Kind, Run
+from synthmed.traces import BEGUN
 from synthmed.training import CHECKPOINT
 from synthmed.types import Decision
 
@@ -355,8 +356,13 @@ def begin(run: Run, config: Config, overwrite: bool) -> None:
     stage already made needs `overwrite`, which discards from the first such stage on.
 
     Raises:
-        UsageError: stages are stale and `overwrite` is not set.
+        UsageError: stages are stale and `overwrite` is not set, or people are half taken out.
     """
+    if (run.private / BEGUN).exists():
+        raise UsageError(
+            f"run {run.path}: `synthmed forget` was cut off in it",
+            f"Let it end first: `synthmed forget --in {run.path}`.",
+        )
     file = run.path / "config.yaml"
     text = configfile.dump(config)
     if file.exists() and file.read_text(encoding="utf-8") != text:

@@ -63,9 +63,8 @@ class Seen:
     @property
     def extent(self) -> str:
         """`ROWS` where nothing was made of them and quarantine.tsv alone names them, else `ALL`."""
-        if self.begun:
-            return self.begun
-        return ROWS if set(self.parts) <= {"ingest"} and not self.n_scans else ALL
+        rows_alone = set(self.parts) <= {"ingest"} and not self.n_scans
+        return ROWS if rows_alone and self.begun != ALL else ALL
 
 
 def look(run: Run, people: Collection[str]) -> Seen:

@@ -257,6 +257,16 @@ def test_killed_at_any_step_it_ends_the_same(
         assert [k for k in expected if expected[k] != found[k]] == [], at
 
 
+def test_a_run_that_is_half_done_is_not_gone_on_with(copied: Finished, synthmed: Cli) -> None:
+    """What was begun for rows alone is more once somebody else is taken out as well."""
+    (copied.path / "private/.forgetting").write_text("rows")
+    result = synthmed("generate", copied.config, "--run", copied.path, "--device", "cpu")
+    assert result.code == 2 and "was cut off in it" in result.err
+    person = side(copied.path, "train")[0]
+    assert synthmed("forget", person, "--in", copied.path, "--yes").code == 0
+    assert {p.name for p in (copied.path / "private").iterdir()} == {".lock", "ingest", "model"}
+
+
 def test_a_run_in_use_stops_it_before_anything_is_removed(
     copied: Finished, tmp_path: Path, synthmed: Cli
 ) -> None:
