@@ -304,11 +304,11 @@ def _of_run(run: Mapping[str, Any], done: bool) -> list[str]:
         text.append("model: not trained on them, they were held out")
     for release in run["releases"]:
         signed = " (signed)" if release["signed"] else ""
+        day = f" of {release['when']}" if release["when"] else ""
         to = f", for {release['recipient']}" if release["recipient"] else ""
         goes = "goes" if release["folder"] in run["removed"] else "stays"
         text.append(
-            f"{release['folder']}/: {release['decision']}{signed} of {release['when']}{to}; "
-            f"made with them, {goes}"
+            f"{release['folder']}/: {release['decision']}{signed}{day}{to}; made with them, {goes}"
         )
     if run["n_patients_left"] < MIN_PATIENTS:
         text.append(f"to do: {run['n_patients_left']} patients are left, too few for a cohort")
