@@ -28,6 +28,7 @@ class Scan(Frozen):
         labels: condition name to value.
         split: "train" or "holdout" where the table prescribes it, else null.
         volume: what tells it from other volumes of its series, such as "echo-2"; else empty.
+        sequence: milliseconds of repetition, echo and inversion where the header says them.
     """
 
     scan: str
@@ -41,6 +42,7 @@ class Scan(Frozen):
     labels: Mapping[str, str | float] = {}
     split: str | None = None
     volume: str = ""
+    sequence: Mapping[str, float] = {}
 
 
 @dataclass(frozen=True)

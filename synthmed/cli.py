@@ -14,7 +14,7 @@ import typer
 import typer.exceptions
 
 from synthmed import __version__, ranks
-from synthmed.errors import NOT_RELEASED, SynthmedError, UsageError
+from synthmed.errors import NOT_RELEASED, InputError, SynthmedError, UsageError
 from synthmed.exits import frames, guarded
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ OverwriteOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
+YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Every policy line.")]
 
 
@@ -135,6 +136,8 @@ def _stage_command(name: str, text: str) -> None:
             artifact = Line(folder, chosen, on, quiet, overwrite).artifact(name)
         if as_json:
             print_json({"stage": name, "folder": str(artifact.path), **artifact.manifest.facts})
+        elif name == "ingest":
+            print_receipt(folder, artifact.path)
 
 
 for _name, _text in {
@@ -397,6 +400,87 @@ def deidentify(
     typer.echo(f"not covered: {receipt['not_covered']}")
 
 
+@app.command()
+def forget(
+    patient: Annotated[
+        str | None,
+        typer.Argument(help="The hospital's id, a pseudonym, or - to read them from stdin."),
+    ] = None,
+    folders: Annotated[
+        list[Path] | None,
+        typer.Option("--in", metavar="DIR", help="Where runs and clean DICOM lie. Default: runs."),
+    ] = None,
+    yes: YesOption = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Take a person out of all runs and clean DICOM, keep them out, and list what was made of them.
+
+    Without PATIENT: whoever was forgotten before is taken out of what is found.
+    """
+    from synthmed.forget import describe
+    from synthmed.forget import forget as run_forget
+
+    people = sys.stdin.read().splitlines() if patient == "-" else [patient or ""]
+    if patient is not None and not any(p.strip() for p in people):
+        raise UsageError("forget: the patient's id is empty")
+    places = folders or [p for p in [Path("runs")] if p.is_dir()]
+    outcome = run_forget(people, places, dry_run=True)
+    if not dry_run:
+        if not yes:
+            typer.echo(describe(outcome, done=False), err=True)
+            confirm("forget")
+        outcome = run_forget(people, places)
+    if as_json:
+        print_json(outcome)
+    else:
+        typer.echo(describe(outcome, done=not dry_run))
+    if n := outcome["n_found_nowhere"]:
+        listed = "" if dry_run else "; they are on the list all the same"
+        raise InputError(
+            f"forget: {n} of {outcome['n_asked']} were found nowhere{listed}",
+            "Write it as the table or PatientID has it, or FOLDER/ID where folders of the source "
+            "have tables of their own; name all folders with --in.",
+        )
+
+
+@app.command()
+def purge(
+    run: RunArg,
+    all_: Annotated[bool, typer.Option("--all", help="Remove release/ as well.")] = False,
+    yes: YesOption = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove all that a run holds of patients: volumes, model, samples; what left stays on file."""
+    from synthmed.purge import describe
+    from synthmed.purge import purge as run_purge
+
+    outcome = run_purge(run, all_, dry_run=True)
+    if not dry_run:
+        if not yes:
+            typer.echo(describe(outcome, done=False), err=True)
+            confirm("purge")
+        outcome = run_purge(run, all_)
+    if as_json:
+        print_json(outcome)
+    else:
+        typer.echo(describe(outcome, done=not dry_run))
+
+
+def confirm(word: str) -> None:
+    """Have the command's name typed on a terminal before something is removed for good.
+
+    Raises:
+        UsageError: it was not, or there is no terminal.
+    """
+    if not sys.stdin.isatty():
+        raise UsageError(f"{word}: removes data for good", "Pass --yes, or --dry-run to see what.")
+    typer.echo(f"Type {word} to go on: ", nl=False, err=True)
+    if sys.stdin.readline().strip() != word:
+        raise UsageError(f"{word}: not confirmed, nothing was done")
+
+
 def _require_run(place: Path) -> None:
     if not (place / "config.yaml").is_file():
         raise UsageError(f"run {place}: no run in this folder")
@@ -481,6 +565,17 @@ def report_decision(place: Path, decision: Decision, as_json: bool, verbose: boo
         typer.echo(f"cohort  {folder}")
         typer.echo(f"report  {place / 'private/report/report.html'}")
     raise typer.Exit(0 if released else NOT_RELEASED)
+
+
+def print_receipt(run: Run, catalogue: Path) -> None:
+    """What an ingest found, and how fast."""
+    from synthmed.receipt import PAGE, RECEIPT, lines
+
+    last = run.logged("ingest")[-1:]
+    receipt = json.loads((catalogue / RECEIPT).read_text(encoding="utf-8"))
+    for line in lines(receipt, last[0]["seconds"] if last else None):
+        typer.echo(line)
+    typer.echo(f"receipt  {catalogue / PAGE}")
 
 
 def print_json(value: Any) -> None:

@@ -21,11 +21,10 @@ from synthmed.formats import dicom
 from synthmed.formats.listing import is_auxiliary, kind, walk
 from synthmed.formats.quarantine import HEADER, Quarantine
 from synthmed.formats.refusal import Refused, quiet
+from synthmed.privacy.ledger import Ledger
 from synthmed.progress import Progress
+from synthmed.receipt import RECEIPT, write_cleaned
 from synthmed.store import write_bytes, write_json
-
-RECEIPT = "receipt.json"
-"""Also marks a folder as the target of an earlier call."""
 
 
 def deidentify(
@@ -59,6 +58,7 @@ def deidentify(
     quarantine = Quarantine()
     for path, reason in listing.refused.items():
         quarantine.add(path, reason)
+    forgotten = Ledger(names=cleaner.pseudonyms).forgotten
     written: set[tuple[str, str, str, str]] = set()
     n_twice = 0
     progress = Progress("deidentify", quiet_progress)
@@ -73,6 +73,8 @@ def deidentify(
                     raise Refused("not_an_image")
                 data = dicom.dataset(listing.path(path), None, stop_before_pixels=False)
                 place, content = _made(cleaner, data)
+                if place[0] in forgotten:
+                    raise Refused("forgotten")
                 if place in written:
                     n_twice += 1
                 else:
@@ -91,7 +93,7 @@ def deidentify(
         "n_same_twice": n_twice,
         "n_of_earlier_calls": len(there - written),
     }
-    write_json(target / RECEIPT, receipt)
+    write_cleaned(target, receipt)
     quarantine.write(refused_list(target))
     if not written:
         raise InputError(

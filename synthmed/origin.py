@@ -99,7 +99,8 @@ def find(config: Config) -> Origin | None:
     """The model that `train.init` names; None where it names none.
 
     Raises:
-        UsageError: there is no finished model, or one of another backbone.
+        UsageError: there is no finished model, one of another backbone, or one that was trained
+            on somebody who was forgotten (forget.py).
     """
     folder = init_folder(config)
     if folder is None:
@@ -108,6 +109,13 @@ def find(config: Config) -> Origin | None:
         raise UsageError(
             f"train.init {config.train.init}: no trained model there",
             "Give a run whose training has ended, or its folder private/model.",
+        )
+    manifest = folder / "manifest.json"
+    if manifest.is_file() and "n_forgotten" in json.loads(manifest.read_bytes())["facts"]:
+        raise UsageError(
+            f"train.init {config.train.init}: the model there was trained on people who were "
+            "forgotten since",
+            "Train it anew, or start from another one.",
         )
     about = json.loads((folder / ABOUT).read_text(encoding="utf-8")).get("provenance")
     if about is None or about["backbone"] != config.backbone.name:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from synthmed import __version__, configfile, origin, ranks, store
+from synthmed import __version__, configfile, origin, ranks, receipt, store
 from synthmed.artifacts import Catalogue, Cohort, Dataset, ScreenedCohort
 from synthmed.conditions import Conditions
 from synthmed.config import Config
@@ -33,6 +33,7 @@ from synthmed.stages import evaluate, ingest, prepare, release, sample, screen, 
 from synthmed.stages.identifiers import source_names
 from synthmed.stages.sample import Sampler
 from synthmed.store import FOLDER, Artifact, Kind, Run
+from synthmed.traces import BEGUN
 from synthmed.training import CHECKPOINT
 from synthmed.types import Decision
 
@@ -103,11 +104,15 @@ class Line:
                 "Pass --overwrite to read it again and remake all that follows, or choose another "
                 "folder with --run.",
             )
-        return self._make(
-            "ingest",
-            {"source": source},
-            lambda target, progress: ingest.ingest(self.config, target, progress=progress.update),
-        )
+        if there and there.manifest.inputs["source"] == source:
+            ingest.check_standing(Catalogue.open(there.path).scans, self.run.path)
+
+        def make(target: Path, progress: Progress) -> dict[str, Any]:
+            facts = ingest.ingest(self.config, target, progress=progress.update)
+            receipt.write(target, receipt.of_ingest(facts, Catalogue.open(target).scans))
+            return facts
+
+        return self._make("ingest", {"source": source}, make)
 
     def prepare(self) -> Artifact:
         """Catalogue to dataset."""
@@ -294,7 +299,8 @@ class Line:
         if there and there.manifest.config == config and there.manifest.inputs == inputs:
             progress.done(summary(there.manifest.facts), skipped=True)
             return there
-        if there and kind == "model" and self.config.privacy is not None and not self.overwrite:
+        paid = kind in ("dataset", "model") and self.run.manifest("model")
+        if paid and self.config.privacy is not None and not self.overwrite:
             raise UsageError(
                 f"run {self.run.path}: its model was trained on other input, or by another "
                 "version; its patients have paid for it",
@@ -350,8 +356,13 @@ def begin(run: Run, config: Config, overwrite: bool) -> None:
     stage already made needs `overwrite`, which discards from the first such stage on.
 
     Raises:
-        UsageError: stages are stale and `overwrite` is not set.
+        UsageError: stages are stale and `overwrite` is not set, or people are half taken out.
     """
+    if (run.private / BEGUN).exists():
+        raise UsageError(
+            f"run {run.path}: `synthmed forget` was cut off in it",
+            f"Let it end first: `synthmed forget --in {run.path}`.",
+        )
     file = run.path / "config.yaml"
     text = configfile.dump(config)
     if file.exists() and file.read_text(encoding="utf-8") != text:

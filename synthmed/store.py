@@ -44,6 +44,8 @@ class Manifest(Frozen):
         inputs: name to digest of everything else it was made from.
         files: path to SHA-256 of every file of the artifact.
         facts: small results that later stages and the report read.
+        stands_for: the digest it had before `forget` took something out of it that nothing later
+            is made of; it still counts as that artifact.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -52,10 +54,12 @@ class Manifest(Frozen):
     inputs: Mapping[str, str]
     files: Mapping[str, str]
     facts: Mapping[str, Any] = {}
+    stands_for: str | None = None
 
     def digest(self) -> str:
         """SHA-256 of the manifest: identifies the artifact and all it was made from."""
-        return hashlib.sha256(canonical(self.model_dump(mode="json"))).hexdigest()
+        content = self.model_dump(mode="json", exclude={"stands_for"})
+        return self.stands_for or hashlib.sha256(canonical(content)).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,23 @@ class Run:
                 ) from None
             yield
 
+    def manifest(self, kind: Kind) -> Manifest | None:
+        """What the artifact of `kind` says it is; its files are not looked at.
+
+        Raises:
+            InputError: it comes from another version.
+        """
+        file = self.folder(kind) / "manifest.json"
+        if not file.is_file():
+            return None
+        try:
+            return Manifest.model_validate_json(file.read_bytes())
+        except ValidationError:
+            raise InputError(
+                f"{file}: not a manifest this version can read",
+                "Run with --overwrite to make the run anew.",
+            ) from None
+
     def load(self, kind: Kind) -> Artifact | None:
         """The complete artifact of `kind`, or None; its kind is checked, its files are listed.
 
@@ -134,16 +155,10 @@ class Run:
             InputError: it is there but was altered, or comes from another version.
         """
         path = self.folder(kind)
-        file = path / "manifest.json"
-        if not file.is_file():
+        manifest = self.manifest(kind)
+        if manifest is None:
             return None
-        try:
-            manifest = Manifest.model_validate_json(file.read_bytes())
-        except ValidationError:
-            raise InputError(
-                f"{file}: not a manifest this version can read",
-                "Run with --overwrite to make the run anew.",
-            ) from None
+        file = path / "manifest.json"
         if manifest.kind != kind or manifest.schema_version != SCHEMA_VERSION:
             raise InputError(
                 f"{file}: holds a {manifest.kind} of schema {manifest.schema_version}, "
@@ -200,7 +215,24 @@ class Run:
         self.discard(kind, keep_partial=True)
         temporary.rename(self.folder(kind))
         sync(self.private)
-        self._remove(self.private / f"{FOLDER[kind]}.partial")
+        self.remove(self.private / f"{FOLDER[kind]}.partial")
+
+    def amend(
+        self, kind: Kind, files: Mapping[str, str], facts: Mapping[str, Any], same: bool
+    ) -> None:
+        """Let an artifact's manifest say what it holds now, in one step; only `forget` does so.
+
+        Args:
+            files: path to SHA-256 of all that it holds from here on.
+            facts: its facts from here on.
+            same: what was made of it is still made of it.
+        """
+        there = self.manifest(kind)
+        if there is not None:
+            stands_for = there.digest() if same else None
+            new = {"files": dict(files), "facts": dict(facts), "stands_for": stands_for}
+            changed = there.model_copy(update=new)
+            write_json(self.folder(kind) / "manifest.json", changed.model_dump(mode="json"))
 
     def holds(self, kind: Kind) -> bool:
         """Whether the artifact of `kind` is there, whole or begun."""
@@ -217,11 +249,11 @@ class Run:
         """
         kinds = list(FOLDER)
         for name in ("release", "withheld", "private/report"):
-            self._remove(self.path / name)
+            self.remove(self.path / name)
         for kind in reversed(kinds[kinds.index(first) :]):
-            self._remove(self.folder(kind))
+            self.remove(self.folder(kind))
             if kind != first or not keep_partial:
-                self._remove(self.private / f"{FOLDER[kind]}.partial")
+                self.remove(self.private / f"{FOLDER[kind]}.partial")
 
     def discard_damaged(self) -> None:
         """Remove everything from the first artifact on that is incomplete or was altered."""
@@ -234,9 +266,11 @@ class Run:
                 self.discard(kind)
                 return
 
-    def _remove(self, path: Path) -> None:
+    def remove(self, path: Path) -> None:
         """Take a folder away in one step (rename, then delete): no half of it keeps its name."""
-        if path.exists():
+        if path.is_file():
+            path.unlink()
+        elif path.exists():
             doomed = self.private / f".removed-{path.name}"
             shutil.rmtree(doomed, ignore_errors=True)
             path.rename(doomed)
@@ -244,12 +278,8 @@ class Run:
 
     def record(self, version: str) -> None:
         """Write RUN/manifest.json: which artifacts there are, by digest, and who made them."""
-        made = {kind: self.folder(kind) / "manifest.json" for kind in FOLDER}
-        manifests = {
-            kind: Manifest.model_validate_json(file.read_bytes()).digest()
-            for kind, file in made.items()
-            if file.is_file()
-        }
+        made = {kind: self.manifest(kind) for kind in FOLDER}
+        manifests = {kind: there.digest() for kind, there in made.items() if there}
         released = [n for n in ("release", "withheld") if (self.path / n).is_dir()]
         write_json(
             self.path / "manifest.json",
@@ -268,11 +298,15 @@ class Run:
         with open(self.path / "log.jsonl", "a", encoding="utf-8") as handle:
             handle.write(json.dumps({**line, **fields}) + "\n")
 
-    def count(self, event: str) -> int:
-        """How many lines of that event log.jsonl has."""
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """The lines of that event in log.jsonl, the last one last."""
         file = self.path / "log.jsonl"
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-        return sum(json.loads(line)["event"] == event for line in lines)
+        return [entry for line in lines if (entry := json.loads(line))["event"] == event]
+
+    def count(self, event: str) -> int:
+        """How many lines of that event log.jsonl has."""
+        return len(self.logged(event))
 
 
 def canonical(value: Any) -> bytes:

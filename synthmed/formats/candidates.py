@@ -54,6 +54,7 @@ class Candidate:
         scanner: allow-listed fields.
         split: as the table has it, null where it has none.
         volume: what tells it from others of its series; empty where there is one.
+        sequence: milliseconds of repetition, echo and inversion where the header says them.
     """
 
     person: str
@@ -65,6 +66,7 @@ class Candidate:
     scanner: Labels = field(default_factory=dict)
     split: str | None = None
     volume: str = ""
+    sequence: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -283,6 +285,7 @@ def _from_dicom(
         scanner=dict(first.scanner),
         split=splits.pop() if len(splits) == 1 else None,
         volume=volume.name,
+        sequence=selection.times_ms(first),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,13 +34,24 @@ class Quarantine:
 
     def counts(self) -> dict[str, int]:
         """Reason code to number of entries, the commonest first."""
-        found = Counter(code for _, code, _ in self.entries)
-        return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+        return _counts(code for _, code, _ in self.entries)
 
     def summary(self) -> str:
         """The three commonest reasons with their counts, for a message."""
         counts = [f"{code} {n}" for code, n in self.counts().items()]
         return ", ".join(counts[:3] + ["..."] * (len(counts) > 3)) or "nothing"
+
+
+def without(file: Path, people: Collection[str]) -> tuple[str, dict[str, int]]:
+    """A written table without the rows of some people, and the reasons of the others.
+
+    Args:
+        file: what `Quarantine.write` has written.
+        people: pseudonyms.
+    """
+    head, *rows = file.read_text(encoding="utf-8").split("\n")[:-1]
+    kept = [row for row in rows if row.split("\t")[1] not in people]
+    return "\n".join([head, *kept]) + "\n", _counts(row.split("\t")[2] for row in kept)
 
 
 def listed(counts: Mapping[str, int]) -> str:
@@ -50,6 +61,11 @@ def listed(counts: Mapping[str, int]) -> str:
     '2 truncated, 1 rgb'
     """
     return ", ".join(f"{n} {code}" for code, n in counts.items())
+
+
+def _counts(codes: Iterable[str]) -> dict[str, int]:
+    """How often each occurs, the commonest first."""
+    return dict(sorted(Counter(codes).items(), key=lambda item: (-item[1], item[0])))
 
 
 def _cell(path: str) -> str:

@@ -33,6 +33,7 @@ REASONS: Mapping[str, str] = {
     "complex_or_rgb": "Complex and colour images are not read.",
     # labels and people
     "patient_missing": "It does not say whose scan it is.",
+    "forgotten": "Its patient was forgotten (synthmed forget) and is not taken in again.",
     "label_missing": "A label is missing.",
     "label_unknown": "A label is not among the declared values.",
     "label_out_of_range": "A label lies outside the declared range.",

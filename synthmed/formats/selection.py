@@ -77,6 +77,14 @@ def spacing(slices: Sequence[Slice]) -> tuple[float, float, float]:
     return first.spacing[1], first.spacing[0], float(np.median(steps)) if len(steps) else 0.0
 
 
+def times_ms(s: Slice) -> dict[str, float]:
+    """Repetition, echo and inversion in milliseconds, those that the header says."""
+    kind = dict(s.kind)
+    found = (s.acquired.repetition, kind["echo"], kind["inversion"])
+    times = zip(("repetition_ms", "echo_ms", "inversion_ms"), found, strict=True)
+    return {name: round(float(v), 1) for name, v in times if v}
+
+
 def seen(volume: Volume, person: str, reason: Refused | None) -> list[Seen]:
     """A volume for the table; its geometry is looked at where nothing else is against it.
 
@@ -96,14 +104,13 @@ def seen(volume: Volume, person: str, reason: Refused | None) -> list[Seen]:
 
 def _seen(volume: Volume, person: str, becomes: str) -> Seen:
     first = volume.slices[0]
-    kind = dict(first.kind)
+    times = times_ms(first)
     facts = {
         "plane": plane(first),
         "matrix": [first.pixels[1], first.pixels[0], len(volume.slices)],
         "spacing_mm": [round(v, 2) for v in spacing(volume.slices)],
         "volume": volume.name.split("_time-")[0] if not volume.name.startswith("time-") else "",
-        "times_ms": [round(float(v), 1) for v in (first.acquired.repetition, kind["echo"],
-                                                  kind["inversion"])],
+        "times_ms": [times.get(k, 0.0) for k in ("repetition_ms", "echo_ms", "inversion_ms")],
         "contrast": first.acquired.contrast,
         **dict(first.scanner),
     }  # fmt: skip

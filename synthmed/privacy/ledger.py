@@ -3,7 +3,8 @@
 One file in SYNTHMED_HOME, appended to and never rewritten. Each line holds a digest, under the key
 of the pseudonyms, of all lines before it, and a second file names the last one: a ledger that was
 edited, cut short or lost is found out, and then nothing private is trained until it is back. It
-holds pseudonyms, no names.
+holds pseudonyms, no names. It also holds who is not to be taken in again (`synthmed forget`): there
+too a line that is lost would break a promise.
 
 A charge is a (phase, step, state) of a run, the state being a digest of the weights a step begins
 with. A step that is replayed from the same state draws the same patients and the same noise: it is
@@ -84,6 +85,7 @@ class Ledger:
         self._names = names or Pseudonyms.load()
         self.accounts: dict[str, Account] = {}
         self.unprotected: dict[str, frozenset[str]] = {}
+        self.forgotten: set[str] = set()
         self._end, self._lines, self._digest = 0, 0, START
         self._digests = {START}
         with self._locked():
@@ -140,6 +142,10 @@ class Ledger:
     def note_unprotected(self, run: str, patients: Iterable[str]) -> None:
         """Remember that a run without protection has trained on these patients."""
         self._append({"kind": "unprotected", "run": run, "patients": sorted(set(patients))})
+
+    def forget(self, patients: Iterable[str]) -> None:
+        """Remember that these patients are not to be taken in again; what they paid stays."""
+        self._append({"kind": "forgotten", "patients": sorted(set(patients))})
 
     # --- reading ------------------------------------------------------------------------------
 
@@ -231,6 +237,8 @@ class Ledger:
             self.accounts[entry["run"]].charges.add(charge)
         elif kind == "unprotected":
             self.unprotected[entry["run"]] = frozenset(entry["patients"])
+        elif kind == "forgotten":
+            self.forgotten |= set(entry["patients"])
         else:
             raise ValueError(kind)
 

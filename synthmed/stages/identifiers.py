@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from importlib.resources import files
 from pathlib import PurePosixPath
 
+from synthmed import receipt
 from synthmed.artifacts import Catalogue
 from synthmed.config import Config
 from synthmed.configfile import source_folder
@@ -80,7 +81,8 @@ def _occurs(name: str, text: bytes) -> bool:
 def _own_words(config: Config | None, evidence: Sequence[Estimate]) -> bytes:
     """Text that a report holds whoever the patients were."""
     package = files("synthmed")
-    sources = [*package.joinpath("report/templates").iterdir()]
+    templates = package.joinpath("report/templates").iterdir()
+    sources = [t for t in templates if t.name != receipt.PAGE]  # it never leaves
     sources += [package.joinpath(p) for p in ("formats/bids_export.py", "report/build.py")]
     texts = [s.read_text(encoding="utf-8") for s in sources if s.is_file()]
     texts += [t for words in WORDS.values() for t in words]

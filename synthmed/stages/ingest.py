@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,12 @@ from synthmed.configfile import source_folder
 from synthmed.deid.pseudonyms import Pseudonyms
 from synthmed.errors import InputError, ResourceError, UsageError
 from synthmed.formats import candidates, nifti, selection, tables
-from synthmed.formats.candidates import Candidate, FileRefused
+from synthmed.formats.candidates import Candidate, FileRefused, Plan
 from synthmed.formats.listing import Kind, Listing, is_auxiliary, kind, walk
 from synthmed.formats.nifti import Image
 from synthmed.formats.quarantine import Quarantine, listed
 from synthmed.formats.refusal import Refused, quiet
+from synthmed.privacy.ledger import Ledger
 
 MIN_PATIENTS = 10
 """Fewer are no cohort."""
@@ -91,6 +92,7 @@ def ingest(
     with quiet():
         kinds, n_auxiliary = _sort_files(listing, quarantine)
         plan = candidates.find(config.data, listing, kinds)
+        _leave_out(plan, pseudonyms, Ledger(names=pseudonyms).forgotten)
         for path, reason, person in plan.refused:
             quarantine.add(path, reason, pseudonyms.patient(person) if person else "")
         reading = _Reading(
@@ -108,9 +110,8 @@ def ingest(
     n_files = len(listing.sizes) + len(listing.refused)
     n_patients = len({scan.patient for scan in scans})
     _check_enough(n_files, n_patients, min_patients, quarantine)
-    unknown = {c: sum(c not in scan.labels for scan in scans) for c in config.data.conditions}
-    for name, n in unknown.items():
-        if n == len(scans):
+    for name in config.data.conditions:
+        if not any(name in scan.labels for scan in scans):
             raise InputError(
                 f"data.conditions.{name}: no usable scan has a value for it",
                 "Check the column in the table, or take the condition out.",
@@ -119,16 +120,60 @@ def ingest(
         "format": plan.form,
         "modality": config.data.modality,
         "n_files": n_files,
+        "n_bytes": sum(listing.sizes.values()),
         "n_auxiliary": n_auxiliary,
-        "n_scans": len(scans),
-        "n_patients": n_patients,
-        "n_quarantined": len(quarantine.entries),
-        "reasons": quarantine.counts(),
-        "orientations": dict(sorted(Counter(scan.orientation for scan in scans).items())),
+        **tally(scans, quarantine.counts(), config.data.conditions),
         "n_undeclared_mask_voxels": dict(sorted(reading.undeclared.items())),
-        "n_labels_missing": {name: n for name, n in unknown.items() if n},
         **plan.facts,
     }
+
+
+def tally(
+    scans: Sequence[Scan], reasons: Mapping[str, int], conditions: Collection[str]
+) -> dict[str, Any]:
+    """The facts that follow from what a catalogue holds and its reasons for the rest."""
+    unknown = {c: sum(c not in scan.labels for scan in scans) for c in conditions}
+    return {
+        "n_scans": len(scans),
+        "n_patients": len({scan.patient for scan in scans}),
+        "n_quarantined": sum(reasons.values()),
+        "reasons": dict(reasons),
+        "orientations": dict(sorted(Counter(scan.orientation for scan in scans).items())),
+        "n_labels_missing": {name: n for name, n in unknown.items() if n},
+    }
+
+
+def check_standing(scans: Sequence[Scan], run: Path) -> None:
+    """See that the catalogue that a run has may still be used.
+
+    Raises:
+        UsageError: it holds somebody who was forgotten since.
+        InputError: too few patients are left in it.
+    """
+    if n := len({scan.patient for scan in scans} & Ledger().forgotten):
+        raise UsageError(
+            f"run {run}: holds {n} of those who were forgotten",
+            f"Take them out: `synthmed forget --in {run}`.",
+        )
+    if (n := len({scan.patient for scan in scans})) < MIN_PATIENTS:
+        raise InputError(
+            f"run {run}: {n} of at least {MIN_PATIENTS} patients are left in it",
+            "Add patients to data.source, and pass --overwrite.",
+        )
+
+
+def _leave_out(plan: Plan, pseudonyms: Pseudonyms, forgotten: Collection[str]) -> None:
+    """Refuse all that is of people who were forgotten; nothing is noted down of them but that."""
+
+    def gone(person: str) -> bool:
+        return bool(person and forgotten) and pseudonyms.patient(person) in forgotten
+
+    reason = Refused("forgotten")
+    plan.refused = [(p, reason, "") if gone(who) else (p, r, who) for p, r, who in plan.refused]
+    for candidate in plan.candidates:
+        if gone(candidate.person):
+            plan.refuse(candidate.files, reason)
+    plan.candidates = [c for c in plan.candidates if not gone(c.person)]
 
 
 def look(config: Config, all_descriptions: bool = False) -> dict[str, Any]:
@@ -392,6 +437,7 @@ class _Reader:
             labels=labels,
             split=candidate.split if self.use_split else None,
             volume=candidate.volume,
+            sequence=candidate.sequence,
         )
         return _Read(record, _content(first.data), undeclared)
 

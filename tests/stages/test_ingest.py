@@ -79,6 +79,7 @@ def test_a_cohort_becomes_a_catalogue(source: Path, target: Path) -> None:
         "format": "nifti",
         "modality": "T1w",
         "n_files": 11,
+        "n_bytes": sum(p.stat().st_size for p in source.rglob("*") if p.is_file()),
         "n_auxiliary": 1,
         "n_scans": 10,
         "n_patients": 10,
