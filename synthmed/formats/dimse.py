@@ -12,7 +12,6 @@ import itertools
 import queue
 import socket
 import ssl
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,7 +56,7 @@ SYNTAXES = (
     JPEGExtended12Bit, JPEGLSLossless, JPEGLSNearLossless, JPEG2000Lossless, JPEG2000,
 )  # fmt: skip
 """Transfer syntaxes that the reader decodes, or refuses by name."""
-ANSWER_SECONDS = 120.0
+ANSWER_SECONDS = 60.0
 """For a server to fetch a file from its own archive."""
 
 _FIND = "1.2.840.10008.5.1.4.1.2.2.1"  # study root query/retrieve information model, FIND
@@ -105,7 +104,6 @@ class Dimse:
 
     def studies(self) -> Sequence[Study]:
         """All that hold MR, as far as the server tells them apart."""
-        self._reach()
         found = self._find("STUDY", ModalitiesInStudy="MR", StudyInstanceUID="", PatientID="")
         return [Study(_text(d, "StudyInstanceUID"), _text(d, "PatientID")) for d in found]
 
@@ -165,10 +163,14 @@ class Dimse:
                 association.release()
 
     def _reach(self) -> None:
-        """Connect once without DICOM: what is wrong below it has an answer of its own."""
+        """Connect without DICOM first: what is wrong below it has an answer of its own."""
         place = self._address.host, self._address.port
         try:
-            with socket.create_connection(place, TIMEOUT_SECONDS) as plain:
+            plain = socket.create_connection(place, TIMEOUT_SECONDS)
+        except OSError:
+            raise Lost("no answer") from None
+        try:
+            with plain:
                 if self._tls is not None:
                     context, name = self._tls
                     context.wrap_socket(plain, server_hostname=name).close()
@@ -179,7 +181,7 @@ class Dimse:
                 "Name the file of your house's CA in SSL_CERT_FILE; it is never taken unseen.",
             ) from None
         except OSError:
-            raise Lost("no answer") from None
+            raise Lost("it speaks no TLS") from None
 
     @contextlib.contextmanager
     def _line(self, slot: _Slot) -> Iterator[Association]:
@@ -205,6 +207,7 @@ class Dimse:
 
     def _associated(self) -> tuple[_Line, Association]:
         """A new association."""
+        self._reach()
         line = _Line()
         made = self._ae.associate(
             self._address.host,
@@ -281,12 +284,12 @@ def _store(event: evt.Event, line: _Line) -> int:
 
 def _count(event: evt.Event, line: _Line) -> None:
     """End a connection on which more comes than a file may hold."""
-    slot = line.slot
-    slot.n_bytes += len(event.data)
+    slot, wire = line.slot, event.assoc.dul.socket
+    slot.n_bytes += len(event.data) if slot.file is not None else 0
     if slot.n_bytes > dicom.MAX_FILE_BYTES and not slot.oversized:
         slot.oversized = True
-        # this is called where bytes are read, which an abort waits for
-        threading.Thread(target=event.assoc.abort, daemon=True).start()
+        if wire is not None:  # an abort would wait for the thread that this is called in
+            wire.close()
 
 
 def _text(data: Dataset, name: str) -> str:

@@ -286,8 +286,11 @@ def _of_study(server: Server, select: Select | None, study: Study) -> _Wanted:
 
 
 def _tidied(folder: Path, files: Mapping[str, object]) -> list[str]:
-    """What is not there yet; what is there and not wanted, or not whole, is removed."""
-    there = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    """What is not there yet; what is there and not wanted, or not whole, is removed.
+
+    A table that the caller has put beside the folders of series stays.
+    """
+    there = {str(p.relative_to(folder)) for p in folder.glob("*/*") if p.is_file()}
     for path in there - files.keys():
         (folder / path).unlink()
     return [path for path in sorted(files) if path not in there]

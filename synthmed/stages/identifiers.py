@@ -13,7 +13,7 @@ from synthmed.config import Config
 from synthmed.configfile import source_folder, table_file
 from synthmed.deid.needles import MIN_TEXT, Needles
 from synthmed.formats.listing import Listing, walk
-from synthmed.formats.tables import participants, person_column
+from synthmed.formats.tables import DICOM_PEOPLE, PEOPLE, participants
 from synthmed.report.words import WORDS
 from synthmed.store import Run
 from synthmed.types import Estimate
@@ -73,7 +73,8 @@ def source_names(config: Config) -> set[str]:
     names = {part for path in listing.sizes for part in _parts(path)}
     found, _ = participants(listing, data)
     for table in found:
-        column = person_column(table, data)
+        wanted = (data.patient,) if data.patient else (*PEOPLE, *DICOM_PEOPLE)
+        column = next((name for name in wanted if name in table.columns), "")
         names |= {row[column] for row in table.rows if row.get(column)}
     return names
 
