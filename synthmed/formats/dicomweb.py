@@ -64,6 +64,7 @@ class _Session(requests.Session):
             for piece in _pieces(response):
                 content += piece
                 if len(content) > MAX_ANSWER_BYTES:
+                    response.close()
                     raise _TooLarge
             response._content = bytes(content)
         return response
@@ -180,6 +181,8 @@ class Web:
                 stream=True,
                 timeout=TIMEOUT_SECONDS,
             )
+            if not response.ok:
+                response.close()
             response.raise_for_status()
         except RequestException as error:
             fault = self._fault(error)
@@ -289,12 +292,18 @@ def _save(response: requests.Response, handle: BinaryIO) -> None:
         size += handle.write(part[: len(part) - keep])
         tail = part[len(part) - keep :]
         if size > dicom.MAX_FILE_BYTES:
-            raise Refused("oversized", f"The limit is {dicom.MAX_FILE_BYTES >> 20} MiB a file.")
+            raise _oversized()
     else:
         if end:
             raise Torn("its closing boundary is missing")
     if size == 0:
         raise Torn("it is empty")
+    if size > dicom.MAX_FILE_BYTES:
+        raise _oversized()
+
+
+def _oversized() -> Refused:
+    return Refused("oversized", f"The limit is {dicom.MAX_FILE_BYTES >> 20} MiB a file.")
 
 
 def _head(pieces: Iterator[bytes], boundary: bytes) -> bytes:
