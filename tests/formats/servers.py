@@ -34,6 +34,8 @@ _NEW_NETWORK = 0x40000000  # CLONE_NEWNET of sched.h
 @contextlib.contextmanager
 def own_network() -> Iterator[None]:
     """Move this thread into a network namespace with a loopback and nothing else."""
+    if shutil.which("ip") is None:
+        pytest.skip("the program ip is not installed")
     libc = ctypes.CDLL(None, use_errno=True)
     with open("/proc/thread-self/ns/net") as before:
         if libc.unshare(_NEW_NETWORK) != 0:
@@ -51,8 +53,6 @@ def require_orthanc() -> None:
     """Skip, and say what is missing, where Orthanc cannot be run."""
     if shutil.which("Orthanc") is None or not PLUGIN.is_file():
         pytest.skip("Debian's packages orthanc and orthanc-dicomweb are not installed")
-    if shutil.which("ip") is None:
-        pytest.skip("the program ip is not installed")
 
 
 @dataclass
