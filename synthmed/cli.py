@@ -36,7 +36,9 @@ RunArg = Annotated[Path, typer.Argument(help="The run's folder.")]
 RunOption = Annotated[
     Path | None, typer.Option("--run", help="Where the run lies. Default: runs/<config's name>.")
 ]
-InputOption = Annotated[str | None, typer.Option("--input", help="Folder of scans (data.source).")]
+InputOption = Annotated[
+    str | None, typer.Option("--input", help="Folder of scans, or a PACS (data.source).")
+]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one config value.")
 ]
@@ -230,7 +232,7 @@ def list_(
 
 @app.command()
 def look(
-    source: Annotated[Path, typer.Argument(help="A folder of DICOM files.")],
+    source: Annotated[str, typer.Argument(help="A folder of DICOM files, or a PACS.")],
     config: Annotated[str | None, typer.Option("--config", help="What it wants is marked.")] = None,
     set_: SetOption = None,
     all_descriptions: Annotated[
@@ -242,13 +244,15 @@ def look(
     from synthmed import configfile
     from synthmed.formats import selection
     from synthmed.formats.quarantine import listed
+    from synthmed.progress import Progress
     from synthmed.stages import ingest
 
-    given: dict[str, Any] = {"data.source": str(source), "data.format": "dicom"}
+    given: dict[str, Any] = {"data.source": source, "data.format": "dicom"}
     file = configfile.find(config or "dicom")
     if config is None:  # the folder alone: no table, no labels
         given |= {"data.table": None, "data.patient": None, "data.conditions": {}}
-    found = ingest.look(configfile.load(file, set_ or [], given), all_descriptions)
+    resolved = configfile.load(file, set_ or [], given)
+    found = ingest.look(resolved, all_descriptions, Progress("look", as_json).update)
     if as_json:
         print_json(found)
         return

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from synthmed.backbones import Backbone
+from synthmed.formats import address
 from synthmed.metrics import DEFAULT_METRICS, Metric
 from synthmed.trainable import Choice
 
@@ -129,6 +130,8 @@ class Intensity(Part):
 class Data(Part):
     """What to read, who is one person, what to condition on, and the grid to learn on.
 
+    `source` is a folder, or the address of a PACS (formats/address.py); `table` lies in the folder,
+    or is a file of this machine where the source is an address.
     `volumes` says what becomes of a DICOM series that holds several volumes of one place (echoes,
     b-values, moments): it is refused, or `split` into a scan each. `tilted` says the same of one
     whose slices are shifted against each other: `resample` shifts them back, linearly.
@@ -185,6 +188,18 @@ class Data(Part):
         if min(value) < 8 or max(value) > 512:
             raise ValueError(f"{value}: each side must be 8 to 512 voxels")
         return value
+
+    # of the whole part: an error would repeat a field's value, and a password may be in it
+    @model_validator(mode="after")
+    def _possible_source(self) -> Data:
+        if address.is_address(self.source):
+            try:
+                address.parse(self.source)
+            except ValueError as error:
+                raise ValueError(f"source: {error}") from None
+            if self.format == "nifti":
+                raise ValueError("format nifti: a PACS holds DICOM")
+        return self
 
     @model_validator(mode="after")
     def _of_one_engine(self) -> Data:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from synthmed.config import Condition, Config
 from synthmed.errors import UsageError
+from synthmed.formats import address
 from synthmed.metrics import Metric
 
 
@@ -132,13 +133,22 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json", exclude_none=False), sort_keys=False)
 
 
-def source_folder(config: Config) -> Path:
-    """`data.source` with `~` and environment variables resolved.
+def source_folder(config: Config) -> Path | None:
+    """`data.source` with `~` and environment variables resolved; null where it is an address.
 
     Raises:
         UsageError: it names a variable that is not set.
     """
+    if address.is_address(config.data.source):
+        return None
     return _folder(config.data.source, "data.source", "the cohort, or pass --input FOLDER")
+
+
+def table_file(config: Config) -> Path | None:
+    """`data.table` as a file of its own, which it is where the source is an address; or null."""
+    if config.data.table is None:
+        return None
+    return _folder(config.data.table, "data.table", "the table")
 
 
 def masks_folder(config: Config) -> Path | None:

@@ -18,6 +18,7 @@ KINDS = ("backbones", "metrics", "exporters", "configs", "pipelines")
 _SHOWN = ("torch", "monai", "nibabel", "pydicom", "scikit-image", "scikit-learn", "pandas")
 _OPTIONAL = {
     "pylibjpeg": "compressed DICOM (synthmed[codecs])",
+    "dicomweb_client": "scans from a PACS (synthmed[pacs])",
     "snakemake": "cluster workflows (synthmed[cluster])",
 }
 

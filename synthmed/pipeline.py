@@ -29,7 +29,7 @@ from synthmed.loader import Loader
 from synthmed.privacy import audited
 from synthmed.privacy.ledger import Ledger
 from synthmed.progress import Progress
-from synthmed.stages import evaluate, ingest, prepare, release, sample, screen, train
+from synthmed.stages import evaluate, fetch, ingest, prepare, release, sample, screen, train
 from synthmed.stages.identifiers import source_names
 from synthmed.stages.sample import Sampler
 from synthmed.store import FOLDER, Artifact, Kind, Run
@@ -92,11 +92,12 @@ class Line:
 
     def ingest(self) -> Artifact:
         """Source to catalogue. Where the source is gone, what was read from it is still good."""
-        there = self.run.load("catalogue")
-        if there and not configfile.source_folder(self.config).is_dir():
-            source = there.manifest.inputs["source"]
-        else:
+        there, folder = self.run.load("catalogue"), configfile.source_folder(self.config)
+        source = None
+        if there is None or folder is None or folder.is_dir():
             source = ingest.source_fingerprint(self.config)
+        if source is None:
+            source = there.manifest.inputs["source"] if there else ""
         if there and there.manifest.inputs["source"] != source and not self.overwrite:
             raise UsageError(
                 f"run {self.run.path}: data.source has changed since it was read, "
@@ -106,13 +107,17 @@ class Line:
             )
         if there and there.manifest.inputs["source"] == source:
             ingest.check_standing(Catalogue.open(there.path).scans, self.run.path)
+        fetched = self.run.private / fetch.FOLDER
 
         def make(target: Path, progress: Progress) -> dict[str, Any]:
-            facts = ingest.ingest(self.config, target, progress=progress.update)
+            facts = ingest.ingest(self.config, target, work=fetched, progress=progress.update)
             receipt.write(target, receipt.of_ingest(facts, Catalogue.open(target).scans))
             return facts
 
-        return self._make("ingest", {"source": source}, make)
+        made = self._make("ingest", {"source": source}, make)
+        if fetched.exists():  # originals of identified patients, by now of no use
+            shutil.rmtree(fetched)
+        return made
 
     def prepare(self) -> Artifact:
         """Catalogue to dataset."""

@@ -20,6 +20,7 @@ from synthmed.loader import WATCHED
 from synthmed.measure import Request, measure
 from synthmed.policy import MIN_HOLDOUT
 from synthmed.progress import Progress, clock
+from synthmed.stages.fetch import FOLDER
 from synthmed.stages.ingest import ingest
 from synthmed.stages.sample import sample_count
 from synthmed.stages.train import CANONICAL_BATCH, parameters
@@ -38,8 +39,10 @@ def fingerprint(config: Config, device: str, quiet: bool) -> dict[str, Any]:
         peak memory; and which policy lines cannot pass with this holdout.
     """
     with tempfile.TemporaryDirectory(prefix="synthmed-plan-") as folder:
-        facts = ingest(config, Path(folder), progress=Progress("ingest", quiet).update)
-        scans = Catalogue.open(Path(folder)).scans
+        target, work = Path(folder, "ingest"), Path(folder, FOLDER)
+        target.mkdir()
+        facts = ingest(config, target, work=work, progress=Progress("ingest", quiet).update)
+        scans = Catalogue.open(target).scans
     n_patients = len({s.patient for s in scans})
     n_holdout = round(config.data.holdout * n_patients)
     out: dict[str, Any] = {

@@ -21,7 +21,6 @@ from synthmed.formats.volumes import Volume, volumes
 
 _SPLITS = ("train", "holdout")
 _HEADER_LABELS = ("age", "sex")
-_DICOM_PATIENT = ("patient_id", "PatientID")
 IMPORTS = ("synthmed.stages.ingest",)
 """What a process that reads has to import."""
 MANY_FILES = 1000
@@ -125,6 +124,8 @@ def find(data: Data, listing: Listing, kinds: Mapping[str, Kind]) -> Plan:
         _plan_nifti(plan, data, listing, files)
     else:
         strays = [path for path, kind in kinds.items() if kind == "other"]
+        # what a PACS did not give may be a slice of what it gave
+        strays += [path for path, r in listing.refused.items() if r.code == "not_fetched"]
         _plan_dicom(plan, data, listing, files, strays)
     return plan
 
@@ -183,16 +184,7 @@ def _plan_dicom(
     plan: Plan, data: Data, listing: Listing, files: Sequence[str], strays: Sequence[str]
 ) -> None:
     """Every classic MR series; `strays` are files of no known kind, perhaps lost slices."""
-    if data.engine == "dcm2niix":
-        dcm2niix.binary()  # said before anything is read
-    for name, channel in (data.channels or {}).items():
-        if not channel.select:
-            raise UsageError(
-                f"data.channels.{name}: a DICOM series is found by no column or path",
-                "Say with `select` what it is like, or convert series and masks to NIfTI.",
-            )
-    found, column = _patient_tables(data, listing)
-    tables.check_conditions(found, data, _HEADER_LABELS)
+    found, column = _checked_tables(data, listing)
     slices: list[dicom.Slice] = []
     damaged = list(strays)
     n = processes.how_many() if len(files) >= MANY_FILES else 1
@@ -244,6 +236,37 @@ def _plan_dicom(
     }
 
 
+def people(data: Data, listing: Listing) -> set[str] | None:
+    """The PatientIDs whose DICOM series can be used, as the tables have them; None for all.
+
+    Raises:
+        UsageError: the config asks for what DICOM series, or the tables, do not have.
+        InputError: `data.table` cannot be read.
+    """
+    found, column = _checked_tables(data, listing)
+    return set(_rows_by_person(found, column)) if _tabled(data, found) else None
+
+
+def _checked_tables(data: Data, listing: Listing) -> tuple[list[Table], str]:
+    """The tables of patients and their column, and all that can be said before a file is read."""
+    if data.engine == "dcm2niix":
+        dcm2niix.binary()
+    for name, channel in (data.channels or {}).items():
+        if not channel.select:
+            raise UsageError(
+                f"data.channels.{name}: a DICOM series is found by no column or path",
+                "Say with `select` what it is like, or convert series and masks to NIfTI.",
+            )
+    found, column = _patient_tables(data, listing)
+    tables.check_conditions(found, data, _HEADER_LABELS)
+    return found, column
+
+
+def _tabled(data: Data, found: Sequence[Table]) -> set[str]:
+    """The conditions that tables have, so that somebody without a row is nobody's scan."""
+    return {c for t in found for c in t.columns} & set(data.conditions)
+
+
 def _from_dicom(
     data: Data,
     listing: Listing,
@@ -260,9 +283,8 @@ def _from_dicom(
         "sex": first.sex or "",
     }
     own = rows.get(person, ())
-    tabled = {c for t in found for c in t.columns} & set(data.conditions)
     labels: Labels | Refused
-    if tabled and not own:
+    if _tabled(data, found) and not own:
         labels = Refused("not_in_table", "No row has its PatientID.")
     else:
         every = [_labels(data, {**header, **cells}, comma) for cells, comma in own or [({}, False)]]
@@ -349,7 +371,7 @@ def _files(slices: Sequence[dicom.Slice]) -> list[str]:
 
 def _patient_tables(data: Data, listing: Listing) -> tuple[list[Table], str]:
     """The tables with a column of PatientIDs, and that column's name."""
-    wanted = (data.patient,) if data.patient else _DICOM_PATIENT
+    wanted = (data.patient,) if data.patient else tables.DICOM_PEOPLE
     if data.table is not None:
         candidates, _ = tables.participants(listing, data)
     else:

@@ -33,11 +33,13 @@ class Listing:
         root: the folder, resolved.
         sizes: path relative to `root` (with /) to bytes, sorted; what may be opened.
         refused: paths that may not be opened, with the reason, sorted.
+        names: what a person finds a file by, where its path says nothing.
     """
 
     root: Path
     sizes: Mapping[str, int]
     refused: Mapping[str, Refused]
+    names: Mapping[str, str] = field(default_factory=dict)
     _tree: dict[str, Any] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -23,12 +23,16 @@ class Quarantine:
         """Enter a path (relative to the source) with its reason."""
         self.entries.setdefault((path, reason.code, patient), reason.explanation)
 
-    def write(self, file: Path) -> None:
-        """Write the table, sorted by path."""
+    def write(self, file: Path, names: Mapping[str, str] = {}) -> None:
+        """Write the table, sorted by path, or by what `names` calls a path."""
+        rows = sorted(
+            (names.get(path, path), code, patient, explanation)
+            for (path, code, patient), explanation in self.entries.items()
+        )
         lines = [HEADER]
         lines += [
             f"{_cell(path)}\t{patient}\t{code}\t{explanation}"
-            for (path, code, patient), explanation in sorted(self.entries.items())
+            for path, code, patient, explanation in rows
         ]
         file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

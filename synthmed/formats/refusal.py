@@ -18,6 +18,7 @@ REASONS: Mapping[str, str] = {
     "outside_source": "It points outside the source folder, which is not read.",
     "unreadable": "The system refuses to read it.",
     "not_requested": "The config asks for another modality, format or part of the source.",
+    "not_fetched": "The PACS lists it and does not give it whole.",
     "not_in_table": "No table names it, so whose it is and its labels are unknown.",
     "table_unreadable": "The table cannot be read.",
     "header_unreadable": "The header is damaged or not of a known kind.",

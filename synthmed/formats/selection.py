@@ -44,8 +44,8 @@ def unwanted(select: Select, volume: Volume) -> Refused | None:
     first = volume.slices[0]
     texts = (first.acquired.description, first.acquired.protocol)
     tests = {
-        "description": any(_matches(select.description, t) for t in texts),
-        "volume": _matches(select.volume, volume.name),
+        "description": any(matches(select.description, t) for t in texts),
+        "volume": matches(select.volume, volume.name),
         "plane": select.plane in (None, plane(first)),
         "contrast": select.contrast in (None, first.acquired.contrast),
         "max_spacing_mm": max(spacing(volume.slices)) <= (select.max_spacing_mm or np.inf) * 1.001,
@@ -183,7 +183,7 @@ def lines(rows: Sequence[dict[str, Any]]) -> list[str]:
     return ["  ".join(c.ljust(w) for c, w in zip(c_, widths, strict=True)).rstrip() for c_ in cells]
 
 
-def _matches(patterns: Sequence[str], text: str) -> bool:
+def matches(patterns: Sequence[str], text: str) -> bool:
     """Whether a text fits one of the patterns and none that begin with !."""
     folded = text.casefold()
     hits = {p: fnmatch.fnmatchcase(folded, p.removeprefix("!").casefold()) for p in patterns}

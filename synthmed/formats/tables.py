@@ -23,9 +23,13 @@ POOLED_AGE = 90.0
 APART = ("derivatives", "sourcedata")
 """BIDS folders whose files are read only where the config names them."""
 
+PEOPLE = ("patient", "subject_group", "participant_id")
+"""Columns that may name one person, the first that is there."""
+DICOM_PEOPLE = ("patient_id", "PatientID")
+"""The same of tables that are joined with DICOM headers."""
+
 _PARTICIPANTS = ("participants.tsv", "participants.csv")
 _MISSING = {"", "n/a", "nan"}
-_PEOPLE = ("patient", "subject_group", "participant_id")
 _YEARS = {"y", "yr", "year", "years"}
 
 Cells = Mapping[str, str]
@@ -173,11 +177,11 @@ def person_column(table: Table, data: Data) -> str:
     Raises:
         UsageError: the table has none of them.
     """
-    for name in (data.patient,) if data.patient else _PEOPLE:
+    for name in (data.patient,) if data.patient else PEOPLE:
         if name in table.columns:
             return name
     raise UsageError(
-        f"data.patient: null, and {table.name} has none of the columns {', '.join(_PEOPLE)}; "
+        f"data.patient: null, and {table.name} has none of the columns {', '.join(PEOPLE)}; "
         f"columns: {', '.join(table.columns)}",
         "Set data.patient to the column that names one person.",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Collection, Sequence
 from importlib.resources import files
 from pathlib import PurePosixPath
@@ -10,13 +11,15 @@ from pathlib import PurePosixPath
 from synthmed import receipt
 from synthmed.artifacts import Catalogue
 from synthmed.config import Config
-from synthmed.configfile import source_folder
+from synthmed.configfile import source_folder, table_file
 from synthmed.deid.needles import MIN_TEXT, Needles
-from synthmed.formats.listing import walk
-from synthmed.formats.tables import participants, person_column
+from synthmed.formats.listing import Listing, walk
+from synthmed.formats.tables import DICOM_PEOPLE, PEOPLE, participants
 from synthmed.report.words import WORDS
 from synthmed.store import Run
 from synthmed.types import Estimate
+
+_UID = re.compile(r"\d+(\.\d+){4,}")
 
 
 def identifiers(
@@ -55,23 +58,32 @@ def identifiers(
 def source_names(config: Config) -> set[str]:
     """Names of the source's files and folders, and its tables' words for people.
 
-    Empty where the source is no longer there.
+    Empty where the source is no longer there. Of a PACS it is the table's words for people.
     """
-    root = source_folder(config)
-    if not root.is_dir():
+    root, data = source_folder(config), config.data
+    if root is None:
+        file = table_file(config)
+        if file is None or not file.is_file():
+            return set()
+        listing = Listing(file.parent, {file.name: file.stat().st_size}, {})
+        data = data.model_copy(update={"table": file.name})
+    elif root.is_dir():
+        listing = walk(root)
+    else:
         return set()
-    listing = walk(root)
     names = {part for path in listing.sizes for part in _parts(path)}
-    found, _ = participants(listing, config.data)
+    found, _ = participants(listing, data)
     for table in found:
-        column = person_column(table, config.data)
+        wanted = (data.patient,) if data.patient else (*PEOPLE, *DICOM_PEOPLE)
+        column = next((name for name in wanted if name in table.columns), "")
         names |= {row[column] for row in table.rows if row.get(column)}
     return names
 
 
 def _parts(path: str) -> set[str]:
-    """The file's and the folders' names, without what follows the first dot."""
-    return {part.split(".")[0] for part in PurePosixPath(path.replace("\\", "/")).parts}
+    """The file's and the folders' names, without what follows the first dot; UIDs whole."""
+    parts = PurePosixPath(path.replace("\\", "/")).parts
+    return {p if _UID.fullmatch(p) else p.split(".")[0] for p in parts}
 
 
 def _occurs(name: str, text: bytes) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,7 @@ from synthmed.formats.nifti import Image
 from synthmed.formats.quarantine import Quarantine, listed
 from synthmed.formats.refusal import Refused, quiet
 from synthmed.privacy.ledger import Ledger
+from synthmed.stages import fetch
 
 MIN_PATIENTS = 10
 """Fewer are no cohort."""
@@ -53,6 +55,7 @@ def ingest(
     config: Config,
     target: Path,
     *,
+    work: Path | None = None,
     progress: Progress | None = None,
     min_patients: int = MIN_PATIENTS,
     use_split: bool = False,
@@ -65,6 +68,8 @@ def ingest(
 
     Args:
         target: an empty folder.
+        work: a folder of its own for what is fetched, where the source is a PACS; the caller
+            removes it.
         progress: called with (done, total).
         min_patients: fewer usable patients are an error; quarantine.tsv is there all the same.
         use_split: carry the table's column `split` (train, holdout) to the scans.
@@ -80,7 +85,7 @@ def ingest(
         UsageError: the config names a column that is not there, or `target` is in the source.
         ResourceError: the volumes or the pseudonym key cannot be written.
     """
-    listing = _listing(config)
+    config, listing = _listing(config, work, progress)
     target = target.resolve()
     if target.is_relative_to(listing.root):
         raise UsageError(
@@ -106,7 +111,7 @@ def ingest(
         scans = reading.scans(plan.candidates, progress)
     lines = [scan.model_dump_json() + "\n" for scan in scans]
     (target / "catalogue.jsonl").write_text("".join(lines), encoding="utf-8")
-    quarantine.write(target / "quarantine.tsv")
+    quarantine.write(target / "quarantine.tsv", listing.names)
     n_files = len(listing.sizes) + len(listing.refused)
     n_patients = len({scan.patient for scan in scans})
     _check_enough(n_files, n_patients, min_patients, quarantine)
@@ -176,12 +181,17 @@ def _leave_out(plan: Plan, pseudonyms: Pseudonyms, forgotten: Collection[str]) -
     plan.candidates = [c for c in plan.candidates if not gone(c.person)]
 
 
-def look(config: Config, all_descriptions: bool = False) -> dict[str, Any]:
+def look(
+    config: Config, all_descriptions: bool = False, progress: Progress | None = None
+) -> dict[str, Any]:
     """What a DICOM source holds and what would become of it; headers are read, nothing is written.
+
+    What a PACS holds is fetched into a temporary folder, which is removed.
 
     Args:
         config: says what is wanted.
         all_descriptions: show free text that few people share.
+        progress: called with (done, total) files that are fetched.
 
     Returns:
         `volumes`, rows of what looks alike, and `refused`, counts of other files by reason.
@@ -190,9 +200,9 @@ def look(config: Config, all_descriptions: bool = False) -> dict[str, Any]:
         InputError: no such folder, or no DICOM file in it.
         UsageError: the config names a column that is not there.
     """
-    listing = _listing(config)
-    quarantine = Quarantine()
-    with quiet():
+    with tempfile.TemporaryDirectory(prefix="synthmed-look-") as work, quiet():
+        quarantine = Quarantine()
+        config, listing = _listing(config, Path(work), progress)
         kinds, _ = _sort_files(listing, quarantine)
         plan = candidates.find(config.data, listing, kinds)
         seen = [s for v in plan.volumes for s in selection.seen(*v)]
@@ -211,16 +221,20 @@ def look(config: Config, all_descriptions: bool = False) -> dict[str, Any]:
     }
 
 
-def source_fingerprint(config: Config) -> str:
+def source_fingerprint(config: Config) -> str | None:
     """What the source holds: a digest under the pseudonym key, so that no name can be tested.
 
     It covers the relative names and sizes of all files and the bytes of the tables; voxels that
-    change while the size of their file stays are not seen.
+    change while the size of their file stays are not seen. Of a PACS it covers the address and the
+    table, and None is where that table is gone.
 
     Raises:
         InputError: the source is missing or no folder.
     """
-    listing = _listing(config)
+    if source_folder(config) is None:
+        held = fetch.fingerprint(config)
+        return None if held is None else Pseudonyms.load().digest("source", held)
+    _, listing = _listing(config)
     seen = hashlib.sha256()
     for path, size in listing.sizes.items():
         seen.update(f"{path}\0{size}\0".encode("utf-8", "surrogateescape"))
@@ -234,9 +248,15 @@ def source_fingerprint(config: Config) -> str:
     return Pseudonyms.load().digest("source", seen.digest())
 
 
-def _listing(config: Config) -> Listing:
-    """The source's files."""
+def _listing(
+    config: Config, work: Path | None = None, progress: Progress | None = None
+) -> tuple[Config, Listing]:
+    """The source's files, fetched into `work` from a PACS, and the config to read them with."""
     source = source_folder(config)
+    if source is None:
+        if work is None:
+            raise UsageError("data.source: an address, expected a folder")
+        return fetch.fetch(config, work, progress)
     remedy = "Set it to the folder that holds the cohort, or pass --input FOLDER."
     if not source.exists():
         raise InputError(f"data.source {source}: no such folder", remedy)
@@ -245,7 +265,7 @@ def _listing(config: Config) -> Listing:
     listing = walk(source)
     if not listing.sizes and not listing.refused:
         raise InputError(f"data.source {source}: the folder is empty", remedy)
-    return listing
+    return config, listing
 
 
 def _sort_files(listing: Listing, quarantine: Quarantine) -> tuple[dict[str, Kind], int]:
