@@ -18,6 +18,7 @@ KINDS = ("backbones", "metrics", "exporters", "configs", "pipelines")
 _SHOWN = ("torch", "monai", "nibabel", "pydicom", "scikit-image", "scikit-learn", "pandas")
 _OPTIONAL = {
     "pylibjpeg": "compressed DICOM (synthmed[codecs])",
+    "rapidocr_onnxruntime": "text in pixels (synthmed[text])",
     "snakemake": "cluster workflows (synthmed[cluster])",
 }
 

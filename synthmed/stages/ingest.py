@@ -22,6 +22,7 @@ import numpy.typing as npt
 from synthmed.artifacts import Scan
 from synthmed.config import Channel, Config
 from synthmed.configfile import source_folder
+from synthmed.deid import pixels
 from synthmed.deid.pseudonyms import Pseudonyms
 from synthmed.errors import InputError, ResourceError, UsageError
 from synthmed.formats import candidates, nifti, selection, tables
@@ -72,7 +73,8 @@ def ingest(
     Raises:
         InputError: no such folder, nothing usable in it, too few patients, or a condition that
             nobody has a value for.
-        UsageError: the config names a column that is not there, or `target` is in the source.
+        UsageError: the config names a column that is not there, `target` is in the source, or what
+            searches for text is not installed.
         ResourceError: the volumes or the pseudonym key cannot be written.
     """
     listing = _listing(config)
@@ -81,6 +83,8 @@ def ingest(
             "the run folder lies inside data.source: its volumes would be taken for patients",
             "Choose another place with --run.",
         )
+    if config.data.text != "keep":
+        pixels.ready()  # said before anything is read
     pseudonyms = Pseudonyms.load()
     quarantine = Quarantine()
     with quiet():
@@ -95,6 +99,8 @@ def ingest(
             target,
             use_split,
             allow_copies or config.privacy is not None,
+            config.data.text,
+            plan.form == "dicom",
         )
         scans = reading.scans(plan.candidates, progress)
     lines = [scan.model_dump_json() + "\n" for scan in scans]
@@ -122,6 +128,8 @@ def ingest(
         "orientations": dict(sorted(Counter(scan.orientation for scan in scans).items())),
         "n_undeclared_mask_voxels": dict(sorted(reading.undeclared.items())),
         "n_labels_missing": {name: n for name, n in unknown.items() if n},
+        "text": config.data.text,
+        "n_text_masked": sum(scan.scan in reading.masked for scan in scans),
         **plan.facts,
     }
 
@@ -236,6 +244,9 @@ class _Reading:
     target: Path
     use_split: bool
     allow_copies: bool
+    text: str
+    stored: bool  # whether slices lie as they were stored
+    masked: set[str] = field(default_factory=set)
     undeclared: Counter[str] = field(default_factory=Counter)
 
     def scans(self, found: Sequence[Candidate], progress: Progress | None) -> list[Scan]:
@@ -294,6 +305,8 @@ class _Reading:
                 images[name], undeclared[name] = _mask(image, values)
             elif image.data.min() == image.data.max():
                 raise Refused("constant")
+            else:
+                images[name] = self._without_text(image, scan.name)
         self.undeclared += undeclared
         first = next(image for name, image in images.items() if not self._mask_values(name))
         files = {name: f"{scan.name}_{name}.nii.gz" for name in images}
@@ -314,6 +327,17 @@ class _Reading:
             volume=candidate.volume,
         )
         return record, _content(first.data)
+
+    def _without_text(self, image: Image, name: str) -> Image:
+        """What `data.text` makes of an image."""
+        if self.text == "quarantine" and pixels.found_in_volume(image, self.stored):
+            raise Refused("burned_in")
+        if self.text != "mask":
+            return image
+        clean, any_text = pixels.painted_volume(image, self.stored)
+        if any_text:
+            self.masked.add(name)
+        return clean
 
     def _mask_values(self, name: str) -> set[int]:
         """The declared labels of a channel that is a mask, none of an image."""
@@ -411,6 +435,8 @@ def summary(facts: Mapping[str, Any]) -> str:
         text += f"; {sum(reasons.values())} refused ({listed(reasons)})"
     if other:
         text += f"; {other} files not asked for"
+    if masked := facts["n_text_masked"]:
+        text += f"; text painted over in {masked} scans"
     if missing := facts["n_labels_missing"]:
         lacking = ", ".join(f"{n} without {name}" for name, n in missing.items())
         text += f"; kept with labels missing: {lacking}"
