@@ -5,9 +5,9 @@ doi:10.1609/aaai.v34i07.6812), whose weights are in the package rapidocr-onnxrun
 is not imported: it needs OpenCV, and OpenCV needs a graphics library that servers lack. The
 weights run in onnxruntime; what comes before and after them is here.
 
-A line that is certain raises the alarm; an image without one is clean. In an image with an alarm
-every plane is looked through again at several sizes, and what is less certain counts as well where
-it lies beside a certain line and is as high: where one line is, others are.
+A line that is certain raises the alarm; a plane without one is clean. A plane with an alarm is
+looked through again at several sizes and brightnesses, and what is less certain counts as well
+where it lies beside a certain line and is as high: where one line is, others are.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MAX_SIDE = 1024
 LOOK = (1.0, 1.0)
 """Enlargement, as a factor on the usual one, and power of the brightness: the first look."""
 LOOKS = ((2 / 3, 1.0), LOOK, (4 / 3, 1.0), (1.0, 1 / 3), (4 / 3, 1 / 3))
-"""Those at an image with an alarm; the low powers show dark text on dark ground."""
+"""Those at a plane with an alarm; the low powers show dark text on dark ground."""
 TOP_PERCENT = 99.8
 """Brightness that becomes white; one bright vessel leaves text its contrast."""
 THRESHOLD = 0.3
@@ -47,7 +47,7 @@ THRESHOLD = 0.3
 UNCLIP = 1.6
 """How far the answer, which is thinner than the letters, grows (equation 10 of the paper)."""
 SURE, LIKELY = 0.8, 0.5
-"""Mean answer of a line that raises the alarm, and of one in an image with an alarm."""
+"""Mean answer of a line that raises the alarm, and of one beside such a line."""
 LENGTH = 3.0
 """Ratio of a certain line's sides: a lone letter that marks a side is no name."""
 FILL = 0.5
@@ -104,7 +104,7 @@ def found(planes: Planes) -> bool:
     Raises:
         UsageError: the detector is not installed.
     """
-    return any(line.sure for plane in planes for line in _lines(plane, LOOK))
+    return any(_alarm(plane) for plane in planes)
 
 
 def painted(planes: Planes) -> tuple[Planes, Mask]:
@@ -126,10 +126,12 @@ def painted(planes: Planes) -> tuple[Planes, Mask]:
         UsageError: the detector is not installed.
     """
     mask = np.zeros(planes.shape, np.bool_)
-    if not found(planes):
+    alarmed = [k for k, plane in enumerate(planes) if _alarm(plane)]
+    if not alarmed:
         return planes, mask
     clean = planes.copy()
-    for plane, covered in zip(clean, mask, strict=True):
+    for k in alarmed:
+        plane, covered = clean[k], mask[k]
         dark = plane.min()
         for turn in range(ROUNDS):
             lines = _block(plane, (LOOK,) if turn else LOOKS)
@@ -138,7 +140,7 @@ def painted(planes: Planes) -> tuple[Planes, Mask]:
             plane[covered] = dark
             if not lines:
                 break
-    if found(clean):
+    if found(clean[alarmed]):
         raise Refused("burned_in", "It is still found where it was painted over.")
     return clean, mask
 
@@ -204,6 +206,11 @@ def _network() -> Any:
     options.log_severity_level = 4
     weights = Path(package.origin).parent / WEIGHTS
     return onnxruntime.InferenceSession(str(weights), options, ["CPUExecutionProvider"])
+
+
+def _alarm(plane: Planes) -> bool:
+    """Whether a plane holds a certain line."""
+    return any(line.sure for line in _lines(plane, LOOK))
 
 
 def _block(plane: Planes, looks: Sequence[tuple[float, float]]) -> list[Line]:
