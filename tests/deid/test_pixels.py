@@ -23,9 +23,10 @@ from synthmed.deid import pixels
 from synthmed.deid.clean import Options
 from synthmed.deidentify import RECEIPT, deidentify
 from synthmed.errors import InputError, UsageError
-from synthmed.formats import dicom
+from synthmed.formats import stack
 from synthmed.formats.nifti import canonical
 from synthmed.formats.refusal import Refused, quiet
+from synthmed.formats.volumes import volumes
 from synthmed.stages.ingest import ingest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "formats"))
@@ -119,8 +120,9 @@ def test_text_is_masked_and_all_else_stays(
     before = head(size)
     drawn = written(before, at, text, font, size, ink)
     clean, mask = pixels.painted(drawn[None])
-    # what differs by more than noise shows the letters
-    seen = np.abs(drawn.astype(int) - before) > 0.3 * before.max()
+    form = letters(text, font, size) > 0.5
+    seen = np.zeros(before.shape, bool)
+    seen[at[0] : at[0] + form.shape[0], at[1] : at[1] + form.shape[1]] = form
     assert seen.sum() > 50
     assert mask[0][seen].mean() >= 0.97
     np.testing.assert_array_equal(clean[~mask], drawn[None][~mask])
@@ -350,9 +352,7 @@ def test_identities_drawn_into_real_slices(tmp_path: Path) -> None:
 @pytest.mark.real_data
 @pytest.mark.skipif(not REAL, reason="SYNTHMED_REAL_DATA is not set")
 def test_real_slices_without_text() -> None:
-    folder = Path(REAL, "dicom/vendors/dcm_qa_nih/In/20180918GE")
-    files = sorted(p for p in folder.rglob("*") if p.is_file())[::12]
-    planes = [dicom.dataset(f, None, stop_before_pixels=False).pixel_array for f in files]
-    assert len(planes) >= 10
-    alarms = sum(pixels.found(p[None]) for p in planes)
-    assert alarms == 0
+    slices, _, where = make.headers(Path(REAL, "dicom/vendors/dcm_qa_nih/In/20180918GE/mr_0005"))
+    some = [stack.read(v.slices, where) for v in volumes(slices)[:2]]
+    assert sum(image.data.shape[2] for image in some) >= 20
+    assert not any(pixels.found_in_volume(image, stored=True) for image in some)
