@@ -28,6 +28,7 @@ class Scan(Frozen):
         labels: condition name to value.
         split: "train" or "holdout" where the table prescribes it, else null.
         volume: what tells it from other volumes of its series, such as "echo-2"; else empty.
+        text_masked: whether text that was drawn into it was painted over.
         sequence: milliseconds of repetition, echo and inversion where the header says them.
     """
 
@@ -43,6 +44,7 @@ class Scan(Frozen):
     split: str | None = None
     volume: str = ""
     sequence: Mapping[str, float] = {}
+    text_masked: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 import typer.exceptions
@@ -378,6 +378,9 @@ def deidentify(
     clean_descriptors: Annotated[
         bool, typer.Option("--clean-descriptors", help="Keep words of the trade in descriptions.")
     ] = False,
+    text: Annotated[
+        str, typer.Option("--text", help="Text drawn into pixels: keep, mask or refuse.")
+    ] = "keep",
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -387,7 +390,9 @@ def deidentify(
     from synthmed.deidentify import refused_list
     from synthmed.formats.quarantine import listed
 
-    options = Options(dates=shift_dates, device=keep_device, descriptors=clean_descriptors)
+    if text not in ("keep", "mask", "refuse"):
+        raise UsageError(f"--text {text}: unknown", "Known: keep, mask, refuse.")
+    options = Options(shift_dates, keep_device, clean_descriptors, cast(Any, text))
     receipt = run_deidentify(source, target, options, quiet)
     if as_json:
         print_json(receipt)
@@ -398,6 +403,8 @@ def deidentify(
     )
     if receipt["n_same_twice"]:
         typer.echo(f"{receipt['n_same_twice']} more are copies of these, and written once")
+    if receipt["n_text_masked"]:
+        typer.echo(f"text painted over in {receipt['n_text_masked']} of them")
     if receipt["n_refused"]:
         refused = listed(receipt["refused"])
         typer.echo(f"refused: {refused}; {refused_list(target)} stays in the house")

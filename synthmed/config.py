@@ -137,7 +137,8 @@ class Data(Part):
     whose slices are shifted against each other: `resample` shifts them back, linearly.
     `engine: dcm2niix` takes voxels from that program, where it places them as the headers do.
     `missing_labels` says what becomes of a scan that lacks a declared label: it is refused, or it
-    is kept and the label counts as unknown.
+    is kept and the label counts as unknown. `text` says what becomes of a scan with text drawn
+    into its pixels: it is kept (nothing is searched for), put into quarantine, or painted over.
 
     A scan that is smaller than the grid leaves a frame around it. With `view: drawn` that frame is
     no part of the image: the size of the field of view is drawn with each sample, as the cohort has
@@ -156,6 +157,7 @@ class Data(Part):
     tilted: Literal["refuse", "resample"] = "refuse"
     engine: Literal["own", "dcm2niix"] = "own"
     missing_labels: Literal["quarantine", "keep"] = "quarantine"
+    text: Literal["keep", "quarantine", "mask"] = "keep"
     grid: Annotated[tuple[int, int, int], Field()]
     spacing_mm: tuple[float, float, float] | None = None
     holdout: Annotated[float, Field(gt=0, lt=0.9)] = 0.25

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from synthmed import __version__
-from synthmed.deid import profile
+from synthmed.deid import pixels, profile
 from synthmed.deid.clean import Cleaner, Options
 from synthmed.deid.pseudonyms import Pseudonyms
 from synthmed.errors import InputError, ResourceError, UsageError
@@ -26,6 +26,13 @@ from synthmed.progress import Progress
 from synthmed.receipt import RECEIPT, write_cleaned
 from synthmed.store import write_bytes, write_json
 
+_UNSEEN = {
+    "keep": "text drawn into pixels where the header does not say so",
+    "mask": "text drawn into pixels that the search does not find",
+    "refuse": "text drawn into pixels that the search does not find",
+}
+"""What text may be left, by what was asked."""
+
 
 def deidentify(
     source: Path, target: Path, options: Options = Options(), quiet_progress: bool = False
@@ -34,7 +41,8 @@ def deidentify(
 
     Guarantee: no byte of the source is copied but stored pixel bits and values of known elements
     that the standard's profile keeps and that hold no string of the patient's identity. Text that
-    is drawn into pixels without the header saying so is not seen.
+    is drawn into pixels without the header saying so is seen where `options.text` asks for it, and
+    as far as a detector sees it.
 
     Args:
         source: a folder.
@@ -48,9 +56,12 @@ def deidentify(
     Raises:
         InputError: no such folder, or no image in it that can be used.
         UsageError: the target is in the source, holds something else or what was made with other
-            options, or the list of refused files would replace another file.
+            options, the list of refused files would replace another file, or what searches for
+            text is not installed.
         ResourceError: a file cannot be written.
     """
+    if options.text != "keep":
+        pixels.ready()  # said before anything is read
     _check_places(source, target, options)
     target = target.resolve()
     listing = walk(source.resolve())
@@ -176,6 +187,7 @@ def _receipt(
         "n_series": len({place[:3] for place in written}),
         "n_refused": len(quarantine.entries),
         "refused": quarantine.counts(),
+        "n_text_masked": cleaner.n_text_masked,
         "elements": {spoken.get(k, k): n for k, n in sorted(cleaner.counts.items())},
-        "not_covered": "text drawn into pixels where the header does not say so; faces",
+        "not_covered": f"{_UNSEEN[cleaner.options.text]}; faces",
     }

@@ -19,6 +19,7 @@ _SHOWN = ("torch", "monai", "nibabel", "pydicom", "scikit-image", "scikit-learn"
 _OPTIONAL = {
     "pylibjpeg": "compressed DICOM (synthmed[codecs])",
     "dicomweb_client": "scans from a PACS (synthmed[pacs])",
+    "rapidocr_onnxruntime": "text in pixels (synthmed[text])",
     "snakemake": "cluster workflows (synthmed[cluster])",
 }
 

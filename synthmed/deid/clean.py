@@ -13,7 +13,7 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import date, timedelta
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydicom._uid_dict import UID_dictionary
@@ -26,7 +26,7 @@ from pydicom.tag import BaseTag
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from synthmed import __version__
-from synthmed.deid import profile
+from synthmed.deid import pixels, profile
 from synthmed.deid.needles import Needles
 from synthmed.deid.profile import PIXEL_DATA, Action
 from synthmed.deid.pseudonyms import Pseudonyms
@@ -75,6 +75,7 @@ _DUMMY: dict[str, Any] = {
 }  # fmt: skip
 _CODES = (
     ("113100", "Basic Application Confidentiality Profile"),
+    ("113101", "Clean Pixel Data Option"),
     ("113105", "Clean Descriptors Option"),
     ("113107", "Retain Longitudinal Temporal Information Modified Dates Option"),
     ("113109", "Retain Device Identity Option"),
@@ -90,16 +91,19 @@ class Options:
         dates: shift dates by a number of days of the patient's own instead of dropping them.
         device: keep what names the device.
         descriptors: keep words of the trade in descriptions.
+        text: what becomes of text that is drawn into pixels: kept and not searched for, painted
+            over, or a reason to refuse the object.
     """
 
     dates: bool = False
     device: bool = False
     descriptors: bool = False
+    text: Literal["keep", "mask", "refuse"] = "keep"
 
     @property
     def codes(self) -> list[tuple[str, str]]:
         """Code and meaning of each method that was applied."""
-        on = (True, self.descriptors, self.dates, self.device)
+        on = (True, self.text == "mask", self.descriptors, self.dates, self.device)
         return [code for code, applied in zip(_CODES, on, strict=True) if applied]
 
 
@@ -111,11 +115,13 @@ class Cleaner:
         pseudonyms: of people and UIDs.
         options: what is kept.
         counts: what was done to elements, over all objects.
+        n_text_masked: objects in which text was painted over.
     """
 
     pseudonyms: Pseudonyms
     options: Options = Options()
     counts: Counter[str] = field(default_factory=Counter)
+    n_text_masked: int = 0
 
     def uid(self, value: str) -> str:
         """The UID that stands for an instance's own; UIDs of the standard stand for themselves."""
@@ -130,26 +136,55 @@ class Cleaner:
             source: a whole object; it is changed.
 
         Raises:
-            Refused: it is no image, says that a name is drawn into it, or cannot be cleaned.
+            Refused: it is no image, has a name drawn into it that stays, or cannot be cleaned.
+            UsageError: text is to be searched for, and what does that is not installed.
         """
         _check_depth(source)
-        _check(source)
+        _check(source, drawn=self.options.text == "mask")
         identity = str(source.get("PatientID") or "").strip()
         if not identity:
             raise Refused("patient_missing", "Its PatientID is empty.")
         person = self.pseudonyms.patient(identity)
         names = _Names(source)
-        pixels = _pixels(source)
+        stored = self._without_text(source, _pixels(source))
         shift = self._shift(identity)
         source.decode()
         self._walk(source, shift, names, 0)
-        source.PixelData = pixels
+        source.PixelData = stored
         source["PixelData"].VR = "OW" if source.BitsAllocated > 8 else "OB"
         self._declare(source, person)
         content = self._file(source)
-        if names.needles.found_in(content[: len(content) - len(pixels)], shortest=4):
+        if names.needles.found_in(content[: len(content) - len(stored)], shortest=4):
             raise Refused("identity_left")
         return person, content
+
+    def _without_text(self, data: Dataset, stored: bytes) -> bytes:
+        """Pixels without the text that is drawn into them, as far as it is searched for."""
+        if self.options.text == "keep":
+            return stored
+        samples = int(data.get("SamplesPerPixel") or 1)
+        kind = f"<{'i' if data.PixelRepresentation else 'u'}{int(data.BitsAllocated) // 8}"
+        size = int(data.get("NumberOfFrames") or 1) * samples * int(data.Rows) * int(data.Columns)
+        values = np.frombuffer(stored, kind, size)
+        # each colour is looked through by itself: (images, rows, columns)
+        apart = samples > 1 and not data.get("PlanarConfiguration")
+        shape = (-1, int(data.Rows), int(data.Columns))
+        planes = values.reshape(shape)
+        if apart:
+            planes = np.moveaxis(values.reshape(*shape, samples), -1, 1).reshape(shape)
+        if self.options.text == "refuse":
+            if pixels.found(planes):
+                raise Refused("burned_in")
+            return stored
+        clean, masked = pixels.painted(planes)
+        if "YES" in _values(data, "BurnedInAnnotation") and not masked.any():
+            raise Refused("burned_in", "It says so, and the search does not find it.")
+        if not masked.any():
+            return stored
+        self.n_text_masked += 1
+        if apart:
+            clean = np.moveaxis(clean.reshape(-1, samples, *shape[1:]), 1, -1)
+        return clean.tobytes() + stored[clean.nbytes :]
 
     def _shift(self, identity: str) -> timedelta:
         """Days that a patient's dates move back: 1 to `MAX_SHIFT_DAYS`, the same for all."""
@@ -168,7 +203,13 @@ class Cleaner:
                 del data[tag]
                 self.counts["unreadable"] += 1
                 continue
-            what = profile.action(tag, vr, **vars(self.options))
+            what = profile.action(
+                tag,
+                vr,
+                dates=self.options.dates,
+                device=self.options.device,
+                descriptors=self.options.descriptors,
+            )
             self.counts[what.value] += 1
             if what is Action.KEEP and vr == "SQ":
                 for item in value:
@@ -224,6 +265,8 @@ class Cleaner:
             code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "DCM", meaning
             codes.append(code)
         data.DeidentificationMethodCodeSequence = codes
+        if self.options.text != "keep":
+            data.BurnedInAnnotation = "NO"
         data.LongitudinalTemporalInformationModified = (
             "MODIFIED" if self.options.dates else "REMOVED"
         )
@@ -315,17 +358,21 @@ def _check_depth(data: Dataset) -> None:
     raise Refused("header_unreadable", "Its sequences are nested too deeply.")
 
 
-def _check(data: Dataset) -> None:
-    """Let images pass that do not say that somebody's name is drawn into them."""
+def _check(data: Dataset, drawn: bool) -> None:
+    """Let images pass that do not say that somebody's name is drawn into them.
+
+    Args:
+        drawn: let those pass that say so in `BurnedInAnnotation`.
+    """
     if PIXEL_DATA not in data or not data.get("SOPClassUID") or not data.get("SOPInstanceUID"):
         raise Refused("no_pixels")
     kind, *more = _values(data, "SOPClassUID")
-    if "YES" in _values(data, "BurnedInAnnotation"):
+    if not drawn and "YES" in _values(data, "BurnedInAnnotation"):
         raise Refused("burned_in")
     if more or kind == SECONDARY_CAPTURE or kind.startswith(f"{SECONDARY_CAPTURE}."):
         raise Refused("burned_in", "A screenshot (secondary capture).")
-    drawn = _DRAWN & {*_values(data, "ConversionType")}
-    if drawn or any("SCREEN" in t for t in _values(data, "ImageType")):
+    screen = _DRAWN & {*_values(data, "ConversionType")}
+    if screen or any("SCREEN" in t for t in _values(data, "ImageType")):
         raise Refused("burned_in", "A screenshot or a scanned image.")
     if "PALETTE COLOR" in _values(data, "PhotometricInterpretation"):
         raise Refused("rgb", "Its palette is not carried over.")

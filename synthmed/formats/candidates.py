@@ -47,8 +47,8 @@ class Candidate:
         visit: tells one session of a person from another and orders them.
         order: orders the scans of a session.
         files: every file it is made of.
-        read: its channels; raises `Refused`, or `FileRefused` where one file is at fault. It can
-            be sent to another process.
+        read: its channels, those of DICOM each on its own grid; raises `Refused`, or `FileRefused`
+            where one file is at fault. It can be sent to another process.
         labels: the values of the conditions, or why there are none.
         scanner: allow-listed fields.
         split: as the table has it, null where it has none.
@@ -356,7 +356,7 @@ class _DicomReader:
     upright: bool
 
     def __call__(self) -> Mapping[str, Image]:
-        return contrasts.together({name: self._read(s) for name, s in self.channels.items()})
+        return {name: self._read(slices) for name, slices in self.channels.items()}
 
     def _read(self, slices: tuple[dicom.Slice, ...]) -> Image:
         if self.engine == "dcm2niix":

@@ -24,9 +24,10 @@ from synthmed import processes
 from synthmed.artifacts import Scan
 from synthmed.config import Channel, Config
 from synthmed.configfile import source_folder
+from synthmed.deid import pixels
 from synthmed.deid.pseudonyms import Pseudonyms
 from synthmed.errors import InputError, ResourceError, UsageError
-from synthmed.formats import candidates, nifti, selection, tables
+from synthmed.formats import candidates, contrasts, nifti, selection, tables
 from synthmed.formats.candidates import Candidate, FileRefused, Plan
 from synthmed.formats.listing import Kind, Listing, is_auxiliary, kind, walk
 from synthmed.formats.nifti import Image
@@ -82,7 +83,8 @@ def ingest(
     Raises:
         InputError: no such folder, nothing usable in it, too few patients, or a condition that
             nobody has a value for.
-        UsageError: the config names a column that is not there, or `target` is in the source.
+        UsageError: the config names a column that is not there, `target` is in the source, or what
+            searches for text is not installed.
         ResourceError: the volumes or the pseudonym key cannot be written.
     """
     config, listing = _listing(config, work, progress)
@@ -92,6 +94,8 @@ def ingest(
             "the run folder lies inside data.source: its volumes would be taken for patients",
             "Choose another place with --run.",
         )
+    if config.data.text != "keep":
+        pixels.ready()  # said before anything is read
     pseudonyms = Pseudonyms.load()
     quarantine = Quarantine()
     with quiet():
@@ -101,7 +105,13 @@ def ingest(
         for path, reason, person in plan.refused:
             quarantine.add(path, reason, pseudonyms.patient(person) if person else "")
         reading = _Reading(
-            _Reader(config.data.channels or {}, target, use_split),
+            _Reader(
+                config.data.channels or {},
+                target,
+                use_split,
+                config.data.text,
+                plan.form == "dicom",
+            ),
             pseudonyms,
             quarantine,
             target,
@@ -129,6 +139,7 @@ def ingest(
         "n_auxiliary": n_auxiliary,
         **tally(scans, quarantine.counts(), config.data.conditions),
         "n_undeclared_mask_voxels": dict(sorted(reading.undeclared.items())),
+        "text": config.data.text,
         **plan.facts,
     }
 
@@ -145,6 +156,7 @@ def tally(
         "reasons": dict(reasons),
         "orientations": dict(sorted(Counter(scan.orientation for scan in scans).items())),
         "n_labels_missing": {name: n for name, n in unknown.items() if n},
+        "n_text_masked": sum(scan.text_masked for scan in scans),
     }
 
 
@@ -414,6 +426,8 @@ class _Reader:
     channels: Mapping[str, Channel]
     target: Path
     use_split: bool
+    text: str
+    dicom: bool
 
     def __call__(self, scan: _Named) -> _Read | FileRefused | Refused:
         """The scan as it is kept, or why it is not."""
@@ -433,7 +447,14 @@ class _Reader:
         images = dict(candidate.read())
         if isinstance(labels, Refused):
             raise labels
-        _check_together(images)
+        if self.dicom:
+            # text is searched for in slices as they were stored, so before they are moved
+            images, text_masked = self._without_text(images)
+            images = contrasts.together(images)
+            _check_together(images)
+        else:
+            _check_together(images)
+            images, text_masked = self._without_text(images)
         undeclared: Counter[str] = Counter()
         for name, image in images.items():
             if values := self._mask_values(name):
@@ -458,8 +479,22 @@ class _Reader:
             split=candidate.split if self.use_split else None,
             volume=candidate.volume,
             sequence=candidate.sequence,
+            text_masked=text_masked,
         )
         return _Read(record, _content(first.data), undeclared)
+
+    def _without_text(self, images: Mapping[str, Image]) -> tuple[dict[str, Image], bool]:
+        """What `data.text` makes of images, and whether something was painted over."""
+        out, any_text = dict(images), False
+        for name, image in images.items():
+            if self._mask_values(name) or self.text == "keep":
+                continue
+            if self.text == "mask":
+                out[name], found = pixels.painted_volume(image, self.dicom)
+                any_text |= found
+            elif pixels.found_in_volume(image, self.dicom):
+                raise Refused("burned_in")
+        return out, any_text
 
     def _mask_values(self, name: str) -> set[int]:
         """The declared labels of a channel that is a mask, none of an image."""
@@ -522,6 +557,8 @@ def summary(facts: Mapping[str, Any]) -> str:
         text += f"; {sum(reasons.values())} refused ({listed(reasons)})"
     if other:
         text += f"; {other} files not asked for"
+    if masked := facts["n_text_masked"]:
+        text += f"; text painted over in {masked} scans"
     if missing := facts["n_labels_missing"]:
         lacking = ", ".join(f"{n} without {name}" for name, n in missing.items())
         text += f"; kept with labels missing: {lacking}"

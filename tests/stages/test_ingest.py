@@ -88,6 +88,8 @@ def test_a_cohort_becomes_a_catalogue(source: Path, target: Path) -> None:
         "orientations": {"RAS": 10},
         "n_undeclared_mask_voxels": {},
         "n_labels_missing": {},
+        "text": "keep",
+        "n_text_masked": 0,
         "patient_columns": ["participant_id"],
         "n_tables": 1,
     }
