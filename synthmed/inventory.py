@@ -18,6 +18,7 @@ KINDS = ("backbones", "metrics", "exporters", "configs", "pipelines")
 _SHOWN = ("torch", "monai", "nibabel", "pydicom", "scikit-image", "scikit-learn", "pandas")
 _OPTIONAL = {
     "pylibjpeg": "compressed DICOM (synthmed[codecs])",
+    "deepbet": "faces removed from heads (synthmed[faces])",
     "snakemake": "cluster workflows (synthmed[cluster])",
 }
 

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from synthmed.artifacts import Scan
 from synthmed.config import Channel, Config
 from synthmed.configfile import source_folder
+from synthmed.deid.deface import Faces
 from synthmed.deid.pseudonyms import Pseudonyms
 from synthmed.errors import InputError, ResourceError, UsageError
 from synthmed.formats import candidates, nifti, selection, tables
@@ -55,6 +56,8 @@ def ingest(
 ) -> dict[str, Any]:
     """Fill `target` with catalogue.jsonl, volumes/ and quarantine.tsv, and tell what was found.
 
+    With `data.faces: remove` there are faces.tsv and faces/ too, which show what was removed.
+
     Guarantee: equal sources, configs and pseudonym keys give equal bytes. Only quarantine.tsv
     holds names that came from the source.
 
@@ -72,7 +75,8 @@ def ingest(
     Raises:
         InputError: no such folder, nothing usable in it, too few patients, or a condition that
             nobody has a value for.
-        UsageError: the config names a column that is not there, or `target` is in the source.
+        UsageError: the config names a column that is not there or asks for a part that is not
+            installed, or `target` is in the source.
         ResourceError: the volumes or the pseudonym key cannot be written.
     """
     listing = _listing(config)
@@ -95,11 +99,13 @@ def ingest(
             target,
             use_split,
             allow_copies or config.privacy is not None,
+            Faces(target) if config.data.faces == "remove" else None,
         )
         scans = reading.scans(plan.candidates, progress)
     lines = [scan.model_dump_json() + "\n" for scan in scans]
     (target / "catalogue.jsonl").write_text("".join(lines), encoding="utf-8")
     quarantine.write(target / "quarantine.tsv")
+    removed = reading.faces.finish() if reading.faces else {}
     n_files = len(listing.sizes) + len(listing.refused)
     n_patients = len({scan.patient for scan in scans})
     _check_enough(n_files, n_patients, min_patients, quarantine)
@@ -122,6 +128,7 @@ def ingest(
         "orientations": dict(sorted(Counter(scan.orientation for scan in scans).items())),
         "n_undeclared_mask_voxels": dict(sorted(reading.undeclared.items())),
         "n_labels_missing": {name: n for name, n in unknown.items() if n},
+        **removed,
         **plan.facts,
     }
 
@@ -236,6 +243,7 @@ class _Reading:
     target: Path
     use_split: bool
     allow_copies: bool
+    faces: Faces | None
     undeclared: Counter[str] = field(default_factory=Counter)
 
     def scans(self, found: Sequence[Candidate], progress: Progress | None) -> list[Scan]:
@@ -294,6 +302,9 @@ class _Reading:
                 images[name], undeclared[name] = _mask(image, values)
             elif image.data.min() == image.data.max():
                 raise Refused("constant")
+        if self.faces:
+            masks = [name for name in images if self._mask_values(name)]
+            images = self.faces.remove(scan.name, images, masks)
         self.undeclared += undeclared
         first = next(image for name, image in images.items() if not self._mask_values(name))
         files = {name: f"{scan.name}_{name}.nii.gz" for name in images}
@@ -349,6 +360,8 @@ class _Reading:
         )
         for name in doomed:
             candidate, record = kept.pop(name)
+            if self.faces:
+                self.faces.forget(name)
             for file in record.channels.values():
                 (self.target / "volumes" / file).unlink()
             for path in candidate.files:
@@ -411,6 +424,8 @@ def summary(facts: Mapping[str, Any]) -> str:
         text += f"; {sum(reasons.values())} refused ({listed(reasons)})"
     if other:
         text += f"; {other} files not asked for"
+    if "n_faces_removed" in facts:
+        text += f"; faces removed from {facts['n_faces_removed']}"
     if missing := facts["n_labels_missing"]:
         lacking = ", ".join(f"{n} without {name}" for name, n in missing.items())
         text += f"; kept with labels missing: {lacking}"
