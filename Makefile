@@ -14,7 +14,7 @@ TORCH ?= torch==2.13.0
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .[codecs,dcm2niix,pacs,text,cluster,test]
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .[codecs,dcm2niix,pacs,text,faces,cluster,test]
 	touch $@
 
 generate: .venv/installed

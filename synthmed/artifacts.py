@@ -29,6 +29,7 @@ class Scan(Frozen):
         split: "train" or "holdout" where the table prescribes it, else null.
         volume: what tells it from other volumes of its series, such as "echo-2"; else empty.
         text_masked: whether text that was drawn into it was painted over.
+        brain_ml: volume of the brain where all outside was removed, and `removed_share` of voxels.
         sequence: milliseconds of repetition, echo and inversion where the header says them.
     """
 
@@ -45,6 +46,8 @@ class Scan(Frozen):
     volume: str = ""
     sequence: Mapping[str, float] = {}
     text_masked: bool = False
+    brain_ml: float | None = None
+    removed_share: float | None = None
 
 
 @dataclass(frozen=True)

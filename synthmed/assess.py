@@ -202,9 +202,12 @@ def _held_out(config: Config, holdout: Path, target: Path, trained: set[str]) ->
             f"--holdout: {len(both)} of its people are in REAL too, {both[0]} for one",
             "Held-out people must not have been trained on; take them out of one folder.",
         )
-    for file in sorted((inside / "volumes").iterdir()):
-        file.rename(target / "volumes" / file.name)
-    (inside / "quarantine.tsv").rename(target / "quarantine-holdout.tsv")
+    folders = ("volumes", "faces") if config.data.faces == "remove" else ("volumes",)
+    for folder in folders:
+        for file in sorted((inside / folder).iterdir()):
+            file.rename(target / folder / file.name)
+    for table in sorted(inside.glob("*.tsv")):  # quarantine, and faces where they are removed
+        table.rename(target / f"{table.stem}-holdout.tsv")
     shutil.rmtree(inside)
     return scans
 

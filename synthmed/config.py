@@ -136,6 +136,7 @@ class Data(Part):
     b-values, moments): it is refused, or `split` into a scan each. `tilted` says the same of one
     whose slices are shifted against each other: `resample` shifts them back, linearly.
     `engine: dcm2niix` takes voxels from that program, where it places them as the headers do.
+    `faces: remove` is for heads: voxels outside the brain become background, in all channels.
     `missing_labels` says what becomes of a scan that lacks a declared label: it is refused, or it
     is kept and the label counts as unknown. `text` says what becomes of a scan with text drawn
     into its pixels: it is kept (nothing is searched for), put into quarantine, or painted over.
@@ -156,6 +157,7 @@ class Data(Part):
     volumes: Literal["one", "split"] = "one"
     tilted: Literal["refuse", "resample"] = "refuse"
     engine: Literal["own", "dcm2niix"] = "own"
+    faces: Literal["keep", "remove"] = "keep"
     missing_labels: Literal["quarantine", "keep"] = "quarantine"
     text: Literal["keep", "quarantine", "mask"] = "keep"
     grid: Annotated[tuple[int, int, int], Field()]

@@ -21,6 +21,7 @@ from typing import Any
 
 from synthmed import __version__, receipt, traces
 from synthmed.artifacts import Catalogue
+from synthmed.deid import deface
 from synthmed.deid.pseudonyms import Pseudonyms
 from synthmed.formats import quarantine
 from synthmed.places import find, refuse_links
@@ -228,10 +229,14 @@ def _empty_catalogue(run: Run, people: Collection[str], same: bool) -> None:
     if (folder / receipt.RECEIPT).is_file():
         receipt.write(folder, receipt.of_ingest(facts, scans))
         changed |= {receipt.RECEIPT, receipt.PAGE}
-    for volume in (folder / "volumes").iterdir():
-        if named(volume, people):
-            volume.unlink()
-    sync(folder / "volumes")
+    if (table := folder / "faces.tsv").is_file():
+        write_bytes(table, deface.table(scans).encode())
+        changed.add(table.name)
+    for place in [p for p in (folder / "volumes", folder / "faces") if p.is_dir()]:
+        for held in place.iterdir():
+            if named(held, people):
+                held.unlink()
+        sync(place)
     files = {name: sha for name, sha in manifest.files.items() if (folder / name).is_file()}
     files |= {name: file_sha256(folder / name) for name in changed | {file.name}}
     run.amend("catalogue", files, facts, same)

@@ -20,6 +20,7 @@ _OPTIONAL = {
     "pylibjpeg": "compressed DICOM (synthmed[codecs])",
     "dicomweb_client": "scans from a PACS (synthmed[pacs])",
     "rapidocr_onnxruntime": "text in pixels (synthmed[text])",
+    "deepbet": "faces removed from heads (synthmed[faces])",
     "snakemake": "cluster workflows (synthmed[cluster])",
 }
 

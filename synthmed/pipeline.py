@@ -51,7 +51,7 @@ KINDS: Mapping[str, Kind] = dict(zip(STAGES, FOLDER, strict=False))
 _READ = {
     *("source", "format", "table", "patient", "modality"),
     *("channels", "conditions", "missing_labels", "select", "volumes", "tilted", "engine"),
-    "text",
+    *("text", "faces"),
 }
 DEPENDS: Mapping[str, Callable[[Config], Any]] = {
     "ingest": lambda c: {

@@ -40,6 +40,7 @@ REASONS: Mapping[str, str] = {
     "label_out_of_range": "A label lies outside the declared range.",
     "label_ambiguous": "Several rows of the table give this patient different labels.",
     # channels and scans
+    "brain_not_found": "Its brain cannot be told from the rest, so its face cannot be removed.",
     "channel_missing": "A file of this scan is not there.",
     "channel_ambiguous": "What a channel of its session is cannot be told: several fit.",
     "channels_disagree": "The channels of this scan differ in shape or place.",

@@ -12,7 +12,8 @@ import itertools
 import re
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from synthmed import processes
 from synthmed.artifacts import Scan
 from synthmed.config import Channel, Config
 from synthmed.configfile import source_folder
-from synthmed.deid import pixels
+from synthmed.deid import deface, pixels
 from synthmed.deid.pseudonyms import Pseudonyms
 from synthmed.errors import InputError, ResourceError, UsageError
 from synthmed.formats import candidates, contrasts, nifti, selection, tables
@@ -64,6 +65,8 @@ def ingest(
 ) -> dict[str, Any]:
     """Fill `target` with catalogue.jsonl, volumes/ and quarantine.tsv, and tell what was found.
 
+    With `data.faces: remove` there are faces.tsv and faces/ too, which show what was removed.
+
     Guarantee: equal sources, configs and pseudonym keys give equal bytes. Only quarantine.tsv
     holds names that came from the source.
 
@@ -83,8 +86,8 @@ def ingest(
     Raises:
         InputError: no such folder, nothing usable in it, too few patients, or a condition that
             nobody has a value for.
-        UsageError: the config names a column that is not there, `target` is in the source, or what
-            searches for text is not installed.
+        UsageError: the config names a column that is not there or asks for a part that is not
+            installed, or `target` is in the source.
         ResourceError: the volumes or the pseudonym key cannot be written.
     """
     config, listing = _listing(config, work, progress)
@@ -96,6 +99,8 @@ def ingest(
         )
     if config.data.text != "keep":
         pixels.ready()  # said before anything is read
+    if config.data.faces == "remove":
+        deface.ready()
     pseudonyms = Pseudonyms.load()
     quarantine = Quarantine()
     with quiet():
@@ -110,18 +115,22 @@ def ingest(
                 target,
                 use_split,
                 config.data.text,
+                config.data.faces == "remove",
                 plan.form == "dicom",
             ),
             pseudonyms,
             quarantine,
             target,
             allow_copies or config.privacy is not None,
-            _processes(listing, plan.candidates),
+            # the network that looks for brains uses all cores itself
+            1 if config.data.faces == "remove" else _processes(listing, plan.candidates),
         )
         scans = reading.scans(plan.candidates, progress)
     lines = [scan.model_dump_json() + "\n" for scan in scans]
     (target / "catalogue.jsonl").write_text("".join(lines), encoding="utf-8")
     quarantine.write(target / "quarantine.tsv", listing.names)
+    if config.data.faces == "remove":
+        (target / "faces.tsv").write_text(deface.table(scans), encoding="utf-8")
     n_files = len(listing.sizes) + len(listing.refused)
     n_patients = len({scan.patient for scan in scans})
     _check_enough(n_files, n_patients, min_patients, quarantine)
@@ -139,6 +148,7 @@ def ingest(
         "n_auxiliary": n_auxiliary,
         **tally(scans, quarantine.counts(), config.data.conditions),
         "n_undeclared_mask_voxels": dict(sorted(reading.undeclared.items())),
+        "n_mask_voxels_removed": dict(sorted(reading.removed.items())),
         "text": config.data.text,
         **plan.facts,
     }
@@ -157,6 +167,7 @@ def tally(
         "orientations": dict(sorted(Counter(scan.orientation for scan in scans).items())),
         "n_labels_missing": {name: n for name, n in unknown.items() if n},
         "n_text_masked": sum(scan.text_masked for scan in scans),
+        **deface.tally(scans),
     }
 
 
@@ -327,12 +338,15 @@ class _Reading:
     allow_copies: bool
     n_processes: int
     undeclared: Counter[str] = field(default_factory=Counter)
+    removed: Counter[str] = field(default_factory=Counter)
 
     def scans(self, found: Sequence[Candidate], progress: Progress | None) -> list[Scan]:
         """The usable ones, sorted by name."""
         kept: dict[str, tuple[Candidate, Scan]] = {}
         same: dict[str, list[str]] = defaultdict(list)
         (self.target / "volumes").mkdir()
+        if self.reader.faces:
+            (self.target / "faces").mkdir()
         named = sorted(self._named(found), key=lambda s: s.name)
         results = processes.spread(self.reader, named, self.n_processes, candidates.IMPORTS)
         for done, (scan, result) in enumerate(zip(named, results, strict=True), 1):
@@ -340,6 +354,7 @@ class _Reading:
                 kept[scan.name] = scan.candidate, result.record
                 same[result.content].append(scan.name)
                 self.undeclared += result.undeclared
+                self.removed += result.removed
             elif isinstance(result, FileRefused):
                 code = result.reason.code
                 self.quarantine.add(result.path, result.reason, scan.patient)
@@ -390,6 +405,7 @@ class _Reading:
         )
         for name in doomed:
             candidate, record = kept.pop(name)
+            (self.target / "faces" / f"{name}.png").unlink(missing_ok=True)
             for file in record.channels.values():
                 (self.target / "volumes" / file).unlink()
             for path in candidate.files:
@@ -412,11 +428,13 @@ class _Read:
 
     Args:
         undeclared: name of a mask to voxels with another value than its labels'.
+        removed: name of a mask to voxels that were taken away with the face.
     """
 
     record: Scan
     content: str
     undeclared: Counter[str]
+    removed: Counter[str]
 
 
 @dataclass(frozen=True)
@@ -427,6 +445,7 @@ class _Reader:
     target: Path
     use_split: bool
     text: str
+    faces: bool
     dicom: bool
 
     def __call__(self, scan: _Named) -> _Read | FileRefused | Refused:
@@ -461,10 +480,17 @@ class _Reader:
                 images[name], undeclared[name] = _mask(image, values)
             elif image.data.min() == image.data.max():
                 raise Refused("constant")
+        cut = None
+        if self.faces:
+            cut = deface.remove(images, [name for name in images if self._mask_values(name)])
+            images = cut.images
         first = next(image for name, image in images.items() if not self._mask_values(name))
         files = {name: f"{scan.name}_{name}.nii.gz" for name in images}
-        for name, image in images.items():
-            self._write(files[name], image)
+        with _disk():
+            for name, image in images.items():
+                nifti.write(self.target / "volumes" / files[name], image.data, image.affine)
+            if cut:
+                (self.target / "faces" / f"{scan.name}.png").write_bytes(cut.picture)
         x, y, z = first.data.shape
         record = Scan(
             scan=scan.name,
@@ -480,8 +506,11 @@ class _Reader:
             volume=candidate.volume,
             sequence=candidate.sequence,
             text_masked=text_masked,
+            brain_ml=cut.brain_ml if cut else None,
+            removed_share=cut.removed_share if cut else None,
         )
-        return _Read(record, _content(first.data), undeclared)
+        removed = cut.n_mask_voxels if cut else Counter[str]()
+        return _Read(record, _content(first.data), undeclared, removed)
 
     def _without_text(self, images: Mapping[str, Image]) -> tuple[dict[str, Image], bool]:
         """What `data.text` makes of images, and whether something was painted over."""
@@ -501,14 +530,17 @@ class _Reader:
         channel = self.channels.get(name)
         return set(channel.labels.values()) if channel and channel.labels else set()
 
-    def _write(self, file: str, image: Image) -> None:
-        try:
-            nifti.write(self.target / "volumes" / file, image.data, image.affine)
-        except OSError as error:
-            raise ResourceError(
-                f"ingest: a volume cannot be written ({error.strerror})",
-                "Free some space, or choose another folder with --run.",
-            ) from None
+
+@contextmanager
+def _disk() -> Iterator[None]:
+    """Say what to do where something cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise ResourceError(
+            f"ingest: a volume cannot be written ({error.strerror})",
+            "Free some space, or choose another folder with --run.",
+        ) from None
 
 
 def _check_together(images: Mapping[str, Image]) -> None:
@@ -559,6 +591,8 @@ def summary(facts: Mapping[str, Any]) -> str:
         text += f"; {other} files not asked for"
     if masked := facts["n_text_masked"]:
         text += f"; text painted over in {masked} scans"
+    if "n_faces_removed" in facts:
+        text += f"; faces removed from {facts['n_faces_removed']}"
     if missing := facts["n_labels_missing"]:
         lacking = ", ".join(f"{n} without {name}" for name, n in missing.items())
         text += f"; kept with labels missing: {lacking}"

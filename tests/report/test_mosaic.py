@@ -16,6 +16,7 @@ from synthmed.report.mosaic import (
     outlined,
     png,
     three_planes,
+    tinted,
 )
 
 STEP = SIDE_PIXELS + GAP_PIXELS
@@ -147,3 +148,18 @@ def test_colours_are_told_apart() -> None:
 
 PROTANOPIA = np.array([[0.1124, 0.8876, 0], [0.1124, 0.8876, 0], [0.0040, -0.0040, 1]])
 DEUTERANOPIA = np.array([[0.2927, 0.7073, 0], [0.2927, 0.7073, 0], [-0.0223, 0.0223, 1]])
+
+
+def test_what_a_mask_covers_is_tinted() -> None:
+    volume = np.random.default_rng(0).uniform(size=(20, 24, 28)).astype(np.float32)
+    mask = np.zeros(volume.shape, bool)
+    mask[:, 12:] = True  # the front half
+    grey = three_planes(volume, np.eye(4))
+    picture = tinted(grey, mask, np.eye(4)).astype(int)
+    colour = (picture != picture[..., :1]).any(axis=2)
+    assert (picture[~colour] == grey[~colour][:, None]).all()
+    axial, sagittal = colour[:, :128], colour[:, 260:]
+    assert axial[:64].any() and not axial[64:].any()  # the nose is up
+    assert sagittal[:, :64].any() and not sagittal[:, 64:].any()  # and to the left
+    coronal = slice(STEP, STEP + SIDE_PIXELS)  # its slice is one of the covered
+    assert (colour | (grey == 0))[:, coronal].all() and colour[:, coronal].any()

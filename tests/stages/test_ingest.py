@@ -87,6 +87,7 @@ def test_a_cohort_becomes_a_catalogue(source: Path, target: Path) -> None:
         "reasons": {},
         "orientations": {"RAS": 10},
         "n_undeclared_mask_voxels": {},
+        "n_mask_voxels_removed": {},
         "n_labels_missing": {},
         "text": "keep",
         "n_text_masked": 0,
