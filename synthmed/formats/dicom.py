@@ -13,12 +13,14 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileDataset
+from pydicom.tag import Tag
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
@@ -52,6 +54,10 @@ _TAGS: list[Any] = [
     "SeriesDescription", "ProtocolName",
     "ContrastBolusAgent", "RepetitionTime", *frames.TAGS,
 ]  # fmt: skip
+
+_tag = cache(Tag)
+"""Element of a keyword."""
+_WANTED = [_tag(t) for t in _TAGS]
 
 _MANUFACTURERS = ("SIEMENS", "GE", "PHILIPS", "CANON", "TOSHIBA", "HITACHI", "FUJIFILM",
                   "HYPERFINE", "UNITED IMAGING", "ESAOTE", "BRUKER")  # fmt: skip
@@ -180,7 +186,7 @@ def slices(path: Path, relative: str) -> list[Slice]:
     Raises:
         Refused: it is no MR image, or its header cannot be used.
     """
-    data, content = _parsed(path, _TAGS, stop_before_pixels=True)
+    data, content = _parsed(path, _WANTED, stop_before_pixels=True)
     try:
         types = _check_kind(data)
         element = _element(data, content)
@@ -356,7 +362,7 @@ def _check_deflated(handle: Any) -> None:
 def _slice(frame: Frame, relative: str, element: tuple[int, bool] | None) -> Slice:
     """Values of the header of one image, checked one at a time."""
     data = frame.data
-    if int(data.get("SamplesPerPixel", 1)) != 1 or "PALETTE" in _text(
+    if int(_value(data, "SamplesPerPixel", 1)) != 1 or "PALETTE" in _text(
         data, "PhotometricInterpretation"
     ):
         raise Refused("rgb")
@@ -369,7 +375,7 @@ def _slice(frame: Frame, relative: str, element: tuple[int, bool] | None) -> Sli
     position = _numbers(data, "ImagePositionPatient", 3)
     if not orientation or not position:
         raise Refused("geometry_invalid", "It has no position or orientation.")
-    number = data.get("SeriesNumber")
+    number = _value(data, "SeriesNumber")
     return Slice(
         path=relative,
         frame=frame.number,
@@ -412,14 +418,14 @@ def _check_kind(data: FileDataset) -> list[str]:
     types = _types(data)
     if "LOCALIZER" in types:
         raise Refused("localizer")
-    if "Rows" not in data or "Columns" not in data:
+    if _value(data, "Rows") is None or _value(data, "Columns") is None:
         raise Refused("no_pixels")
     return types
 
 
 def _types(data: Dataset) -> list[str]:
     """Values of ImageType in capitals."""
-    value = data.get("ImageType") or ()
+    value = _value(data, "ImageType") or ()
     return [str(t).upper().strip() for t in ([value] if isinstance(value, str) else value)]
 
 
@@ -451,16 +457,17 @@ def _moment(data: Dataset, image: int) -> Moment:
 
 def _number(data: Dataset, name: str) -> float:
     """The first of an element's numbers; 0 where there is none."""
-    value = data.get(name)
+    value = _value(data, name)
     first = np.atleast_1d(np.asarray(0.0 if value is None or value == "" else value, np.float64))
     return float(first[0]) if first.size and np.isfinite(first[0]) else 0.0
 
 
 def _pixels(data: Dataset) -> tuple[int, int, int, int, int, int]:
     """Matrix and bit layout, of a kind that can be decoded (PS3.5 section 8.1.1)."""
-    rows, columns = int(data.Rows), int(data.Columns)
-    allocated, stored = int(data.BitsAllocated), int(data.BitsStored)
-    high, signed = int(data.get("HighBit", stored - 1)), int(data.get("PixelRepresentation", 0))
+    names = ("Rows", "Columns", "BitsAllocated", "BitsStored")
+    rows, columns, allocated, stored = (int(_value(data, name)) for name in names)
+    high = int(_value(data, "HighBit", stored - 1))
+    signed = int(_value(data, "PixelRepresentation", 0))
     if not (1 <= rows <= 4096 and 1 <= columns <= 4096):
         raise Refused("oversized", "The limit is 4096 pixels on a side.")
     if allocated not in (8, 16, 32) or not 1 <= stored <= high + 1 <= allocated or signed > 1:
@@ -475,7 +482,7 @@ def _rescale(data: Dataset, scale: float | None) -> tuple[float, float]:
     what the scanner measured is (stored * slope + intercept) / (slope * scale).
     """
     slope, intercept = (
-        default if data.get(name) is None else float(data[name].value)
+        default if (value := _value(data, name)) is None else float(value)
         for name, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
     )
     if not (math.isfinite(slope) and math.isfinite(intercept)) or slope == 0:
@@ -510,15 +517,21 @@ def _study(data: Dataset) -> tuple[str, str]:
     return (day, time) if day and time else (day, _text(data, "StudyInstanceUID"))
 
 
+def _value(data: Dataset, name: str, default: Any = None) -> Any:
+    """An element's value: what Dataset.get gives, without an exception for each missing one."""
+    tag = _tag(name)
+    return data[tag].value if tag in data.keys() else default  # noqa: SIM118 (a plain dictionary's)
+
+
 def _text(data: Dataset, name: str) -> str:
     """An element as stripped text, empty where it is missing."""
-    value = data.get(name)
+    value = _value(data, name)
     return "" if value is None else str(value).strip().strip("\0")
 
 
 def _numbers(data: Dataset, name: str, n: int) -> tuple[float, ...]:
     """An element's `n` finite numbers, none where it does not have as many."""
-    value = data.get(name)
+    value = _value(data, name)
     if value is None or value == "":
         return ()
     found = np.atleast_1d(np.asarray(value, dtype=np.float64))
