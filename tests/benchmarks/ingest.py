@@ -122,7 +122,7 @@ def growing(sizes: Sequence[int], n: int) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, and put it into the page."""
     parser = argparse.ArgumentParser(description="Time and memory of ingest.")
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=11)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--processes", type=int, default=processes.how_many())
     parser.add_argument("--page", type=Path, default=PAGE, help="default: docs/benchmarks.md")
