@@ -21,7 +21,7 @@ from synthmed.formats.volumes import Volume, volumes
 
 _SPLITS = ("train", "holdout")
 _HEADER_LABELS = ("age", "sex")
-IMPORTS = ("synthmed.stages.ingest",)
+IMPORTS = ("synthmed.stages.reading",)
 """What a process that reads has to import."""
 MANY_FILES = 1000
 """From so many files on, headers are read by several processes."""

@@ -29,7 +29,7 @@ from synthmed import processes
 from synthmed.configfile import validate
 from synthmed.errors import InputError
 from synthmed.formats import candidates, dcm2niix
-from synthmed.stages import ingest
+from synthmed.stages import ingest, reading
 from tests.benchmarks.cohorts import publish
 from tests.formats import make
 
@@ -55,7 +55,7 @@ def alone(source: Path, n: int) -> None:
     tree = {"data": data, "backbone": {"name": "cvae"}, "privacy": None, "train": {"max_steps": 1}}
     processes.how_many = lambda: n  # type: ignore[assignment]
     candidates.MANY_FILES = 1 if n > 1 else sys.maxsize
-    ingest.MANY_BYTES = sys.maxsize
+    reading.MANY_BYTES = sys.maxsize
     with tempfile.TemporaryDirectory() as target:
         started = time.perf_counter()
         facts = ingest.ingest(validate(tree, "benchmark"), Path(target), min_patients=1)
