@@ -133,7 +133,8 @@ def _check_places(source: Path, target: Path, options: Options) -> None:
     if not target.exists() or not any(target.iterdir()):
         return
     try:
-        before = json.loads((target / RECEIPT).read_text(encoding="utf-8"))["options"]
+        receipt = json.loads((target / RECEIPT).read_text(encoding="utf-8"))
+        before = {**vars(Options()), **receipt["options"]}  # an option may be newer than it
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(f"{target}: holds something else", "Choose a new folder.") from None
     if before != vars(options):

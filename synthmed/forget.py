@@ -27,6 +27,7 @@ from synthmed.formats import quarantine
 from synthmed.places import find, refuse_links
 from synthmed.privacy.ledger import Ledger
 from synthmed.report.examination import FOLDER as EXAMINATION
+from synthmed.stages.fetch import FOLDER as FETCHED
 from synthmed.stages.ingest import MIN_PATIENTS, tally
 from synthmed.store import (
     FOLDER,
@@ -92,6 +93,8 @@ def forget(
         for run in opened if not dry_run else ():
             if _may_hold(run, people):
                 held.enter_context(run.lock())
+        # originals from a PACS, whoever they are of: the run's next call fetches what it may
+        fetching = [run for run in opened if people and (run.private / FETCHED).exists()]
         seen = [look(run, people) for run in opened]
         touched = [s for s in seen if s.people or s.begun]
         weights = {traces.weights(s.run) for s in touched if s.trained} - {None}
@@ -99,6 +102,8 @@ def forget(
         inside = {t: [p for p in sorted(people) if (t / p).exists()] for t in targets}
         found = set().union(*(s.people for s in touched), *inside.values())
         if not dry_run:
+            for run in fetching:
+                run.remove(run.private / FETCHED)
             for s in touched:
                 _take_out(s, people)
             for target, own in inside.items():
@@ -113,6 +118,7 @@ def forget(
         "n_found_nowhere": sum(not person & known for person in persons),
         "n_runs_searched": len(runs),
         "runs": told,
+        "fetched": [str(run.path) for run in fetching],
         "started_from": [str(r.path) for r in opened if traces.start(r) & weights],
         "cleaned": [{"folder": str(t), "n_patients": len(own)} for t, own in inside.items() if own],
         "ledger": {
@@ -129,7 +135,8 @@ def _may_hold(run: Run, people: Collection[str]) -> bool:
         # this first: it becomes the catalogue, which is looked at next
         reading = (run.private / f".{FOLDER['catalogue']}.new").exists()
         seen = look(run, people)
-        return reading or bool(seen.begun or seen.people)
+        fetched = (run.private / FETCHED).exists()
+        return reading or fetched or bool(seen.begun or seen.people)
     except FileNotFoundError:
         return True  # another process is at work in it
 
@@ -225,12 +232,15 @@ def _empty_catalogue(run: Run, people: Collection[str], same: bool) -> None:
     kept = [line for line in lines if json.loads(line)["patient"] not in people]
     write_bytes(file, "".join(kept).encode())
     scans = Catalogue.open(folder).scans
-    facts = {**manifest.facts, **tally(scans, reasons, manifest.facts["n_labels_missing"])}
+    facts = {k: v for k, v in manifest.facts.items() if k not in deface.TALLIED}
+    facts |= {**tally(scans, reasons, manifest.facts["n_labels_missing"])}
     if (folder / receipt.RECEIPT).is_file():
         receipt.write(folder, receipt.of_ingest(facts, scans))
         changed |= {receipt.RECEIPT, receipt.PAGE}
-    if (table := folder / "faces.tsv").is_file():
-        write_bytes(table, deface.table(scans).encode())
+    for table in folder.glob("faces*.tsv"):  # of those held out elsewhere as well
+        rows = table.read_text(encoding="utf-8").splitlines(keepends=True)
+        left = [row for row in rows if not {*PSEUDONYM.findall(row)} & set(people)]
+        write_bytes(table, "".join(left).encode())
         changed.add(table.name)
     for place in [p for p in (folder / "volumes", folder / "faces") if p.is_dir()]:
         for held in place.iterdir():
@@ -260,6 +270,9 @@ def describe(outcome: Mapping[str, Any], done: bool) -> str:
     text: list[str] = []
     for run in outcome["runs"]:
         text += [f"run {run['run']}", *(f"  {line}" for line in _of_run(run, done))]
+    verb = "removed" if done else "would remove"
+    for place in outcome["fetched"]:
+        text += [f"run {place}", f"  {verb}: private/{FETCHED}, originals that a PACS gave"]
     for place in outcome["started_from"]:
         text += [f"run {place}", "  to do: its model started from such weights: train it anew"]
     for target in outcome["cleaned"]:

@@ -18,6 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 from typing import TypeVar
 
+from synthmed.errors import ResourceError
 from synthmed.inventory import available_memory, cores
 
 T = TypeVar("T")
@@ -73,6 +74,14 @@ def _until_broken(
     pool = ProcessPoolExecutor(n, context, initializer=_begin)
     waiting: deque[Future[R]] = deque()
     rest = iter(items)
+    try:
+        pool.submit(int).result()
+    except BrokenProcessPool:
+        pool.shutdown()
+        raise ResourceError(
+            "processes that read cannot be started",
+            'A script that calls this needs `if __name__ == "__main__":` round its own work.',
+        ) from None
     try:
         while True:
             try:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import make
+import numpy as np
 import pytest
 from conftest import Finished, Result, in_process
 from test_leaks import unpacked
@@ -19,7 +21,8 @@ from test_leaks import unpacked
 from synthmed import configfile, origin
 from synthmed.artifacts import Catalogue
 from synthmed.deid.pseudonyms import Pseudonyms
-from synthmed.errors import UsageError
+from synthmed.errors import InputError, UsageError
+from synthmed.pipeline import Line, begin, keep_refusals
 from synthmed.privacy.ledger import FILE, Ledger
 from synthmed.store import Run
 
@@ -365,6 +368,37 @@ def test_clean_dicom_is_taken_away_and_not_written_again(
     again = synthmed("deidentify", source, target, "-q", "--json")
     assert again.code == 0 and again.json()["refused"] == {"forgotten": 32}
     assert mentions(target.parent, first) == [] and tree(target / second) == other
+
+
+def test_originals_that_a_pacs_gave_go_whoever_they_are_of(copied: Finished, synthmed: Cli) -> None:
+    """Their names are digests, so that nobody knows: a fetch that never ended keeps them there."""
+    held = copied.path / "private/fetched/ab12/cd34.dcm"
+    held.parent.mkdir(parents=True)
+    held.write_bytes(b"Doe^Jo")
+    shutil.rmtree(copied.path / "private/ingest")
+    result = synthmed("forget", "p0123456789abcdef", "--in", copied.path, "--yes")
+    assert not held.parent.parent.exists()
+    assert "private/fetched" in result.out
+
+
+def test_who_is_known_for_a_damaged_series_alone(
+    copied: Finished, tmp_path: Path, synthmed: Cli
+) -> None:
+    source = tmp_path / "dicom"
+    for k in range(2):
+        make.series(source / f"Smith{k}", make.voxels(k), np.diag([2.0, 2, 2, 1]))
+    (source / "Smith1/IM9999").write_bytes(b"")
+    run = Run(tmp_path / "runs/a")
+    config = make.config(source)
+    with run.lock():
+        begin(run, config, overwrite=False)
+        with pytest.raises(InputError):
+            Line(run, config, "cpu", quiet=True).artifact("ingest")
+        keep_refusals(run)
+    listed = next(run.private.rglob("quarantine.tsv"))
+    assert listed.read_text().count("missing_slices") == 9
+    assert synthmed("forget", "ID-Smith1", "--in", run.path, "--yes").code == 0
+    assert "missing_slices" not in listed.read_text()
 
 
 # --- differential privacy -----------------------------------------------------------------------

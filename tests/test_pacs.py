@@ -30,9 +30,11 @@ from pydicom.uid import RLELossless
 from servers import Liar, Orthanc, multipart, own_network, require_orthanc
 from test_leaks import everything, found, spoken, uids
 
+from synthmed.artifacts import Catalogue
 from synthmed.errors import InputError, ResourceError, UsageError
 from synthmed.formats import dicom, pacs
 from synthmed.formats.address import parse
+from synthmed.privacy.ledger import Ledger
 from synthmed.stages.ingest import ingest
 
 pytestmark = [
@@ -154,7 +156,7 @@ def quarantine(file: Path) -> dict[str, str]:
 
 
 def fetched(address: str, folder: Path, **options: Any) -> Any:
-    wanted = {"select": None, "people": None, **options}
+    wanted = {"select": None, "people": lambda person: True, **options}
     return pacs.fetch(parse(address), folder, **wanted)
 
 
@@ -255,7 +257,7 @@ def test_what_is_wrong_is_said(
 @both
 def test_nothing_is_there(orthanc: Orthanc, tmp_path: Path, address: str) -> None:
     with pytest.raises(InputError, match="no MR image in 0 of 17 studies"):
-        fetched(address, tmp_path / "fetched", people={"nobody"})
+        fetched(address, tmp_path / "fetched", people=lambda person: False)
 
 
 @both
@@ -277,6 +279,19 @@ def test_only_people_of_the_table_are_asked_for(
     (tmp_path / "folder").rmdir()
     read(source, tmp_path / "folder", table="labels.csv", conditions=conditions)
     assert held(tmp_path / "pacs") == held(tmp_path / "folder")
+
+
+@both
+def test_who_was_forgotten_is_not_fetched(
+    orthanc: Orthanc, tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SYNTHMED_HOME", str(tmp_path / "home"))
+    every = read(address, tmp_path / "all")
+    person = Catalogue.open(tmp_path / "all").scans[0].patient
+    Ledger().forget([person])
+    fewer = read(address, tmp_path / "fewer")
+    assert fewer["n_patients"] == every["n_patients"] - 1
+    assert fewer["n_files"] < every["n_files"] and "forgotten" not in fewer["reasons"]
 
 
 def test_a_whole_run_names_nobody_and_then_needs_no_network(

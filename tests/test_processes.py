@@ -59,6 +59,14 @@ def test_an_error_reaches_the_caller_whole() -> None:
     assert error.value.remedy == "Free some."
 
 
+def test_a_script_that_is_not_guarded_is_told_so(tmp_path: Path) -> None:
+    script = tmp_path / "bare.py"
+    script.write_text("from synthmed.processes import spread\nprint(list(spread(len, ['a'], 2)))\n")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert done.returncode and "Died" not in done.stdout
+    assert "processes that read cannot be started" in done.stderr
+
+
 def test_no_process_outlives_the_program(tmp_path: Path) -> None:
     """Killed without a chance to say so, as by a cluster that is out of memory."""
     script = tmp_path / "spreading.py"

@@ -182,6 +182,11 @@ class Cleaner:
         if not masked.any():
             return stored
         self.n_text_masked += 1
+        if samples > 1:  # what is drawn in one colour may show a little in the others
+            colours = clean.reshape(-1, samples, *shape[1:])
+            letters = masked.reshape(colours.shape).any(1, keepdims=True)
+            dark = colours.min(axis=(2, 3), keepdims=True)
+            clean = np.where(letters, dark, colours).reshape(planes.shape)
         if apart:
             clean = np.moveaxis(clean.reshape(-1, samples, *shape[1:]), 1, -1)
         return clean.tobytes() + stored[clean.nbytes :]

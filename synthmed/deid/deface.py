@@ -104,6 +104,10 @@ def table(scans: Iterable[Scan]) -> str:
     return "\n".join(lines) + "\n"
 
 
+TALLIED = ("n_faces_removed", "brain_ml", "removed_share")
+"""What `tally` tells."""
+
+
 def tally(scans: Iterable[Scan]) -> dict[str, Any]:
     """How many scans lost their face, and least, median and most of what was found; or nothing."""
     cut = [(s.brain_ml, s.removed_share) for s in scans if s.brain_ml is not None]

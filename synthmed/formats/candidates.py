@@ -25,7 +25,7 @@ IMPORTS = ("synthmed.stages.reading",)
 """What a process that reads has to import."""
 MANY_FILES = 1000
 """From so many files on, headers are read by several processes."""
-_DAMAGED = {"header_unreadable", "truncated", "unreadable", "no_pixels"}
+_DAMAGED = {"reader_died", "header_unreadable", "truncated", "unreadable", "no_pixels"}
 
 Labels = Mapping[str, str | float]
 
@@ -202,6 +202,7 @@ def _plan_dicom(
     rows = _rows_by_person(found, column)
     wanted: list[tuple[Volume, str]] = []
     for k, group in enumerate(groups):
+        person = ""
         try:
             person = dicom.patient(group)
             if k in incomplete:
@@ -211,7 +212,7 @@ def _plan_dicom(
             if data.volumes == "split":
                 every = volumes(group.slices)
         except Refused as reason:
-            plan.refuse(_files(group.slices), reason)
+            plan.refuse(_files(group.slices), reason, person)
             plan.volumes.append((Volume("", group.slices), group.slices[0].who[0], reason))
             continue
         for volume in every:

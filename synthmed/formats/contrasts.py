@@ -10,9 +10,10 @@ import numpy as np
 
 from synthmed.config import Channel, Select
 from synthmed.formats import selection
-from synthmed.formats.grid import resample
+from synthmed.formats.grid import corners_apart, resample
 from synthmed.formats.nifti import Image, compact
 from synthmed.formats.refusal import Refused
+from synthmed.formats.stack import SAME_MM
 from synthmed.formats.volumes import Volume
 from synthmed.types import Affine
 
@@ -90,6 +91,8 @@ def _unusable(by_channel: Mapping[str, list[Volume]]) -> Refused | None:
             return Refused("channel_missing", f"Its session has no {name}.")
         if len(volumes) > 1:
             return Refused("channel_ambiguous", f"Its session has {len(volumes)} for {name}.")
+    if len(by_channel) == 1:
+        return None
     frames = {s.reference for volumes in by_channel.values() for v in volumes for s in v.slices}
     if len(frames) > 1 or "" in frames:
         return Refused("channels_disagree", "They do not share one frame of reference.")
@@ -97,7 +100,8 @@ def _unusable(by_channel: Mapping[str, list[Volume]]) -> Refused | None:
 
 
 def _same_grid(a: Image, b: Image) -> bool:
-    return a.data.shape == b.data.shape and np.allclose(a.affine, b.affine, rtol=0, atol=1e-3)
+    same_shape = a.data.shape == b.data.shape
+    return same_shape and corners_apart(a.data.shape, a.affine, b.affine) <= SAME_MM
 
 
 def _moved(image: Image, first: Image) -> Image:

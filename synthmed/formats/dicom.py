@@ -276,7 +276,8 @@ def _element(data: FileDataset, content: io.BytesIO | None) -> tuple[int, bool] 
         return None
     at, implicit = content.tell(), syntax == ImplicitVRLittleEndian
     head = content.read(8 if implicit else 12)
-    known = head[:4] == _PIXELS and (implicit or head[4:6] in (b"OW", b"OB"))
+    # some files say one thing and hold the other, and what is taken for a length is then a VR
+    known = head[:4] == _PIXELS and (head[4:6] in (b"OW", b"OB")) != implicit
     # a length that is not told is all ones
     return (at, implicit) if known and head[-4:] != b"\xff\xff\xff\xff" else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import nibabel as nib
@@ -11,6 +12,13 @@ from nibabel.processing import resample_from_to
 from scipy.ndimage import gaussian_filter
 
 from synthmed.types import Affine
+
+
+def corners_apart(shape: Sequence[int], a: Affine, b: Affine) -> float:
+    """How many mm the corners of two grids of one shape are apart, at most."""
+    corners = np.array(list(itertools.product(*((0, n - 1) for n in shape))))
+    step = a - b
+    return float(np.linalg.norm(corners @ step[:3, :3].T + step[:3, 3], axis=1).max())
 
 
 def resample(

@@ -11,7 +11,7 @@ import contextlib
 import importlib.util
 import re
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -116,7 +116,7 @@ def fetch(
     address: Address,
     folder: Path,
     select: Select | None,
-    people: Collection[str] | None,
+    people: Callable[[str], bool],
     progress: Callable[[int, int], None] | None = None,
 ) -> Listing:
     """Bring `folder` up to what the PACS holds of what is wanted.
@@ -129,7 +129,8 @@ def fetch(
         folder: made if missing, for this user alone.
         select: series whose description and protocol, as the server has them, fit no pattern of
             `description` are left there.
-        people: PatientIDs; studies that the server says are others' are left there. None: all.
+        people: whether somebody's PatientID is wanted; studies that the server says are others'
+            are left there.
         progress: called with (done, total) files.
 
     Returns:
@@ -221,7 +222,7 @@ def number(text: object) -> int | None:
 
 
 def _wanted(
-    server: Server, address: Address, select: Select | None, people: Collection[str] | None
+    server: Server, address: Address, select: Select | None, people: Callable[[str], bool]
 ) -> _Wanted:
     """Ask for studies, their series and their files."""
     try:
@@ -230,7 +231,7 @@ def _wanted(
         raise InputError(
             f"data.source {address}: {why}", "Check host and port, and that the PACS is up."
         ) from None
-    asked = [s for s in studies if people is None or not s.patient or s.patient in people]
+    asked = [s for s in studies if not s.patient or people(s.patient)]
     found = _Wanted()
     for part in _each(partial(_of_study, server, select), asked):
         found.files |= part.files

@@ -11,10 +11,12 @@ from pathlib import Path
 
 from synthmed import configfile, store
 from synthmed.config import Config
+from synthmed.deid.pseudonyms import Pseudonyms
 from synthmed.errors import UsageError
 from synthmed.formats import address, candidates, pacs, tables
 from synthmed.formats.listing import Listing, walk
 from synthmed.formats.refusal import quiet
+from synthmed.privacy.ledger import Ledger
 
 FOLDER = "fetched"
 """In RUN/private; outside what a changed config discards, since it costs hours to make."""
@@ -26,7 +28,7 @@ def fetch(
     """Fill `folder` with the table and the MR series that can be used.
 
     What the config asks for in vain is said before anything is fetched. Where a table gives the
-    conditions, only people who have a row are asked for.
+    conditions, only people who have a row are asked for; and never who was forgotten.
 
     Returns:
         The config as ingest reads the folder with it, and the folder's files.
@@ -43,7 +45,14 @@ def fetch(
         changes["table"] = "labels.tsv" if tabs else "labels.csv"
         store.write_bytes(folder / str(changes["table"]), content)
     data = config.data.model_copy(update=changes)
-    people = candidates.people(data, walk(folder))
+    named = candidates.people(data, walk(folder))
+    names = Pseudonyms.load()
+    forgotten = Ledger(names=names).forgotten
+
+    def people(person: str) -> bool:
+        there = named is None or person in named
+        return there and not (forgotten and names.patient(person) in forgotten)
+
     where = address.parse(data.source)
     with quiet():
         listing = pacs.fetch(where, folder, data.select, people, progress)

@@ -23,15 +23,15 @@ from synthmed.deid.pseudonyms import Pseudonyms
 from synthmed.errors import ResourceError
 from synthmed.formats import candidates, contrasts, nifti
 from synthmed.formats.candidates import Candidate, FileRefused
+from synthmed.formats.grid import corners_apart
 from synthmed.formats.listing import Listing
 from synthmed.formats.nifti import Image
 from synthmed.formats.quarantine import Quarantine
 from synthmed.formats.refusal import Refused, quiet
+from synthmed.formats.stack import SAME_MM
 
 MIN_SIDE = 4
 """Voxels on a side of a usable volume; a short-axis stack of the heart has as few as six slices."""
-CORNER_TOLERANCE_MM = 0.01
-"""How far the corners of two channels of a scan may be apart."""
 INTEGER_TOLERANCE = 1e-3
 """How far a mask's values may be from whole numbers (scaled storage rounds)."""
 MANY_BYTES = 1 << 28
@@ -281,13 +281,11 @@ def _check_together(images: Mapping[str, Image]) -> None:
     first, *others = images.values()
     if min(first.data.shape) < MIN_SIDE:
         raise Refused("too_small", f"The least is {MIN_SIDE}.")
-    corners = np.array(list(itertools.product(*((0, n - 1) for n in first.data.shape))))
     for other in others:
         if other.data.shape != first.data.shape:
             raise Refused("channels_disagree", "Their shapes differ.")
-        step = other.affine - first.affine
-        apart = corners @ step[:3, :3].T + step[:3, 3]
-        if np.linalg.norm(apart, axis=1).max() > CORNER_TOLERANCE_MM:
+        apart = corners_apart(first.data.shape, other.affine, first.affine)
+        if apart > SAME_MM:
             raise Refused("channels_disagree", "They lie in different places.")
 
 

@@ -427,6 +427,16 @@ def test_two_objects_that_claim_one_uid_are_two_files(tmp_path: Path) -> None:
     assert receipt["n_same_twice"] == 2 and receipt["n_series"] == 1
 
 
+def test_a_target_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    """Its receipt knows fewer options; those that came since were off."""
+    source, target = folder_of(tmp_path / "source"), tmp_path / "clean"
+    deidentify(source, target, Options(device=True), quiet_progress=True)
+    receipt = json.loads((target / RECEIPT).read_text())
+    del receipt["options"]["text"]
+    (target / RECEIPT).write_text(json.dumps(receipt))
+    assert deidentify(source, target, Options(device=True), quiet_progress=True)["complete"]
+
+
 def test_other_options_need_another_target(tmp_path: Path) -> None:
     source, target = folder_of(tmp_path / "source"), tmp_path / "clean"
     deidentify(source, target, Options(device=True), quiet_progress=True)

@@ -129,6 +129,29 @@ def test_channels_on_one_grid_are_kept_bit_for_bit(tmp_path: Path) -> None:
     assert np.array_equal(found[::-1], make.voxels(hash_of("t2")))
 
 
+def test_a_grid_that_is_nearly_the_same_is_interpolated(tmp_path: Path) -> None:
+    """A pixel size that one header rounds is no reason to refuse."""
+    for name, side in (("t1", 0.9375), ("t2", 0.938)):
+        make.series(
+            tmp_path / "source" / name,
+            make.voxels(hash_of(name), (64, 64, 6)),
+            np.diag([-side, -side, 3, 1]),
+            PatientID="A",
+            SeriesDescription=name,
+            StudyInstanceUID="1.2.3",
+            FrameOfReferenceUID="1.2.4",
+        )
+    facts, _ = ingested(tmp_path / "source", tmp_path / "target")
+    assert facts["n_scans"] == 1 and not facts["reasons"]
+
+
+def test_one_channel_needs_no_frame_of_reference(tmp_path: Path) -> None:
+    session(tmp_path / "source", "A", nowhere, names=("t1",))
+    one = {"T1w": CHANNELS["T1w"]}
+    facts, _ = ingested(tmp_path / "source", tmp_path / "target", channels=one)
+    assert facts["n_scans"] == 1
+
+
 def other_space(name: str, ds: Dataset) -> None:
     if name == "t2":
         ds.FrameOfReferenceUID = "1.2.9"

@@ -282,6 +282,21 @@ def test_a_codec_that_is_not_there_is_named(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("shape", [(32, 40, 6), (149, 75, 6)], ids=["small", "as long as OW"])
+def test_a_syntax_that_lies_about_representations(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """Said to be implicit, and explicit in truth: a VR is no length."""
+    data = make.voxels(0, shape)
+    folder = make.series(tmp_path / "s", data, np.diag([-1.0, -1, 2, 1]))
+    for file in folder.iterdir():
+        content = file.read_bytes()
+        assert content.count(b"1.2.840.10008.1.2.1\0") == 1
+        file.write_bytes(content.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2\0\0\0"))
+    slices, refused, where = make.headers(folder)
+    assert not refused
+    with quiet():
+        assert np.array_equal(stack.read(slices, where).data, data[::-1, ::-1])
+
+
 def test_an_unknown_transfer_syntax_is_refused(tmp_path: Path) -> None:
     folder = make.series(tmp_path / "s", DATA, AFFINE)
     for path in folder.iterdir():

@@ -16,6 +16,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 
 from synthmed import processes
@@ -610,6 +611,27 @@ def test_processes_change_nothing(
     volumes = {name for name in left if name.startswith("volumes/")}
     assert len(volumes) == facts["n_scans"] - 1
     assert all(left[name] == everything(target)[name] for name in volumes)
+
+
+def test_a_slice_whose_header_kills_its_process_is_a_lost_one(
+    tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a stack without its last slice would pass for a whole one."""
+
+    def spread(work: Any, items: Any, n: int, imports: Any = ()) -> Any:
+        for item in items:
+            yield processes.Died() if item == doomed else work(item)
+
+    source = dicom_cohort(tmp_path / "source", 4)
+    doomed = "s2/" + max((source / "s2").iterdir(), key=instance).name
+    monkeypatch.setattr(processes, "spread", spread)
+    facts = ingest(make.config(source), target, min_patients=3)
+    assert facts["n_scans"] == 3
+    assert facts["reasons"] == {"missing_slices": 8, "reader_died": 1}
+
+
+def instance(file: Path) -> int:
+    return int(pydicom.dcmread(file).InstanceNumber)
 
 
 def test_the_fingerprint_sees_names_sizes_and_tables(
