@@ -109,8 +109,9 @@ def test_a_training_patient_is_taken_out(
     assert not (run / "private/model/examination").exists()
     named = json.loads((run / "release/report/report.json").read_text())["provenance"]["digests"]
     assert model.digest() == named["model"], "the release still says which model it came from"
+    paid = f"kept in the ledger: {n_paid} private and {n_open} unprotected"
     for text in ("1 person found in 1 of 1 run", "trained on 1 of them", "release/: RELEASE of",
-                 "recall", f"kept in the ledger: {n_paid} private and {n_open} unprotected"):  # fmt: skip
+                 "recall", paid):  # fmt: skip
         assert text in result.out
     assert (home / FILE).read_bytes().startswith(ledger), "the ledger has only grown"
     assert Ledger().forgotten >= {person}
