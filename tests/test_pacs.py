@@ -573,7 +573,17 @@ def test_a_killed_run_goes_on(
     assert not place.exists()
 
 
-def test_ctrl_c_ends_it_soon(liar: Liar, tmp_path: Path, make_config: Callable[..., Path]) -> None:
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """Ctrl-C is heeded by what is started, also where a shell in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_ends_it_soon(
+    heeded: None, liar: Liar, tmp_path: Path, make_config: Callable[..., Path]
+) -> None:
     def slow(path: str, answer: Answer) -> Answer:
         if is_file(path):
             time.sleep(0.1)
