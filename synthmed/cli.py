@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -436,16 +436,9 @@ def forget(
     if patient is not None and not any(p.strip() for p in people):
         raise UsageError("forget: the patient's id is empty")
     places = folders or [p for p in [Path("runs")] if p.is_dir()]
-    outcome = run_forget(people, places, dry_run=True)
-    if not dry_run:
-        if not yes:
-            typer.echo(describe(outcome, done=False), err=True)
-            confirm("forget")
-        outcome = run_forget(people, places)
-    if as_json:
-        print_json(outcome)
-    else:
-        typer.echo(describe(outcome, done=not dry_run))
+    outcome = removal(
+        "forget", lambda dry: run_forget(people, places, dry), describe, yes, dry_run, as_json
+    )
     if n := outcome["n_found_nowhere"]:
         listed = "" if dry_run else "; they are on the list all the same"
         raise InputError(
@@ -467,16 +460,38 @@ def purge(
     from synthmed.purge import describe
     from synthmed.purge import purge as run_purge
 
-    outcome = run_purge(run, all_, dry_run=True)
+    removal("purge", lambda dry: run_purge(run, all_, dry), describe, yes, dry_run, as_json)
+
+
+def removal(
+    word: str,
+    remove: Callable[[bool], dict[str, Any]],
+    describe: Callable[[Mapping[str, Any], bool], str],
+    yes: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> dict[str, Any]:
+    """Look what would be removed, ask, remove it, and print what was; what that found.
+
+    Args:
+        word: the command's name.
+        remove: does it, or with True looks alone.
+        describe: its outcome as text, and whether it was done.
+        yes: do not ask.
+        dry_run: look alone.
+        as_json: print the outcome itself.
+    """
+    outcome = remove(True)
     if not dry_run:
         if not yes:
-            typer.echo(describe(outcome, done=False), err=True)
-            confirm("purge")
-        outcome = run_purge(run, all_)
+            typer.echo(describe(outcome, False), err=True)
+            confirm(word)
+        outcome = remove(False)
     if as_json:
         print_json(outcome)
     else:
-        typer.echo(describe(outcome, done=not dry_run))
+        typer.echo(describe(outcome, not dry_run))
+    return outcome
 
 
 def confirm(word: str) -> None:

@@ -233,7 +233,7 @@ def _empty_catalogue(run: Run, people: Collection[str], same: bool) -> None:
     write_bytes(file, "".join(kept).encode())
     scans = Catalogue.open(folder).scans
     facts = {k: v for k, v in manifest.facts.items() if k not in deface.TALLIED}
-    facts |= {**tally(scans, reasons, manifest.facts["n_labels_missing"])}
+    facts |= tally(scans, reasons, manifest.facts["n_labels_missing"])
     if (folder / receipt.RECEIPT).is_file():
         receipt.write(folder, receipt.of_ingest(facts, scans))
         changed |= {receipt.RECEIPT, receipt.PAGE}
@@ -276,7 +276,6 @@ def describe(outcome: Mapping[str, Any], done: bool) -> str:
     for place in outcome["started_from"]:
         text += [f"run {place}", "  to do: its model started from such weights: train it anew"]
     for target in outcome["cleaned"]:
-        verb = "removed" if done else "would remove"
         text += [
             f"clean DICOM {target['folder']}",
             f"  {verb}: {_many(target['n_patients'], 'folder')}",

@@ -537,26 +537,37 @@ def test_a_service_that_fails_for_good_is_no_fault_of_the_files(
     assert sum(map(is_file, liar.asked)) == 12 * 10 + 9 * 3 + 1 - 115
 
 
-def test_a_killed_run_goes_on(
-    liar: Liar, tmp_path: Path, make_config: Callable[..., Path], synthmed: Cli
-) -> None:
+def fetching(
+    liar: Liar, config: Path, run: Path, pause: float, n_files: int
+) -> subprocess.Popen[str]:
+    """An ingest from a server that waits before each file, once some files are there."""
+
     def slow(path: str, answer: Answer) -> Answer:
         if is_file(path):
-            time.sleep(0.05)
+            time.sleep(pause)
         return answer
 
     liar.change = slow
+    words = command("ingest", run, "--config", config, "--input", liar.address)
+    process = subprocess.Popen(
+        words, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    while len(list((run / "private/fetched").rglob("*.dcm"))) < n_files:
+        assert process.poll() is None
+        time.sleep(0.02)
+    return process
+
+
+def test_a_killed_run_goes_on(
+    liar: Liar, tmp_path: Path, make_config: Callable[..., Path], synthmed: Cli
+) -> None:
     config = make_config("killed", data__format="dicom", data__conditions=CONDITIONS)
     run = tmp_path / "run"
     with liar.running():
-        words = command("ingest", run, "--config", config, "--input", liar.address)
-        process = subprocess.Popen(words, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
         place = run / "private/fetched"
-        while len(list(place.rglob("*.dcm"))) < 30:
-            assert process.poll() is None
-            time.sleep(0.02)
+        process = fetching(liar, config, run, pause=0.05, n_files=30)
         process.kill()
-        process.wait()
+        process.communicate()
         there = marks(place)
         assert 30 <= len(there) < 120
         assert oct(place.stat().st_mode & 0o777) == oct(0o700)
@@ -584,22 +595,9 @@ def heeded() -> Iterator[None]:
 def test_ctrl_c_ends_it_soon(
     heeded: None, liar: Liar, tmp_path: Path, make_config: Callable[..., Path]
 ) -> None:
-    def slow(path: str, answer: Answer) -> Answer:
-        if is_file(path):
-            time.sleep(0.1)
-        return answer
-
-    liar.change = slow
     config = make_config("stopped", data__format="dicom", data__conditions=CONDITIONS)
-    run = tmp_path / "run"
     with liar.running():
-        words = command("ingest", run, "--config", config, "--input", liar.address)
-        process = subprocess.Popen(
-            words, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
-        )
-        while len(list((run / "private/fetched").rglob("*.dcm"))) < 5:
-            assert process.poll() is None
-            time.sleep(0.02)
+        process = fetching(liar, config, tmp_path / "run", pause=0.1, n_files=5)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=20)
     assert process.returncode == 130

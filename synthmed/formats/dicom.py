@@ -197,6 +197,11 @@ def slices(path: Path, relative: str) -> list[Slice]:
         raise Refused("header_unreadable", "One of its values is malformed.") from None
 
 
+def too_large() -> Refused:
+    """The refusal of a file of more than `MAX_FILE_BYTES`."""
+    return Refused("oversized", f"The limit is {MAX_FILE_BYTES >> 20} MiB a file.")
+
+
 def dataset(path: Path, tags: Sequence[Any] | None, stop_before_pixels: bool) -> FileDataset:
     """Parse a file, reading no more of it than there is and inflating no more than allowed.
 
@@ -218,7 +223,7 @@ def _parsed(
     try:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
-            raise Refused("oversized", f"The limit is {MAX_FILE_BYTES >> 20} MiB a file.")
+            raise too_large()
         if size == 0:
             raise Refused("truncated", "The file is empty.")
         with open(path, "rb") as file:

@@ -292,18 +292,14 @@ def _save(response: requests.Response, handle: BinaryIO) -> None:
         size += handle.write(part[: len(part) - keep])
         tail = part[len(part) - keep :]
         if size > dicom.MAX_FILE_BYTES:
-            raise _oversized()
+            raise dicom.too_large()
     else:
         if end:
             raise Torn("its closing boundary is missing")
     if size == 0:
         raise Torn("it is empty")
     if size > dicom.MAX_FILE_BYTES:
-        raise _oversized()
-
-
-def _oversized() -> Refused:
-    return Refused("oversized", f"The limit is {dicom.MAX_FILE_BYTES >> 20} MiB a file.")
+        raise dicom.too_large()
 
 
 def _head(pieces: Iterator[bytes], boundary: bytes) -> bytes:

@@ -148,7 +148,7 @@ class Dimse:
         if slot.error is not None:
             raise slot.error
         if slot.oversized:
-            raise Refused("oversized", f"The limit is {dicom.MAX_FILE_BYTES >> 20} MiB a file.")
+            raise dicom.too_large()
         if slot.stored:
             return
         if status is None or status in _OUT_OF_RESOURCES:

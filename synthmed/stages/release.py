@@ -85,7 +85,7 @@ def release(
             "Train the model anew with --overwrite.",
         )
     for name in ("release", "withheld", "private/report"):
-        _take_away(run, run.path / name)
+        run.remove(run.path / name)
     searched = identifiers(run, config, evidence, forbidden)
     masks = masks_of(config)
     shown = images.synthetic(cohort, config.data.conditions, masks)
@@ -199,7 +199,7 @@ def sign(run: Run, name: str, reason: str) -> None:
     private = run.private / "report"
     write_json(private / "report.json", {**restricted, "signature": signature})
     write_page(private)
-    _take_away(run, withheld)
+    run.remove(withheld)
     _into_place(run, new, run.path / "release")
 
 
@@ -383,15 +383,6 @@ def _scanned(findings: Sequence[Finding]) -> Verdict:
 def _naming(config: Config) -> Naming:
     given = [n for n, c in (config.data.channels or {}).items() if c.given]
     return Naming(config.data.modality, masks_of(config), given=given)
-
-
-def _take_away(run: Run, path: Path) -> None:
-    """Rename, then delete, so that no half of a folder keeps its name."""
-    if path.exists():
-        doomed = run.private / f".removed-{path.name}"
-        shutil.rmtree(doomed, ignore_errors=True)
-        path.rename(doomed)
-        shutil.rmtree(doomed)
 
 
 def _into_place(run: Run, new: Path, final: Path) -> None:
