@@ -6,13 +6,16 @@ is not imported: it needs OpenCV, and OpenCV needs a graphics library that serve
 weights run in onnxruntime; what comes before and after them is here.
 
 A line that is certain raises the alarm; a plane without one is clean. A plane with an alarm is
-looked through again at several sizes and brightnesses, and what is less certain counts as well
-where it lies beside a certain line and is as high: where one line is, others are.
+looked through again at several sizes and brightnesses, and round its certain lines also in narrow
+windows of brightness, which show dark letters in dark noise. What is less certain counts as well
+where it lies beside a certain line and is as high: where one line is, others are. Nothing between
+two lines of a block is kept, nor what is cut off by the picture's edge below or above one.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
@@ -36,10 +39,6 @@ SCALE = 3.0
 """How much a picture is enlarged: letters of five pixels become as high as the network wants."""
 MAX_SIDE = 1024
 """Pixels that the longer side is enlarged to at most."""
-LOOK = (1.0, 1.0)
-"""Enlargement, as a factor on the usual one, and power of the brightness: the first look."""
-LOOKS = ((2 / 3, 1.0), LOOK, (4 / 3, 1.0), (1.0, 1 / 3), (4 / 3, 1 / 3))
-"""Those at a plane with an alarm; the low powers show dark text on dark ground."""
 TOP_PERCENT = 99.8
 """Brightness that becomes white; one bright vessel leaves text its contrast."""
 THRESHOLD = 0.3
@@ -56,10 +55,16 @@ MAX_HEIGHT = 0.12
 """Of a line, as a part of the picture's shorter side."""
 MIN_HEIGHT = 3
 """Of the answer to a line, in enlarged pixels."""
+MARGIN = 1
+"""Pixels that a line is painted beyond its letters, whose edges are soft."""
 ALIKE = 2.0
 """How much higher or lower than the certain line beside it a likely one may be."""
 NEAR = 3.0
 """How many heights away from a certain line a likely one may lie."""
+GAP = 2.0
+"""How many heights may lie between two lines of a block: one line that was missed."""
+EDGE = 1.0
+"""How many heights from the picture's edge a line may be cut off."""
 BESIDE = 2.0
 """How many heights a line is painted beyond its ends: a space and a few letters."""
 SQUARE = 0.01
@@ -69,6 +74,33 @@ ROUNDS = 4
 
 Planes = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
+Span = tuple[int, int]
+
+
+class Look(NamedTuple):
+    """How a plane is shown to the network.
+
+    Args:
+        scale: enlargement, as a factor on the usual one.
+        power: of the brightness; a low one shows dark text on dark ground.
+        low: brightness that is shown black, as a part of the plane's range; and `high`, white.
+    """
+
+    scale: float = 1.0
+    power: float = 1.0
+    low: float = 0.0
+    high: float = 1.0
+
+
+LOOK = Look()
+"""The first look, at every plane."""
+LOOKS = (Look(2 / 3), LOOK, Look(4 / 3), Look(1.0, 1 / 3), Look(4 / 3, 1 / 3))
+"""Those at a plane with an alarm."""
+CLOSER = tuple(
+    Look(4 / 3, 1.0, low, high)
+    for low, high in ((0.0, 0.05), (0.0, 0.12), (0.0, 0.3), (0.4, 1.0), (0.75, 1.0))
+)
+"""Those round its certain lines."""
 
 
 class Line(NamedTuple):
@@ -134,7 +166,7 @@ def painted(planes: Planes) -> tuple[Planes, Mask]:
         plane, covered = clean[k], mask[k]
         dark = plane.min()
         for turn in range(ROUNDS):
-            lines = _block(plane, (LOOK,) if turn else LOOKS)
+            lines = _block(plane, first=turn == 0)
             for line in lines:
                 covered[slice(*line.rows), slice(*line.columns)] = True
             plane[covered] = dark
@@ -213,74 +245,136 @@ def _alarm(plane: Planes) -> bool:
     return any(line.sure for line in _lines(plane, LOOK))
 
 
-def _block(plane: Planes, looks: Sequence[tuple[float, float]]) -> list[Line]:
-    """The certain lines of a plane, and the likely ones beside them."""
-    every = [line for look in looks for line in _lines(plane, look)]
-    sure = [line for line in every if line.sure]
-    return [
-        _wider(line, plane.shape)
-        for line in every
-        if line.sure or any(_beside(line, other) for other in sure)
-    ]
-
-
-def _beside(line: Line, sure: Line) -> bool:
-    """Whether a line is as high as a certain one and near it."""
-    gaps = [
-        max(a[0] - b[1], b[0] - a[1])
-        for a, b in ((line.rows, sure.rows), (line.columns, sure.columns))
-    ]
-    alike = max(line.height, sure.height) <= ALIKE * min(line.height, sure.height)
-    return alike and max(gaps) <= NEAR * sure.height
-
-
-def _wider(line: Line, shape: Sequence[int]) -> Line:
-    """A line with what stands beside it, where it goes on."""
-    far = round(BESIDE * line.height)
-    first, last = max(0, line.columns[0] - far), min(shape[1], line.columns[1] + far)
-    return line._replace(columns=(first, last))
-
-
-def _lines(plane: Planes, look: tuple[float, float]) -> list[Line]:
-    """Lines of text in a plane.
+def _block(plane: Planes, first: bool) -> list[Line]:
+    """What is painted of a plane: certain lines, likely ones beside them, and what is between.
 
     Args:
         plane: (rows, columns).
-        look: factor on the enlargement, and power of the brightness.
+        first: whether it is looked at for the first time, or was painted before.
     """
-    scale, power = look
-    answer = _answer(_grey(plane, power), scale * min(SCALE, MAX_SIDE / max(plane.shape)))
-    zoom = np.divide(answer.shape, plane.shape)
+    every = [line for look in (LOOKS if first else (LOOK,)) for line in _lines(plane, look)]
+    sure = [line for line in every if line.sure]
+    if first:
+        every += [
+            line
+            for part in _around(sure, plane.shape)
+            for look in CLOSER
+            for line in _lines(plane, look, part)
+        ]
+    lines = [line for line in every if line.sure or any(_beside(line, other) for other in sure)]
+    return [*(_wider(line, plane.shape) for line in lines), *_between(lines)]
+
+
+def _beside(line: Line, other: Line) -> bool:
+    """Whether a line is as high as another and near it."""
+    return _alike(line, other) and max(_gaps(line, other)) <= NEAR * other.height
+
+
+def _alike(a: Line, b: Line) -> bool:
+    return max(a.height, b.height) <= ALIKE * min(a.height, b.height)
+
+
+def _gaps(a: Line, b: Line) -> tuple[int, int]:
+    """Rows and columns between two lines; negative where they overlap."""
+    rows, columns = (
+        max(p[0] - q[1], q[0] - p[1]) for p, q in ((a.rows, b.rows), (a.columns, b.columns))
+    )
+    return rows, columns
+
+
+def _around(sure: Sequence[Line], shape: Sequence[int]) -> list[tuple[Span, Span]]:
+    """Rows and columns round each block of certain lines, where others may be."""
+    blocks: list[list[Line]] = []
+    for line in sure:
+        near = [b for b in blocks if any(_beside(line, other) for other in b)]
+        blocks = [b for b in blocks if b not in near] + [[line, *(o for b in near for o in b)]]
+    out = []
+    for block in blocks:
+        far = math.ceil((NEAR + 1) * max(line.height for line in block))
+        rows, columns = (
+            (max(0, min(s[0] for s in spans) - far), min(n, max(s[1] for s in spans) + far))
+            for spans, n in (
+                ([line.rows for line in block], shape[0]),
+                ([line.columns for line in block], shape[1]),
+            )
+        )
+        out.append((rows, columns))
+    return out
+
+
+def _wider(line: Line, shape: Sequence[int]) -> Line:
+    """A line with its soft edges, what stands beside it where it goes on, and cut-off rows."""
+    far = round(BESIDE * line.height)
+    left, right = max(0, line.columns[0] - far), min(shape[1], line.columns[1] + far)
+    top, bottom = max(0, line.rows[0] - MARGIN), min(shape[0], line.rows[1] + MARGIN)
+    if top <= EDGE * line.height:
+        top = 0
+    if shape[0] - bottom <= EDGE * line.height:
+        bottom = shape[0]
+    return line._replace(rows=(top, bottom), columns=(left, right))
+
+
+def _between(lines: Sequence[Line]) -> list[Line]:
+    """What lies between two lines of a block, one above the other."""
+    out = []
+    for above in lines:
+        for below in lines:
+            gap, apart = below.rows[0] - above.rows[1], _gaps(above, below)[1]
+            if apart < 0 < gap <= GAP * max(above.height, below.height) and _alike(above, below):
+                columns = (
+                    min(above.columns[0], below.columns[0]),
+                    max(above.columns[1], below.columns[1]),
+                )
+                rows = (above.rows[1], below.rows[0])
+                out.append(above._replace(rows=rows, columns=columns, sure=False))
+    return out
+
+
+def _lines(plane: Planes, look: Look, part: tuple[Span, Span] | None = None) -> list[Line]:
+    """Lines of text in a plane, or in a part of its rows and columns.
+
+    Args:
+        plane: (rows, columns).
+        look: how it is shown.
+        part: (first, behind the last) row, and column; all by default.
+    """
+    (top, bottom), (left, right) = part or ((0, plane.shape[0]), (0, plane.shape[1]))
+    shown = _grey(plane, look)[top:bottom, left:right]
+    answer = _answer(shown, look.scale * min(SCALE, MAX_SIDE / max(plane.shape)))
+    zoom = np.divide(answer.shape, shown.shape)
+    highest = MAX_HEIGHT * float(np.multiply(plane.shape, zoom).min())
     labels, _ = ndimage.label(answer > THRESHOLD, np.ones((3, 3)))
     out = []
     for k, place in enumerate(ndimage.find_objects(labels), 1):
         own = labels[place] == k
         sides = np.array(own.shape)
         score = float(answer[place][own].mean())
-        if not MIN_HEIGHT <= sides.min() <= MAX_HEIGHT * min(answer.shape) or score < LIKELY:
+        if not MIN_HEIGHT <= sides.min() <= highest or score < LIKELY:
             continue
         grown = sides.prod() * UNCLIP / (2 * sides.sum())
-        (top, bottom), (left, right) = (
+        rows, columns = (
             (
-                max(0, int(np.floor((s.start - grown) / z))),
-                min(n, int(np.ceil((s.stop + grown) / z))),
+                first + max(0, int(np.floor((s.start - grown) / z))),
+                first + min(n, int(np.ceil((s.stop + grown) / z))),
             )
-            for s, z, n in zip(place, zoom, plane.shape, strict=True)
+            for s, z, n, first in zip(place, zoom, shown.shape, (top, left), strict=True)
         )
         sure = score >= SURE and sides.max() >= LENGTH * sides.min() and own.mean() >= FILL
         height = float((sides + 2 * grown).min() / zoom[sides.argmin()])
-        out.append(Line((top, bottom), (left, right), height, bool(sure)))
+        # what a narrow window shows is no alarm: noise has shapes there
+        out.append(Line(rows, columns, height, bool(sure) and part is None))
     return out
 
 
-def _grey(plane: Planes, power: float) -> npt.NDArray[np.float32]:
+def _grey(plane: Planes, look: Look) -> npt.NDArray[np.float32]:
     """A plane from black (-1) to white (1), as the network wants it."""
     values = plane.astype(np.float64)
     low, high = values.min(), np.percentile(values, TOP_PERCENT)
     if high <= low:
         high = values.max()
-    grey = np.clip((values - low) / max(high - low, np.finfo(np.float64).tiny), 0, 1)
-    out: npt.NDArray[np.float32] = (2 * grey**power - 1).astype(np.float32)
+    span = max(high - low, np.finfo(np.float64).tiny)
+    grey = ((values - low) / span - look.low) / (look.high - look.low)
+    out: npt.NDArray[np.float32] = (2 * np.clip(grey, 0, 1) ** look.power - 1).astype(np.float32)
     return out
 
 

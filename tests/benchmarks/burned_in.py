@@ -8,8 +8,9 @@ It is *found* where nine tenths of what lies inside are painted over. It is *rea
 recogniser of rapidocr, told where to look, gives at least half of the listed characters back: text
 drawn in white on white is listed as well. (This part needs OpenCV, and so a graphics library.)
 
-The constants of synthmed/deid/pixels.py were chosen on one series with text and on every other
-series without; the table says which.
+The constants of synthmed/deid/pixels.py that raise an alarm were chosen on one series with text and
+on every other series without; the table says which. What is painted round an alarm was chosen with
+all series in view.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from tests.formats import make
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- burned-in:begin -->", "<!-- burned-in:end -->"
 CHOSEN_ON = "abdomen_siemens_24"
-"""The series with text that the constants were chosen on."""
+"""The series with text that the constants of an alarm were chosen on."""
 FOUND = 0.9
 """Part of a box that is painted over."""
 READ = 0.5

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,54 @@ def test_text_is_masked_and_all_else_stays(
     assert (clean[mask] == drawn.min()).all()
     assert mask.mean() < 0.25
     assert not pixels.found(clean)
+
+
+def block(
+    plane: Plane, top: int, values: Sequence[int], size: int = 14
+) -> tuple[Plane, list[Plane]]:
+    """Lines of text one below the other, each in its own grey, cut off by the picture's edge.
+
+    Returns the slice, and where the ink of each line is.
+    """
+    form = letters(NAME, "pillow", size)
+    out, inks = plane.astype(np.float64), []
+    for k, value in enumerate(values):
+        first = top + k * (form.shape[0] + 2)
+        rows = slice(first, min(first + form.shape[0], len(out)))
+        columns = slice(8, 8 + form.shape[1])
+        cut = form[: rows.stop - rows.start]
+        out[rows, columns] = out[rows, columns] * (1 - cut) + value * cut
+        ink = np.zeros(plane.shape, bool)
+        ink[rows, columns] = cut > 0.5
+        inks.append(ink)
+    return out.round().astype(plane.dtype), inks
+
+
+def test_a_line_between_two_others_and_one_cut_off_by_the_edge() -> None:
+    """Neither is there for the network: the one has the ground's grey, the other three rows."""
+    plane = np.full((ROWS, COLUMNS), 200, np.int16)
+    step = letters(NAME, "pillow", 14).shape[0] + 2
+    drawn, inks = block(plane, ROWS - 8 - 3 * step, (1200, 200, 1200, 1200))
+    assert 0 < inks[3].any(axis=1).sum() <= 5
+    _, mask = pixels.painted(drawn[None])
+    for ink in inks:
+        assert mask[0][ink].mean() >= 0.97
+    assert not mask[0, : ROWS - 16 - 3 * step].any()
+
+
+def test_dark_letters_in_dark_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a certain line, a window of brightness as narrow as the noise shows them."""
+
+    def found(seed: int) -> float:
+        noise = np.random.default_rng(seed).normal(0, 60, (ROWS, COLUMNS))
+        plane = np.abs(noise).astype(np.int16) + 5
+        plane[44 + letters(NAME, "pillow", 12).shape[0] + 2 :] = 900
+        drawn, inks = block(plane, 44, (0, 0, 0), size=12)
+        return float(pixels.painted(drawn[None])[1][0][inks[0]].mean())
+
+    assert all(found(seed) >= 0.97 for seed in (1, 2, 3))
+    monkeypatch.setattr(pixels, "CLOSER", ())
+    assert not any(found(seed) >= 0.97 for seed in (1, 2, 3))
 
 
 def test_text_in_some_slices_alone() -> None:
