@@ -6,13 +6,14 @@ from typing import Literal
 
 import numpy as np
 
+from synthmed.metrics.base import Base
 from synthmed.metrics.shared import Shared, Side, pick
 from synthmed.metrics.sides import Sides
 from synthmed.metrics.stats import Floats, Ints, half, half_se, normal_interval
-from synthmed.types import Estimate, Frozen
+from synthmed.types import Estimate
 
 
-class Authenticity(Frozen):
+class Authenticity(Base):
     """Share of samples farther from their nearest training patient than that patient's neighbour.
 
     Sample y with nearest training patient x is authentic when |y - x| > |x - x'|, x' the nearest

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
-from synthmed.metrics.blocks import block_means, blocks
+from synthmed.metrics.base import Base
+from synthmed.metrics.reader import (
+    Names,
+    asked,
+    correlation,
+    first_scans,
+    fit,
+    left_out,
+    patient_weights,
+    small,
+)
 from synthmed.metrics.shared import Shared, Side
 from synthmed.metrics.sides import Sides
 from synthmed.metrics.stats import Floats, clopper_pearson, fisher_interval
-from synthmed.types import Estimate, Frozen
-
-Names = npt.NDArray[np.str_]
+from synthmed.types import Estimate
 
 
-class ConditionAccuracy(Frozen):
+class ConditionAccuracy(Base):
     """A reader trained on real train, asked what the synthetic scans show; higher is better.
 
     Scans are averaged to at most `side` voxels a side, standardised, reduced by PCA and read by
@@ -52,21 +58,21 @@ class ConditionAccuracy(Frozen):
         if not sides.categorical and not sides.continuous:
             return []
         used: tuple[Side, ...] = ("train", "holdout", "synthetic")
-        small = {side: self._small(shared, side) for side in used}
-        each = [self._category(c, sides, shared, small) for c in sides.categorical]
-        numbers = [self._number(c, sides, shared, small) for c in sides.continuous]
+        scans = {side: small(shared, side, self.side) for side in used}
+        each = [self._category(c, sides, shared, scans) for c in sides.categorical]
+        numbers = [self._number(c, sides, shared, scans) for c in sides.continuous]
         worst = min(each or numbers, key=_shortfall)
         named = f"worst of {len(each or numbers)}: {worst.slice}"
         note = f"{named}; {worst.note}" if worst.note else named
         return [worst.model_copy(update={"slice": None, "note": note}), *each, *numbers]
 
     def _category(
-        self, condition: str, sides: Sides, shared: Shared, small: dict[Side, Floats]
+        self, condition: str, sides: Sides, shared: Shared, scans: dict[Side, Floats]
     ) -> Estimate:
-        asked = {side: _values(shared, side, condition) for side in small}
-        known = sorted({str(v) for v in asked["train"] if v is not None})
-        rows = {side: [i for i, v in enumerate(asked[side]) if v is not None] for side in small}
-        wanted = sorted({str(asked["synthetic"][i]) for i in rows["synthetic"]})
+        labels = {side: asked(shared, side, condition) for side in scans}
+        known = sorted({str(v) for v in labels["train"] if v is not None})
+        rows = {side: [i for i, v in enumerate(labels[side]) if v is not None] for side in scans}
+        wanted = sorted({str(labels["synthetic"][i]) for i in rows["synthetic"]})
         reason = ""
         if len(known) < 2:
             reason = "fewer than two categories in train"
@@ -74,18 +80,22 @@ class ConditionAccuracy(Frozen):
             reason = "no synthetic scan was asked for a category"
         if reason:
             return self._one(condition, None, None, "1", 0, None, None, sides, reason, None)
-        train = np.array([str(asked["train"][i]) for i in rows["train"]])
-        reader = self._fit(
-            small["train"][rows["train"]], train, _weights(shared, rows["train"]), "category"
+        train = np.array([str(labels["train"][i]) for i in rows["train"]])
+        reader = fit(
+            scans["train"][rows["train"]],
+            train,
+            patient_weights(shared, rows["train"]),
+            "category",
+            self.components,
         )
 
         def read(side: Side, chosen: list[int]) -> tuple[float, float]:
-            truth = np.array([str(asked[side][i]) for i in chosen])
-            return balanced(truth, reader.predict(small[side][chosen]))
+            truth = np.array([str(labels[side][i]) for i in chosen])
+            return balanced(truth, reader.predict(scans[side][chosen]))
 
         value, effective = read("synthetic", rows["synthetic"])
         floor = None
-        one_each = _first_scans(shared, rows["holdout"])
+        one_each = first_scans(shared, rows["holdout"])
         if one_each:
             floor = read("holdout", one_each)[0]
         missing = [c for c in wanted if c not in known]
@@ -97,7 +107,7 @@ class ConditionAccuracy(Frozen):
             notes.append(f"not in train, so never recognised: {', '.join(missing)}")
         if never:
             notes.append(f"not asked for: {', '.join(never)}")
-        notes += _left_out(asked)
+        notes += left_out(labels)
         return self._one(
             condition,
             value,
@@ -112,28 +122,29 @@ class ConditionAccuracy(Frozen):
         )
 
     def _number(
-        self, condition: str, sides: Sides, shared: Shared, small: dict[Side, Floats]
+        self, condition: str, sides: Sides, shared: Shared, scans: dict[Side, Floats]
     ) -> Estimate:
-        asked = {side: _values(shared, side, condition) for side in small}
-        rows = {side: [i for i, v in enumerate(asked[side]) if v is not None] for side in small}
-        truth = {side: np.array([float(asked[side][i] or 0) for i in rows[side]]) for side in rows}
+        labels = {side: asked(shared, side, condition) for side in scans}
+        rows = {side: [i for i, v in enumerate(labels[side]) if v is not None] for side in scans}
+        truth = {side: np.array([float(labels[side][i] or 0) for i in rows[side]]) for side in rows}
         if any(len(truth[s]) < 3 or np.ptp(truth[s]) == 0 for s in ("train", "synthetic")):
             reason = "fewer than three values, or all equal, in train or in what was asked for"
             return self._one(condition, None, None, "r", 0, None, 0.0, sides, reason, None)
-        reader = self._fit(
-            small["train"][rows["train"]],
+        reader = fit(
+            scans["train"][rows["train"]],
             truth["train"],
-            _weights(shared, rows["train"]),
+            patient_weights(shared, rows["train"]),
             "number",
+            self.components,
         )
         value = correlation(
-            truth["synthetic"], reader.predict(small["synthetic"][rows["synthetic"]])
+            truth["synthetic"], reader.predict(scans["synthetic"][rows["synthetic"]])
         )
-        one_each = _first_scans(shared, rows["holdout"])
+        one_each = first_scans(shared, rows["holdout"])
         floor = None
         if len(one_each) >= 3:
-            real = np.array([float(asked["holdout"][i] or 0) for i in one_each])
-            floor = correlation(real, reader.predict(small["holdout"][one_each]))
+            real = np.array([float(labels["holdout"][i] or 0) for i in one_each])
+            floor = correlation(real, reader.predict(scans["holdout"][one_each]))
         n = len(rows["synthetic"])
         notes = [] if floor is not None else ["fewer than three held-out patients: no floor"]
         return self._one(
@@ -145,35 +156,9 @@ class ConditionAccuracy(Frozen):
             floor,
             0.0,
             sides,
-            "; ".join(notes + _left_out(asked)),
+            "; ".join(notes + left_out(labels)),
             len(one_each) or None,
         )
-
-    def _small(self, shared: Shared, side: Side) -> Floats:
-        """(n_scans, voxels) block averages of the image channels."""
-        cases = shared.cases(side)
-        size = [min(self.side, n) for n in cases.volumes.shape[2:]]
-        parts = blocks(cases, shared.images, shared.scans(side))
-        rows = [block_means(b, size).reshape(len(b), -1) for b in parts]
-        empty = np.zeros((0, len(shared.images) * int(np.prod(size))))
-        return np.concatenate([empty, *rows])
-
-    def _fit(self, x: Floats, y: Any, weight: Floats, kind: Literal["category", "number"]) -> Any:
-        """The reader, weights by patient in the regression."""
-        from sklearn.decomposition import PCA
-        from sklearn.linear_model import LogisticRegression, Ridge
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-
-        components = max(2, min(self.components, len(x) // 3, x.shape[1]))
-        # the same unit for every component, so that the ridge shrinks them alike
-        steps = (StandardScaler(), PCA(components, svd_solver="full", whiten=True))
-        if kind == "category":
-            reader = make_pipeline(
-                *steps, LogisticRegression(C=0.1, class_weight="balanced", max_iter=2000)
-            )
-            return reader.fit(x, y, logisticregression__sample_weight=weight)
-        return make_pipeline(*steps, Ridge(alpha=10.0)).fit(x, y, ridge__sample_weight=weight)
 
     @staticmethod
     def _one(
@@ -218,41 +203,6 @@ def balanced(truth: Names, read: Names) -> tuple[float, float]:
     categories, counts = np.unique(truth, return_counts=True)
     shares = [float(np.mean(read[truth == c] == c)) for c in categories]
     return float(np.mean(shares)), float(len(counts) ** 2 / np.sum(1 / counts))
-
-
-def correlation(a: Floats, b: Floats) -> float:
-    """Pearson r; 0 where one of them is constant."""
-    if np.std(a) < 1e-12 or np.std(b) < 1e-12:
-        return 0.0
-    return float(np.corrcoef(a, b)[0, 1])
-
-
-def _values(shared: Shared, side: Side, condition: str) -> list[str | float | None]:
-    """The condition of every scan kept by `shared`, null where it is not known."""
-    labels = shared.cases(side).labels
-    return [labels[i].get(condition) for i in shared.scans(side)]
-
-
-def _left_out(asked: Mapping[Side, Sequence[str | float | None]]) -> list[str]:
-    """Which real scans could not be used, for the note; empty where all labels are known."""
-    words: tuple[tuple[Side, str], ...] = (("train", "training"), ("holdout", "held-out"))
-    counts = {word: (asked[side].count(None), len(asked[side])) for side, word in words}
-    parts = [f"{n} of {total} {word} scans" for word, (n, total) in counts.items() if n]
-    return [f"label not known, so left out: {', '.join(parts)}"] if parts else []
-
-
-def _weights(shared: Shared, rows: list[int]) -> Floats:
-    """One over the number of scans that the patient of each row has among `rows`."""
-    person = shared.sides.train.patients[shared.scans("train")[rows]]
-    _, which, counts = np.unique(person, return_inverse=True, return_counts=True)
-    return np.asarray(1 / counts[which])
-
-
-def _first_scans(shared: Shared, rows: list[int]) -> list[int]:
-    """The first of `rows` of each held-out patient."""
-    kept = set(rows)
-    firsts = ([i for i in group if i in kept][:1] for group in shared.patients("holdout"))
-    return [int(i) for first in firsts for i in first]
 
 
 def _shortfall(estimate: Estimate) -> float:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
+from synthmed.metrics.base import Base
 from synthmed.metrics.copies import Copies
 from synthmed.metrics.shared import Shared
 from synthmed.metrics.sides import Sides
 from synthmed.metrics.stats import clopper_pearson
-from synthmed.types import Estimate, Frozen
+from synthmed.types import Estimate
 
 
-class Copied(Frozen):
+class Copied(Base):
     """The copies test as estimates; lower is better, 0 is attainable.
 
     - `copies`: share of everything sampled, before the filter, that copies a training patient.

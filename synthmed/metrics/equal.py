@@ -14,7 +14,9 @@ import numpy as np
 
 from synthmed.keys import Key
 from synthmed.metrics.shared import Shared, Side, pick
-from synthmed.metrics.stats import Floats, Ints, half, half_se
+from synthmed.metrics.sides import Sides
+from synthmed.metrics.stats import Floats, Ints, half, half_se, normal_interval
+from synthmed.types import Estimate
 
 Statistic = Callable[[Side, Ints, Side, Ints], Floats]
 """(reference side, its scans, candidate side, its scans) -> the figures, one scan a patient."""
@@ -113,6 +115,105 @@ def compare(
             )
         se = np.array([half_se(column) for column in np.array(halves).T])
     return Compared(count, value, se, floor, ceiling, reference)
+
+
+def one_distance(
+    name: str,
+    what: str,
+    unit: str,
+    found: Compared | None,
+    sides: Sides,
+    shared: Shared,
+    smallest: int = 2,
+) -> Estimate:
+    """The estimate of a single distance compared at equal counts; lower is better."""
+    value, ci, floor, ceiling = _first(found, 0.0)
+    method, note = f"{what}.", _too_few(smallest)
+    if found is not None:
+        method = (
+            f"{what}, synthetic against {found.against} patients, {found.count} a side; floor: "
+            "real train against the same; ceiling: holdout blurred by 0.4 voxel; interval from "
+            "halves of the patients."
+        )
+        note = found.limits
+    return Estimate(
+        name=name,
+        group="fidelity",
+        value=value,
+        ci=ci,
+        unit=unit,
+        n=len(shared.patients("synthetic")),
+        better="lower",
+        floor=floor,
+        ceiling=ceiling,
+        method=method,
+        seed=sides.seed,
+        note=note,
+        n_holdout=len(shared.patients("holdout")) if shared.has_holdout else None,
+    )
+
+
+def one_variety(
+    name: str,
+    what: str,
+    unit: str,
+    found: Compared | None,
+    least: float,
+    sides: Sides,
+    shared: Shared,
+) -> Estimate:
+    """The estimate of how various scans are at equal counts; best as various as real train.
+
+    Args:
+        name: of the estimate.
+        what: the figure in words.
+        unit: of it.
+        found: with real train in the place of the candidate as its floor.
+        least: the figure of one scan over and over.
+        sides: what is compared.
+        shared: their caches.
+    """
+    value, ci, floor, _ = _first(found, least)
+    method, note = f"{what}.", _too_few(2)
+    if found is not None:
+        method = (
+            f"{what} among {found.count} synthetic scans; floor and target: among as many training "
+            "patients; ceiling: one scan over and over; interval from halves of the patients."
+        )
+        note = found.limits
+    return Estimate(
+        name=name,
+        group="fidelity",
+        value=value,
+        ci=ci,
+        unit=unit,
+        n=len(shared.patients("synthetic")),
+        better="match",
+        target=floor,
+        floor=floor,
+        ceiling=least,
+        method=method,
+        seed=sides.seed,
+        note=note,
+        n_holdout=len(shared.patients("holdout")) if shared.has_holdout else None,
+    )
+
+
+def _first(
+    found: Compared | None, least: float
+) -> tuple[float | None, tuple[float, float] | None, float | None, float | None]:
+    """Value, interval, floor and ceiling of the only figure."""
+    if found is None:
+        return None, None, None, None
+    value = float(found.value[0])
+    ci = None if found.se is None else normal_interval(value, float(found.se[0]), least)
+    floor = None if found.floor is None else float(found.floor[0])
+    return value, ci, floor, None if found.ceiling is None else float(found.ceiling[0])
+
+
+def _too_few(smallest: int) -> str:
+    number = {2: "two", 10: "ten"}.get(smallest, str(smallest))
+    return f"a side has fewer than {number} patients"
 
 
 def _mean(

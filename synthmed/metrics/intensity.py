@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
+from synthmed.metrics.base import Base
 from synthmed.metrics.blocks import Singles, blocks
-from synthmed.metrics.equal import Compared, compare
+from synthmed.metrics.equal import compare, one_distance
 from synthmed.metrics.shared import BLUR_VOXELS, Shared, Side
 from synthmed.metrics.sides import Sides
-from synthmed.metrics.stats import Floats, Ints, normal_interval
-from synthmed.types import Estimate, Frozen
+from synthmed.metrics.stats import Floats, Ints
+from synthmed.types import Estimate
 
 LOW, HIGH = -0.5, 2.0
 """Prepared intensities beyond these count at the edge; the robust range of a scan is 0 to 1."""
 
 
-class IntensityW1(Frozen):
+class IntensityW1(Base):
     """Wasserstein-1 distance of pooled voxel intensities; lower is better, in shares of the range.
 
     W1 = integral |F(x) - G(x)| dx of the two cumulative distributions, every patient with the same
@@ -34,6 +35,7 @@ class IntensityW1(Frozen):
     Source: Villani 2003, theorem 2.18 (W1 on the line is the area between two CDFs).
     """
 
+    by_subgroup: ClassVar[bool] = True
     name: Literal["intensity_w1"] = "intensity_w1"
     bins: Annotated[int, Field(ge=50, le=10_000)] = 1000
     draws: Annotated[int, Field(ge=1)] = 20
@@ -65,41 +67,6 @@ class IntensityW1(Frozen):
                 shared,
             )
         ]
-
-
-def one_distance(
-    name: str, what: str, unit: str, found: Compared | None, sides: Sides, shared: Shared
-) -> Estimate:
-    """The estimate of a single distance compared at equal counts."""
-    value = ci = floor = ceiling = None
-    method, note = f"{what}.", "a side has fewer than two patients"
-    if found is not None:
-        value = float(found.value[0])
-        if found.se is not None:
-            ci = normal_interval(value, float(found.se[0]), 0.0)
-        if found.floor is not None and found.ceiling is not None:
-            floor, ceiling = float(found.floor[0]), float(found.ceiling[0])
-        method = (
-            f"{what}, synthetic against {found.against} patients, {found.count} a side; floor: "
-            "real train against the same; ceiling: holdout blurred by 0.4 voxel; interval from "
-            "halves of the patients."
-        )
-        note = found.limits
-    return Estimate(
-        name=name,
-        group="fidelity",
-        value=value,
-        ci=ci,
-        unit=unit,
-        n=len(shared.patients("synthetic")),
-        better="lower",
-        floor=floor,
-        ceiling=ceiling,
-        method=method,
-        seed=sides.seed,
-        note=note,
-        n_holdout=len(shared.patients("holdout")) if shared.has_holdout else None,
-    )
 
 
 def cdfs(block: Singles, bins: int) -> Floats:

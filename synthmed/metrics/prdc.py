@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
+from synthmed.metrics.base import Base
 from synthmed.metrics.equal import compare
 from synthmed.metrics.shared import Shared, Side
 from synthmed.metrics.sides import Sides
 from synthmed.metrics.stats import Floats, Ints, normal_interval
-from synthmed.types import Estimate, Frozen
+from synthmed.types import Estimate
 
 FIGURES = ("precision", "recall", "density", "coverage")
 
 
-class PRDC(Frozen):
+class PRDC(Base):
     """Overlap of two samples by balls to the k-th nearest neighbour; higher is better.
 
     With B(p) the open ball round p that reaches its k-th neighbour in its own set:
@@ -37,6 +38,7 @@ class PRDC(Frozen):
     Source: Kynkaanniemi et al. 2019, equation 2; Naeem et al. 2020, equations 3 and 4.
     """
 
+    by_subgroup: ClassVar[bool] = True
     name: Literal["prdc"] = "prdc"
     k: Annotated[int, Field(ge=1)] = 5
     draws: Annotated[int, Field(ge=1)] = 20

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
+from synthmed.metrics.base import Base
 from synthmed.metrics.descriptor import LENGTH, N_BINS
-from synthmed.metrics.equal import compare
-from synthmed.metrics.intensity import one_distance
+from synthmed.metrics.equal import compare, one_distance
 from synthmed.metrics.shared import Shared, Side
 from synthmed.metrics.sides import Sides
 from synthmed.metrics.stats import Floats, Ints
-from synthmed.types import Estimate, Frozen
+from synthmed.types import Estimate
 
 
-class SpectrumDistance(Frozen):
+class SpectrumDistance(Base):
     """Distance of the mean log power spectra, in decibels; lower is better.
 
     sqrt(mean over bins of (S(f) - H(f))^2) with S and H the means over patients of
@@ -30,6 +30,7 @@ class SpectrumDistance(Frozen):
     Source: Durall et al. 2020 (radially averaged power spectra of generated images).
     """
 
+    by_subgroup: ClassVar[bool] = True
     name: Literal["spectrum_distance"] = "spectrum_distance"
     draws: Annotated[int, Field(ge=1)] = 20
 

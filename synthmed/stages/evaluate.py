@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from synthmed.artifacts import Dataset, ScreenedCohort
 from synthmed.config import Config
 from synthmed.keys import Key
+from synthmed.metrics import Metric
 from synthmed.metrics.copies import Copies
 from synthmed.metrics.shared import Shared
 from synthmed.metrics.sides import Sides
+from synthmed.metrics.subgroups import Part, subgroups, too_small, worst
 from synthmed.progress import Progress
 from synthmed.stages.screen import real_cases, synthetic_cases
 from synthmed.store import write_bytes
@@ -56,15 +58,39 @@ def evaluate(
         resamples=config.evaluate.resamples,
     )
     shared = Shared(sides, copies, config.screen.false_discovery_rate)
-    estimates: list[Estimate] = []
-    metrics = config.evaluate.metrics
-    for i, metric in enumerate(metrics):
-        progress.update(i, len(metrics), metric.name)
-        estimates += metric.estimate(sides, shared)
+    estimates = judge(sides, shared, config.evaluate.metrics, progress)
     write_bytes(
         target / "estimates.jsonl", "".join(e.model_dump_json() + "\n" for e in estimates).encode()
     )
     return {"n_estimates": len(estimates)}
+
+
+def judge(
+    sides: Sides, shared: Shared, metrics: Sequence[Metric], progress: Progress
+) -> list[Estimate]:
+    """Every figure of the whole cohort, then those of its subgroups, then the worst of these.
+
+    Args:
+        sides: what is compared.
+        shared: its caches.
+        metrics: in the order of the report.
+        progress: counts metrics.
+    """
+    estimates: list[Estimate] = []
+    for i, metric in enumerate(metrics):
+        progress.update(i, len(metrics), metric.name)
+        estimates += metric.estimate(sides, shared)
+    groups = subgroups(sides)
+    small = {name: few for name, people in groups.items() if (few := too_small(people))}
+    for name in [n for n in groups if n not in small]:
+        part = Part(shared, name, groups[name])
+        for metric in metrics:
+            if metric.by_subgroup:
+                progress.update(len(metrics), len(metrics), f"{metric.name}, {name}")
+                found = metric.estimate(part.sides, part)
+                estimates += [e.model_copy(update={"slice": name}) for e in found]
+    left_out = [f"{name} ({few})" for name, few in small.items()]
+    return estimates + worst(estimates, "mmd2_excess", left_out)
 
 
 def read_estimates(path: Path) -> list[Estimate]:

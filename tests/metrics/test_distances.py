@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from monai.metrics.fid import compute_frechet_distance
 from prdc import compute_prdc
 from scipy import stats as reference
 from scipy.fft import dctn
 from scipy.spatial.distance import cdist
-from sklearn.metrics.pairwise import rbf_kernel
+from sklearn.metrics.pairwise import polynomial_kernel, rbf_kernel
 
 from synthmed.metrics import (
+    KID,
     MMD,
     PRDC,
     Authenticity,
+    Frechet,
     IntensityW1,
     SpectrumDistance,
     authenticity,
+    frechet,
     intensity,
-    mmd,
+    kernels,
     prdc,
     stats,
 )
@@ -59,14 +64,66 @@ def test_mmd2_is_sklearns_kernel_in_a_loop() -> None:
     assert (value.n, value.n_holdout, value.seed) == (15, 12, 0)
 
 
+def test_kid_is_sklearns_cubic_kernel_in_a_loop() -> None:
+    rng = np.random.default_rng(1)
+    train, holdout, made_ = (cases(rng, n, p) for n, p in ((20, "t"), (12, "h"), (15, "s")))
+    given = sides(train, holdout, made_)
+    shared = Shared(given)
+    (found,) = KID().estimate(given, shared)
+    sides_ = ("synthetic", "train", "holdout", "blurred")
+    s, t, h, b = (shared.features(side) for side in sides_)
+
+    def expected(x: np.ndarray, y: np.ndarray) -> float:
+        k = [polynomial_kernel(*p, degree=3, gamma=1 / 53, coef0=1) for p in ((x, x), (y, y))]
+        within = sum((m.sum() - np.trace(m)) / (len(m) * (len(m) - 1)) for m in k)
+        return within - 2 * polynomial_kernel(x, y, degree=3, gamma=1 / 53, coef0=1).mean()
+
+    assert found.value == pytest.approx(expected(s, h), rel=1e-12)
+    assert found.floor == pytest.approx(expected(t, h), rel=1e-12, abs=1e-12)
+    assert found.ceiling == pytest.approx(expected(b, t), rel=1e-12)
+    assert found.ci[0] < found.value < found.ci[1]
+
+
+@pytest.mark.parametrize(("n", "d", "within"), [(200, 8, 1e-9), (12, 30, 1e-6)])
+def test_frechet_is_monais(n: int, d: int, within: float) -> None:
+    """Also where there are fewer samples than numbers, and the root of a product is delicate."""
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((n, d)) @ rng.standard_normal((d, d))
+    y = rng.standard_normal((n + 3, d)) @ rng.standard_normal((d, d)) + 0.5
+    moments = [m for v in (x, y) for m in (v.mean(axis=0), np.cov(v, rowvar=False))]
+    mean_x, cov_x, mean_y, cov_y = (torch.from_numpy(m) for m in moments)
+    expected = compute_frechet_distance(mean_x, cov_x, mean_y, cov_y, epsilon=0.0).item()
+    assert frechet.frechet(x, y) == pytest.approx(expected, rel=within)
+    assert frechet.frechet(x, x) == pytest.approx(0, abs=1e-9)
+
+
+def test_frechet_of_shifted_gaussians_is_the_closed_form() -> None:
+    """Same spread, another mean: the squared distance of the means, and the bias beside it."""
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((20_000, 3))
+    assert frechet.frechet(x, x + np.array([1.0, 2.0, 0.0])) == pytest.approx(5, rel=1e-9)
+    y = 2 * rng.standard_normal((20_000, 3))
+    assert frechet.frechet(x, y) == pytest.approx(3, rel=0.03)  # (2 - 1)^2 a coordinate
+
+
+def test_frechet_shows_its_bias_in_the_floor() -> None:
+    rng = np.random.default_rng(4)
+    given = sides(cases(rng, 60, "t"), cases(rng, 40, "h"), cases(rng, 40, "s"))
+    (found,) = Frechet().estimate(given, Shared(given))
+    assert found.floor > 0.1  # equal distributions
+    assert found.value == pytest.approx(found.floor, rel=0.5)
+    assert found.ceiling > 2 * found.floor
+    assert "4 principal components" in found.method
+
+
 def test_kernel_of_patients_is_the_mean_over_every_draw_of_one_scan(
     cohort: tuple[Cases, Cases, Cases],
 ) -> None:
     train, holdout, _ = cohort
     few = Cases(holdout.volumes[:6], holdout.patients[:6], holdout.labels[:6])  # 3 people, 2 scans
     shared = Shared(sides(train, few, few))
-    k = mmd.patient_kernel(shared, "holdout", "holdout", 0.01)
     full = np.exp(-0.01 * shared.distances("holdout", "holdout") ** 2)
+    k = kernels.by_patient(shared, "holdout", "holdout", full.copy())
     draws = [
         np.mean([full[a, b] for a, b in ((x, y), (y, z), (x, z))])
         for x in (0, 1)
@@ -85,16 +142,16 @@ def test_leave_one_out_forms_are_those_of_a_loop() -> None:
     for i in range(7):
         kept = np.delete(np.arange(7), i)
         sub = a[np.ix_(kept, kept)]
-        assert mmd.without_each(a)[i] == pytest.approx((sub.sum() - np.trace(sub)) / 30)
-        assert mmd.cross_without_each(cross, 0)[i] == pytest.approx(cross[kept].mean())
-    assert mmd.cross_without_each(cross, 1)[2] == pytest.approx(np.delete(cross, 2, 1).mean())
+        assert kernels.without_each(a)[i] == pytest.approx((sub.sum() - np.trace(sub)) / 30)
+        assert kernels.cross_without_each(cross, 0)[i] == pytest.approx(cross[kept].mean())
+    assert kernels.cross_without_each(cross, 1)[2] == pytest.approx(np.delete(cross, 2, 1).mean())
 
 
 def points(rng: np.random.Generator, n: int, shift: float) -> np.ndarray:
     return rng.standard_normal((n, 5)) + shift
 
 
-def kernels(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def three(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return rbf_kernel(x, x, 0.1), rbf_kernel(y, y, 0.1), rbf_kernel(x, y, 0.1)
 
 
@@ -102,11 +159,11 @@ def test_permutation_p_of_mmd2_is_uniform_when_nothing_differs() -> None:
     rng = np.random.default_rng(3)
     p = []
     for _ in range(300):
-        k = kernels(points(rng, 20, 0), points(rng, 14, 0))
-        p.append(stats.permutation_p(mmd.mmd2(*k), mmd.permuted_mmd2(*k, 99, rng)))
+        k = three(points(rng, 20, 0), points(rng, 14, 0))
+        p.append(stats.permutation_p(kernels.mmd2(*k), kernels.permuted_mmd2(*k, 99, rng)))
     assert reference.kstest(p, "uniform").pvalue > 1e-3
-    k = kernels(points(rng, 20, 1.5), points(rng, 14, 0))
-    assert stats.permutation_p(mmd.mmd2(*k), mmd.permuted_mmd2(*k, 99, rng)) == 0.01
+    k = three(points(rng, 20, 1.5), points(rng, 14, 0))
+    assert stats.permutation_p(kernels.mmd2(*k), kernels.permuted_mmd2(*k, 99, rng)) == 0.01
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.4])
@@ -119,14 +176,14 @@ def test_interval_of_mmd2_excess_covers_the_truth(shift: float) -> None:
     covered, estimates = 0, []
     for _ in range(200):
         s, t, h = points(rng, 60, shift), points(rng, 80, 0), points(rng, 30, 0)
-        k_ss, k_hh, k_sh = kernels(s, h)
-        k_tt, _, k_th = kernels(t, h)
-        excess = mmd.mmd2(k_ss, k_hh, k_sh) - mmd.mmd2(k_tt, k_hh, k_th)
+        k_ss, k_hh, k_sh = three(s, h)
+        k_tt, _, k_th = three(t, h)
+        excess = kernels.mmd2(k_ss, k_hh, k_sh) - kernels.mmd2(k_tt, k_hh, k_th)
         se = stats.jackknife_se(
             [
-                mmd.without_each(k_ss) - 2 * mmd.cross_without_each(k_sh, 0),
-                mmd.without_each(k_tt) - 2 * mmd.cross_without_each(k_th, 0),
-                -2 * mmd.cross_without_each(k_sh, 1) + 2 * mmd.cross_without_each(k_th, 1),
+                kernels.without_each(k_ss) - 2 * kernels.cross_without_each(k_sh, 0),
+                kernels.without_each(k_tt) - 2 * kernels.cross_without_each(k_th, 0),
+                -2 * kernels.cross_without_each(k_sh, 1) + 2 * kernels.cross_without_each(k_th, 1),
             ]
         )
         low, high = stats.normal_interval(excess, se)

@@ -1,0 +1,136 @@
+"""ms_ssim_diversity: how much two scans differ, voxel by voxel, at several scales."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from synthmed.metrics.base import Base
+from synthmed.metrics.blocks import Singles, blocks
+from synthmed.metrics.shared import Shared, Side, pick
+from synthmed.metrics.sides import Sides
+from synthmed.metrics.stats import Floats, normal_interval
+from synthmed.types import Estimate
+
+WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+"""Of five scales; a grid that holds fewer takes the first, scaled to the same sum of 1."""
+WINDOW, SIGMA = 11, 1.5
+"""Voxels a side of the Gaussian window, and its standard deviation."""
+K1, K2 = 0.01, 0.03
+
+
+class MSSSIMDiversity(Base):
+    """1 - MS-SSIM between two scans of different patients, on average; best near that of patients.
+
+    MS-SSIM = SSIM at the coarsest scale ^ w_M * product of the contrast and structure term ^ w_j at
+    the finer ones, on prepared intensities clipped to 0 to 1, in a Gaussian window of 11 voxels
+    (smaller where the grid is); each further scale halves the grid, as long as a window fits.
+    Patients are put into pairs, each patient in one, so that pairs are independent and the mean
+    does not depend on how many there are. 0 is one scan over and over (the ceiling); noise is more
+    various than people are, so that more than the floor, the diversity of real train, is no better.
+
+    Args:
+        pairs: at most.
+
+    Source: Wang, Simoncelli and Bovik 2003; Odena et al. 2017 (as diversity of generated images).
+    """
+
+    by_subgroup: ClassVar[bool] = True
+    name: Literal["ms_ssim_diversity"] = "ms_ssim_diversity"
+    pairs: Annotated[int, Field(ge=2)] = 50
+
+    def estimate(self, sides: Sides, shared: Shared) -> list[Estimate]:
+        """One estimate; null with fewer than four patients a side."""
+        value = ci = floor = None
+        note = "a side has fewer than four patients"
+        made, real = (self._differences(shared, side) for side in ("synthetic", "train"))
+        if min(len(made), len(real)) >= 2:
+            value, floor = float(made.mean()), float(real.mean())
+            se = float(made.std(ddof=1) / np.sqrt(len(made)))
+            ci = normal_interval(value, se, 0.0, 1.0)
+            floor_se = float(real.std(ddof=1) / np.sqrt(len(real)))
+            low, high = normal_interval(floor, floor_se, 0.0, 1.0)
+            note = f"training patients: {low:.3g} to {high:.3g}"
+        return [
+            Estimate(
+                name="ms_ssim_diversity",
+                group="fidelity",
+                value=value,
+                ci=ci,
+                n=len(shared.patients("synthetic")),
+                better="match",
+                target=floor,
+                floor=floor,
+                ceiling=0.0,
+                method=f"1 - MS-SSIM of {len(made)} pairs of synthetic scans; floor and target: "
+                f"{len(real)} pairs of training patients; ceiling: one scan over and over.",
+                seed=sides.seed,
+                note=note,
+                n_holdout=None,
+            )
+        ]
+
+    def _differences(self, shared: Shared, side: Side) -> Floats:
+        """(pairs,) 1 - MS-SSIM between patients of a side."""
+        groups = shared.patients(side)
+        n = min(self.pairs, len(groups) // 2)
+        rng = shared.sides.key.fold("ms_ssim_diversity", side).numpy()
+        chosen = rng.permutation(len(groups))[: 2 * n]
+        scans = pick([groups[i] for i in chosen], rng)
+        rows = shared.scans(side)[scans]
+        out = []
+        for a, b in zip(rows[:n], rows[n:], strict=True):
+            (pair,) = blocks(shared.cases(side), shared.images, np.array([a, b]))
+            out.append(np.mean([1 - ms_ssim(x, y) for x, y in zip(*pair, strict=True)]))
+        return np.array(out, dtype=np.float64)
+
+
+def ms_ssim(x: Singles, y: Singles) -> float:
+    """MS-SSIM of two volumes (X, Y, Z), 0 to 1."""
+    a, b = (np.clip(v, 0, 1).astype(np.float32) for v in (x, y))
+    side = min(a.shape)
+    window = min(WINDOW, side - 1 + side % 2)  # odd
+    levels = 1
+    while levels < len(WEIGHTS) and side // 2**levels >= window:
+        levels += 1
+    product = 1.0
+    for level in range(levels):
+        structure, luminance = _terms(a, b, window)
+        last = level == levels - 1
+        term = float(np.mean(structure * luminance if last else structure))
+        product *= max(term, 0.0) ** (WEIGHTS[level] / sum(WEIGHTS[:levels]))
+        if not last:
+            a, b = _halved(a), _halved(b)
+    return product
+
+
+def _terms(a: Singles, b: Singles, window: int) -> tuple[Singles, Singles]:
+    """Contrast and structure, and luminance, wherever the whole window is inside."""
+    from scipy.ndimage import correlate1d
+
+    at = np.arange(window) - window // 2
+    weights = np.exp(-(at**2) / (2 * SIGMA**2))
+    weights /= weights.sum()
+
+    def smooth(v: Singles) -> Singles:
+        for axis in range(3):
+            v = correlate1d(v, weights, axis, mode="constant")
+        edge = window // 2
+        inside = tuple(slice(edge, n - edge) for n in v.shape)
+        return v[inside]
+
+    mean_a, mean_b = smooth(a), smooth(b)
+    spread = smooth(a * a) - mean_a**2 + smooth(b * b) - mean_b**2
+    together = smooth(a * b) - mean_a * mean_b
+    structure = (2 * together + K2**2) / (spread + K2**2)
+    luminance = (2 * mean_a * mean_b + K1**2) / (mean_a**2 + mean_b**2 + K1**2)
+    return structure, luminance
+
+
+def _halved(v: Singles) -> Singles:
+    """Means of 2 x 2 x 2 voxels; an odd voxel at an end is left out."""
+    x, y, z = (n // 2 for n in v.shape)
+    whole = v[: 2 * x, : 2 * y, : 2 * z].reshape(x, 2, y, 2, z, 2)
+    return np.asarray(whole.mean(axis=(1, 3, 5)), dtype=np.float32)

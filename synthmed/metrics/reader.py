@@ -1,0 +1,105 @@
+"""A reader of labels: what the scans of one side teach about a condition, asked about another's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from synthmed.metrics.blocks import Singles, block_means, blocks
+from synthmed.metrics.shared import Shared, Side
+from synthmed.metrics.stats import Floats
+
+Names = npt.NDArray[np.str_]
+
+
+def small(shared: Shared, side: Side, voxels: int) -> Floats:
+    """(n_scans, voxels) block averages of the image channels, at most `voxels` a side."""
+    cases = shared.cases(side)
+    parts = blocks(cases, shared.images, shared.scans(side))
+    size = small_size(shared, voxels)
+    return stacked((smallest(b, size) for b in parts), len(shared.images) * int(np.prod(size)))
+
+
+def small_size(shared: Shared, voxels: int) -> list[int]:
+    """The grid that a reader sees."""
+    return [min(voxels, n) for n in shared.cases("train").volumes.shape[2:]]
+
+
+def smallest(block: Singles, size: Sequence[int]) -> Floats:
+    """(b, C voxels) block averages of a block of scans."""
+    return np.asarray(block_means(block, size).reshape(len(block), -1), dtype=np.float64)
+
+
+def stacked(rows: Iterable[Floats], width: int) -> Floats:
+    """Rows below each other; none of them is (0, width)."""
+    return np.concatenate([np.zeros((0, width)), *rows])
+
+
+def fit(
+    x: Floats, y: Any, weight: Floats, kind: Literal["category", "number"], components: int
+) -> Any:
+    """Standardised, reduced by PCA, and read by logistic regression or ridge regression.
+
+    Args:
+        x: (n, voxels) from `small`.
+        y: (n,) categories or numbers.
+        weight: (n,) of each scan in the regression.
+        kind: of the condition.
+        components: principal components at most; also at most a third of the scans.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.dummy import DummyClassifier, DummyRegressor
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if np.ptp(x, axis=0).max() == 0:  # one scan over and over teaches nothing
+        nothing = DummyClassifier() if kind == "category" else DummyRegressor()
+        return nothing.fit(x, y, sample_weight=weight)
+    kept = max(2, min(components, len(x) // 3, x.shape[1]))
+    # the same unit for every component, so that the ridge shrinks them alike
+    steps = (StandardScaler(), PCA(kept, svd_solver="full", whiten=True))
+    if kind == "category":
+        reader = make_pipeline(
+            *steps, LogisticRegression(C=0.1, class_weight="balanced", max_iter=2000)
+        )
+        return reader.fit(x, y, logisticregression__sample_weight=weight)
+    return make_pipeline(*steps, Ridge(alpha=10.0)).fit(x, y, ridge__sample_weight=weight)
+
+
+def correlation(a: Floats, b: Floats) -> float:
+    """Pearson r; 0 where one of them is constant."""
+    if np.std(a) < 1e-12 or np.std(b) < 1e-12:
+        return 0.0
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def asked(shared: Shared, side: Side, condition: str) -> list[str | float | None]:
+    """The condition of every scan kept by `shared`, null where it is not known."""
+    labels = shared.cases(side).labels
+    return [labels[i].get(condition) for i in shared.scans(side)]
+
+
+def left_out(values: Mapping[Side, Sequence[str | float | None]]) -> list[str]:
+    """Which real scans could not be used, for the note; empty where all labels are known."""
+    words: tuple[tuple[Side, str], ...] = (("train", "training"), ("holdout", "held-out"))
+    counts = {word: (values[side].count(None), len(values[side])) for side, word in words}
+    parts = [f"{n} of {total} {word} scans" for word, (n, total) in counts.items() if n]
+    return [f"label not known, so left out: {', '.join(parts)}"] if parts else []
+
+
+def patient_weights(shared: Shared, rows: Sequence[int]) -> Floats:
+    """One over the number of scans that the training patient of each row has among `rows`."""
+    person = shared.sides.train.patients[shared.scans("train")[list(rows)]]
+    _, which, counts = np.unique(person, return_inverse=True, return_counts=True)
+    return np.asarray(1 / counts[which])
+
+
+def first_scans(shared: Shared, rows: Sequence[int]) -> list[int]:
+    """The first of `rows` of each held-out patient."""
+    kept = set(rows)
+    firsts = ([i for i in group if i in kept][:1] for group in shared.patients("holdout"))
+    return [int(i) for first in firsts for i in first]

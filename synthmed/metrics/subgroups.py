@@ -1,0 +1,128 @@
+"""The same figures for each label: a cohort may serve the many and fail the few."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from synthmed.metrics.shared import Shared, Side
+from synthmed.metrics.sides import Cases, Sides
+from synthmed.metrics.stats import Floats, Ints
+from synthmed.types import Estimate
+
+FEWEST = 10
+"""People a side without whom nothing is said of a subgroup."""
+
+WORST = "worst subgroup"
+"""Slice of the estimate that a policy can ask about."""
+
+People = Mapping[Side, frozenset[str]]
+
+
+def subgroups(sides: Sides) -> dict[str, People]:
+    """`condition=category` to the people of each side whose every known label is that category.
+
+    Conditions with one category make no subgroups. Sides without anybody are left out of the
+    mapping, so that no holdout stays no holdout.
+    """
+    cases: dict[Side, Cases] = {
+        "train": sides.train,
+        "holdout": sides.holdout,
+        "synthetic": sides.synthetic,
+    }
+    out: dict[str, People] = {}
+    for condition, categories in sides.categorical.items():
+        labels = {side: _labels(c, condition) for side, c in cases.items() if len(c)}
+        for category in categories if len(categories) > 1 else ():
+            out[f"{condition}={category}"] = {
+                side: frozenset(p for p, label in known.items() if label == category)
+                for side, known in labels.items()
+            }
+    return out
+
+
+def too_small(people: People) -> str:
+    """Which side of a subgroup has too few people, and how many; empty where none has."""
+    words = {"train": "training", "holdout": "held-out", "synthetic": "synthetic"}
+    few = [f"{len(p)} {words[side]}" for side, p in people.items() if len(p) < FEWEST]
+    return ", ".join(few)
+
+
+class Part(Shared):
+    """A subgroup of what `Shared` keeps: z-scores and kernels stay those of the whole.
+
+    Only what speaks of distributions may ask it; copies and membership are for everyone.
+
+    Args:
+        whole: the caches of the whole.
+        name: of the subgroup, for the key.
+        people: of each side.
+    """
+
+    def __init__(self, whole: Shared, name: str, people: People) -> None:
+        sides = replace(whole.sides, key=whole.sides.key.fold("subgroup", name))
+        super().__init__(sides, None, whole.false_discovery_rate)
+        self._whole, self._people = whole, people
+        self._rows: dict[Side, Ints] = {}
+
+    @property
+    def has_holdout(self) -> bool:
+        return bool(self._people.get("holdout"))
+
+    def patients(self, side: Side) -> list[Ints]:
+        ends = np.cumsum([len(g) for g in self._kept(side)])
+        kept = self._kept(side)
+        return [np.arange(end - len(g), end) for g, end in zip(kept, ends, strict=True)]
+
+    def scans(self, side: Side) -> Ints:
+        return self._whole.scans(side)[self._of(side)]
+
+    def descriptors(self, side: Side) -> Floats:
+        return self._whole.descriptors(side)[self._of(side)]
+
+    def features(self, side: Side) -> Floats:
+        return self._whole.features(side)[self._of(side)]
+
+    def distances(self, a: Side, b: Side) -> Floats:
+        return self._whole.distances(a, b)[np.ix_(self._of(a), self._of(b))]
+
+    def _kept(self, side: Side) -> list[Ints]:
+        names, scans = self._whole.cases(side).patients, self._whole.scans(side)
+        own = self._people.get("holdout" if side == "blurred" else side, frozenset())
+        return [g for g in self._whole.patients(side) if names[scans[g[0]]] in own]
+
+    def _of(self, side: Side) -> Ints:
+        if side not in self._rows:
+            nobody = np.zeros(0, dtype=np.int64)
+            self._rows[side] = np.concatenate([nobody, *self._kept(side)])
+        return self._rows[side]
+
+
+def worst(estimates: Sequence[Estimate], name: str, left_out: Sequence[str]) -> list[Estimate]:
+    """The estimate of the subgroup with the largest upper bound, as a slice of its own.
+
+    Args:
+        estimates: all of them.
+        name: an estimate that is better the lower it is.
+        left_out: subgroups that nothing can be said of, for the note.
+    """
+    known = [e for e in estimates if e.name == name and e.slice is not None and e.ci is not None]
+    if not known:
+        return []
+    found = max(known, key=lambda e: e.ci[1] if e.ci else -np.inf)
+    note = f"worst of {len(known)}: {found.slice}"
+    if left_out:
+        note += f"; too few people to judge: {', '.join(left_out)}"
+    return [found.model_copy(update={"slice": WORST, "note": note})]
+
+
+def _labels(cases: Cases, condition: str) -> dict[str, str | float]:
+    """The label of each patient whose known labels agree."""
+    seen: dict[str, set[str | float]] = {}
+    for patient, labels in zip(cases.patients, cases.labels, strict=True):
+        value = labels.get(condition)
+        if value is not None:
+            seen.setdefault(str(patient), set()).add(value)
+    return {p: next(iter(values)) for p, values in seen.items() if len(values) == 1}

@@ -1,0 +1,411 @@
+"""auc_*, r_*: does a model of the label learn from the cohort what it would learn from patients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from synthmed.keys import Key
+from synthmed.metrics.base import Base
+from synthmed.metrics.blocks import Singles, blocks
+from synthmed.metrics.reader import (
+    asked,
+    first_scans,
+    fit,
+    left_out,
+    patient_weights,
+    small,
+    small_size,
+    smallest,
+    stacked,
+)
+from synthmed.metrics.shared import Shared, Side
+from synthmed.metrics.sides import Sides
+from synthmed.metrics.stats import Floats, Ints, wins
+from synthmed.types import Estimate
+
+Kind = Literal["category", "number"]
+
+WAYS = ("trtr", "tstr", "augmented", "classical_augmentation")
+"""What a reader learns from: real scans, synthetic ones, both, or real and altered real ones."""
+DIFFERENCES = {
+    "tstr_minus_trtr": ("tstr", "trtr"),
+    "augmented_minus_trtr": ("augmented", "trtr"),
+    "augmented_minus_classical": ("augmented", "classical_augmentation"),
+}
+"""Name to the two ways that are compared on the same patients."""
+FEWEST = 8
+"""Real patients at the start of the learning curve; it doubles from there."""
+SMALLEST_CLASS = 3
+"""Held-out patients of a category without whom it cannot be asked about."""
+SHIFT_VOXELS, ROTATE_DEGREES, INTENSITY = 2.0, 8.0, 0.1
+"""Of the classical augmentation: what leaves a label as it is, and so no change of size."""
+
+
+class Utility(Base):
+    """A reader of a label, taught by real and by synthetic scans, tested on held-out patients.
+
+    Scans are averaged to at most `side` voxels a side and read as by `condition_accuracy`. For a
+    category the figure is the AUC of one against the rest, averaged over the categories; for a
+    number, Pearson's r (names then begin with `r_`). Higher is better.
+
+    - `auc_trtr`: taught by real train. The floor of all that follow.
+    - `auc_tstr`: taught by the synthetic scans, with the labels they were asked for.
+    - `auc_augmented`: taught by both, each scan weighing the same.
+    - `auc_classical_augmentation`: taught by real train and as many altered copies of it as there
+      are synthetic scans: moved, turned, brightened. What a cohort has to beat.
+    - `auc_tstr_minus_trtr`, `auc_augmented_minus_trtr`, `auc_augmented_minus_classical`:
+      differences on the same patients, with paired intervals. Floor 0; ceiling: guessing, less
+      the yardstick.
+
+    Slice `condition=NAME` for each condition. Slice null: the condition whose `tstr` falls furthest
+    short (a category, where there is one). Slice `condition=NAME, N patients`: the learning curve.
+    Its real part is N patients of train, drawn evenly over the categories, `draws` times; the
+    cohort learned from them and from all others, as one that a larger hospital shares would.
+    Intervals: bootstrap of the held-out patients within their categories; that other patients
+    would have taught another reader is not in them.
+
+    Args:
+        side: voxels a side that the reader sees.
+        components: principal components at most; also at most a third of the scans.
+        draws: of the patients behind each point of the curve.
+        flip: whether the altered copies may be mirrored: only where the anatomy is symmetric and no
+            label has a side.
+
+    Source: Esteban, Hyland and Rätsch 2017, arXiv:1706.02633 (TSTR, TRTS).
+    """
+
+    name: Literal["utility"] = "utility"
+    side: Annotated[int, Field(ge=4, le=32)] = 12
+    components: Annotated[int, Field(ge=2)] = 40
+    draws: Annotated[int, Field(ge=1)] = 5
+    flip: bool = False
+
+    def estimate(self, sides: Sides, shared: Shared) -> list[Estimate]:
+        """All conditions and the one that falls shortest; none when nothing was asked for."""
+        if not sides.categorical and not sides.continuous:
+            return []
+        scans = self._scans(shared) if shared.has_holdout else None
+        names = (*sides.categorical, *sides.continuous)
+        found = {c: self._condition(c, sides, shared, scans) for c in names}
+        whole = {c: [e for e in found[c] if e.slice == f"condition={c}"] for c in names}
+        worst = min(sides.categorical or sides.continuous, key=lambda c: _shortfall(whole[c]))
+        leading = [
+            e.model_copy(update={"slice": None, "note": "; ".join(filter(None, (e.slice, e.note)))})
+            for e in whole[worst]
+        ]
+        return leading + [e for c in names for e in found[c]]
+
+    def _scans(self, shared: Shared) -> dict[str, Floats]:
+        """What a reader sees of every side, and of altered copies of train, copy after copy."""
+        used: tuple[Side, ...] = ("train", "holdout", "synthetic")
+        scans = {str(side): small(shared, side, self.side) for side in used}
+        n = len(scans["train"])
+        times = max(1, round(len(scans["synthetic"]) / max(1, n)))
+        size = small_size(shared, self.side)
+        rows = [
+            smallest(altered(block, first, shared.sides, copy, self.flip), size)
+            for copy in range(times)
+            for first, block in _numbered(shared)
+        ]
+        return {**scans, "altered": stacked(rows, scans["train"].shape[1])}
+
+    def _condition(
+        self, condition: str, sides: Sides, shared: Shared, scans: Mapping[str, Floats] | None
+    ) -> list[Estimate]:
+        kind: Kind = "category" if condition in sides.categorical else "number"
+        used: tuple[Side, ...] = ("train", "holdout", "synthetic")
+        labels = {side: asked(shared, side, condition) for side in used}
+        rows = {side: [i for i, v in enumerate(labels[side]) if v is not None] for side in used}
+        test = first_scans(shared, rows["holdout"]) if scans is not None else []
+        truth = {side: _array([labels[side][i] for i in rows[side]], kind) for side in used}
+        known = _array([labels["holdout"][i] for i in test], kind)
+        reason = "no held-out patients" if scans is None else _reason(kind, truth, known)
+        n = len(shared.patients("synthetic"))
+        whole = f"condition={condition}"
+        if scans is None or reason:
+            return [
+                _one(name, whole, None, None, None, n, sides, reason, None) for name in _names(kind)
+            ]
+        key = sides.key.fold("utility", condition)
+        judge = Judge(known, kind, sides.resamples, key.fold("test").numpy())
+        weight = patient_weights(shared, rows["train"])
+        person = sides.train.patients[shared.scans("train")[rows["train"]]]
+        x = scans["train"][rows["train"]]
+        made = scans["synthetic"][rows["synthetic"]]
+        times = len(scans["altered"]) // len(scans["train"])
+
+        def taught(kept: Ints, way: str) -> Floats:
+            """What a reader says of the held-out patients, taught with some rows of train."""
+            parts = []
+            if way != "tstr":
+                parts.append((x[kept], truth["train"][kept], weight[kept]))
+            if way in ("tstr", "augmented"):
+                parts.append((made, truth["synthetic"], np.ones(len(made))))
+            if way == "classical_augmentation":
+                for copy in range(times):
+                    at = copy * len(scans["train"]) + np.array(rows["train"])[kept]
+                    parts.append((scans["altered"][at], truth["train"][kept], weight[kept]))
+            a, b, w = (np.concatenate(c) for c in zip(*parts, strict=True))
+            return scored(fit(a, b, w, kind, self.components), scans["holdout"][test], judge)
+
+        everyone = np.arange(len(x))
+        figures = {way: judge.figures([taught(everyone, way)]) for way in WAYS}
+        notes = "; ".join(left_out(labels))
+        out = _estimates(kind, whole, figures, judge, n, sides, notes, len(test))
+        for count in _counts(len(set(person))):
+            picks = [
+                _of(person, _draw(person, truth["train"], kind, count, key.fold("curve", count, d)))
+                for d in range(self.draws)
+            ]
+            part = {
+                way: judge.figures([taught(pick, way) for pick in picks])
+                for way in ("trtr", "augmented", "classical_augmentation")
+            }
+            where = f"{whole}, {count} patients"
+            out += _estimates(kind, where, part, judge, n, sides, notes, len(test))
+        return out
+
+
+class Judge:
+    """Figures of readers on held-out patients, as they are and resampled, the same for each reader.
+
+    Args:
+        truth: (n,) categories or numbers.
+        kind: of the condition.
+        times: bootstrap draws of patients, within their categories.
+        rng: draws them.
+    """
+
+    def __init__(self, truth: Any, kind: Kind, times: int, rng: np.random.Generator) -> None:
+        self.truth, self.kind = truth, kind
+        self.categories: list[str] = sorted(set(truth)) if kind == "category" else []
+        n = len(truth)
+        groups = [np.nonzero(truth == c)[0] for c in self.categories] or [np.arange(n)]
+        weights = np.ones((times + 1, n))
+        for group in groups:
+            even = np.full(len(group), 1 / len(group))
+            weights[1:, group] = rng.multinomial(len(group), even, size=times)
+        self.weights = weights
+
+    @property
+    def guess(self) -> float:
+        """The figure of a reader that knows nothing."""
+        return 0.5 if self.kind == "category" else 0.0
+
+    def figures(self, said: Sequence[Floats]) -> Floats:
+        """(1 + times,) mean figure of some readers; the first is of the patients as they are.
+
+        Args:
+            said: of each reader (n, categories) scores or (n, 1) numbers.
+        """
+        if self.kind == "number":
+            return np.asarray(np.mean([self._correlations(s[:, 0]) for s in said], axis=0))
+        each = []
+        for k, category in enumerate(self.categories):
+            own = self.truth == category
+            won = np.mean([wins(s[own, k], s[~own, k]) for s in said], axis=0)
+            a, b = self.weights[:, own], self.weights[:, ~own]
+            each.append(np.sum((a @ won) * b, axis=1) / (a.sum(axis=1) * b.sum(axis=1)))
+        return np.asarray(np.mean(each, axis=0))
+
+    def _correlations(self, said: Floats) -> Floats:
+        w = self.weights / self.weights.sum(axis=1, keepdims=True)
+        x, y = (v - (w @ v)[:, None] for v in (said, self.truth))
+        top = np.sum(w * x * y, axis=1)
+        below = np.sqrt(np.sum(w * x * x, axis=1) * np.sum(w * y * y, axis=1))
+        return np.asarray(np.divide(top, below, out=np.zeros_like(top), where=below > 1e-12))
+
+
+def scored(reader: Any, x: Floats, judge: Judge) -> Floats:
+    """(n, categories) probabilities in the judge's order, or (n, 1) numbers."""
+    if judge.kind == "number":
+        return np.asarray(reader.predict(x), dtype=np.float64)[:, None]
+    out = np.zeros((len(x), len(judge.categories)))
+    known = reader.predict_proba(x)
+    for k, category in enumerate(judge.categories):
+        at = np.nonzero(reader.classes_ == category)[0]
+        if len(at):  # a category that was never taught is never said
+            out[:, k] = known[:, at[0]]
+    return out
+
+
+def altered(block: Singles, first: int, sides: Sides, copy: int, flip: bool) -> Singles:
+    """A block (b, C, X, Y, Z) of training scans, each changed in a way that keeps its label.
+
+    Args:
+        block: the scans.
+        first: number of the first of them.
+        sides: for voxel size and key.
+        copy: which of the copies.
+        flip: whether they may be mirrored.
+    """
+    import torch
+
+    from synthmed.augment import apply, draw_change
+    from synthmed.config import Augment
+
+    change = Augment(
+        flip=flip, shift_voxels=SHIFT_VOXELS, rotate_degrees=ROTATE_DEGREES, intensity=INTENSITY
+    )
+    images = torch.ones(block.shape[1], dtype=torch.bool)
+    out = []
+    for i, scan in enumerate(block):
+        g = sides.key.fold("utility", "altered", copy, first + i).torch()
+        x = torch.from_numpy(np.ascontiguousarray(scan))
+        out.append(apply(draw_change(change, g), x, sides.spacing_mm, images).numpy())
+    return np.stack(out)
+
+
+def _numbered(shared: Shared) -> Iterator[tuple[int, Singles]]:
+    """Blocks of train, each with the number of its first scan."""
+    first = 0
+    for block in blocks(shared.cases("train"), shared.images, shared.scans("train")):
+        yield first, block
+        first += len(block)
+
+
+def _array(values: Sequence[Any], kind: Kind) -> Any:
+    if kind == "category":
+        return np.array([str(v) for v in values], dtype=str)
+    return np.array([float(v) for v in values], dtype=np.float64)
+
+
+def _reason(kind: Kind, truth: Mapping[Side, Any], test: Any) -> str:
+    """Why a condition cannot be asked about; empty where it can."""
+    if kind == "number":
+        few = [side for side in ("train", "synthetic") if len(truth[side]) < 3]
+        few += ["holdout"] if len(test) < SMALLEST_CLASS else []
+        return f"fewer than three values in {few[0]}" if few else ""
+    known = sorted(set(test))
+    if len(known) < 2 or min(int(np.sum(test == c)) for c in known) < SMALLEST_CLASS:
+        return f"a category has fewer than {SMALLEST_CLASS} held-out patients"
+    for side in ("train", "synthetic"):
+        if len(set(truth[side])) < 2:
+            return f"fewer than two categories in {side}"
+    return ""
+
+
+def _counts(n: int) -> list[int]:
+    """Patients at each point of the curve below all of them.
+
+    >>> _counts(40)
+    [8, 16, 32]
+    """
+    out = []
+    count = FEWEST
+    while count < n:
+        out.append(count)
+        count *= 2
+    return out
+
+
+def _draw(person: Any, truth: Any, kind: Kind, count: int, key: Key) -> Any:
+    """Some patients of train, evenly over their categories as far as these reach."""
+    people = sorted(set(person))
+    order = [people[i] for i in key.numpy().permutation(len(people))]
+    if kind == "category":
+        own = dict(zip(person, truth, strict=True))
+        turn: dict[str, int] = {}
+        ranks = []
+        for p in order:
+            ranks.append(turn.get(own[p], 0))
+            turn[own[p]] = ranks[-1] + 1
+        order = [order[i] for i in np.argsort(ranks, kind="stable")]
+    return order[:count]
+
+
+def _of(person: Any, chosen: Sequence[str]) -> Ints:
+    """The scans of some patients."""
+    return np.nonzero(np.isin(person, chosen))[0].astype(np.int64)
+
+
+def _names(kind: Kind) -> list[str]:
+    start = "auc" if kind == "category" else "r"
+    return [f"{start}_{way}" for way in (*WAYS, *DIFFERENCES)]
+
+
+_TAUGHT = {
+    "trtr": "real training scans",
+    "tstr": "the synthetic scans alone",
+    "augmented": "real training scans and the synthetic ones",
+    "classical_augmentation": "real training scans and altered copies of them",
+}
+
+
+def _estimates(
+    kind: Kind,
+    where: str,
+    figures: Mapping[str, Floats],
+    judge: Judge,
+    n: int,
+    sides: Sides,
+    note: str,
+    n_test: int,
+) -> list[Estimate]:
+    """The estimates of one condition at one number of patients."""
+    start = "auc" if kind == "category" else "r"
+    yardstick = float(figures["trtr"][0])
+    out = []
+    for way, values in figures.items():
+        floor = None if way == "trtr" else yardstick
+        more = "this is the yardstick, so no floor" if way == "trtr" else ""
+        told = "; ".join(filter(None, (more, note)))
+        name = f"{start}_{way}"
+        out.append(_one(name, where, values, floor, judge.guess, n, sides, told, n_test))
+    for name, (a, b) in DIFFERENCES.items():
+        if a in figures and b in figures:
+            apart = figures[a] - figures[b]
+            ceiling = judge.guess - float(figures[b][0])
+            full = f"{start}_{name}"
+            out.append(_one(full, where, apart, 0.0, ceiling, n, sides, note, n_test))
+    return out
+
+
+def _one(
+    name: str,
+    where: str,
+    values: Floats | None,
+    floor: float | None,
+    ceiling: float | None,
+    n: int,
+    sides: Sides,
+    note: str,
+    n_holdout: int | None,
+) -> Estimate:
+    start, short = name.split("_", 1)
+    what = "AUC, one category against the rest," if start == "auc" else "Pearson r"
+    method = f"{what} on held-out patients of a reader taught by {_TAUGHT.get(short, 'scans')}"
+    if short in DIFFERENCES:
+        a, b = (_TAUGHT[w] for w in DIFFERENCES[short])
+        method = f"{what} on the same held-out patients: taught by {a}, less taught by {b}"
+    value = ci = None
+    if values is not None:
+        value = float(values[0])
+        low, high = (float(q) for q in np.quantile(values[1:], [0.025, 0.975]))
+        ci = (min(low, value), max(high, value))
+    return Estimate(
+        name=name,
+        group="utility",
+        slice=where,
+        value=value,
+        ci=ci,
+        unit="1" if start == "auc" else "r",
+        n=n,
+        better="higher",
+        floor=floor,
+        ceiling=ceiling,
+        method=f"{method}; bootstrap interval by patient.",
+        seed=sides.seed,
+        note=note,
+        n_holdout=n_holdout,
+    )
+
+
+def _shortfall(estimates: Sequence[Estimate]) -> float:
+    """How far a condition falls short when taught by synthetic scans; unknown is the worst."""
+    gaps = [e.value for e in estimates if e.name.endswith("_tstr_minus_trtr")]
+    return min(-np.inf if gap is None else gap for gap in gaps)

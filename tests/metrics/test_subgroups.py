@@ -1,0 +1,135 @@
+"""Subgroups: a cohort that fails a few is seen to, and its few are named."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from synthmed.metrics import DEFAULT_METRICS, MMD, Membership
+from synthmed.metrics.shared import Shared
+from synthmed.metrics.sides import Cases, Sides
+from synthmed.metrics.subgroups import WORST, Part, subgroups, too_small
+from synthmed.progress import Progress
+from synthmed.stages.evaluate import judge
+from synthmed.types import Estimate
+from tests.metrics.cohorts import cases, made, sides
+
+
+def two(rng: np.random.Generator, n: int, prefix: str, n_rare: int, twice: int = 0) -> Cases:
+    """People of two kinds, the rare ones first."""
+    plain = cases(rng, n, prefix, twice)
+    people = sorted(set(plain.patients))
+    rare = set(people[:n_rare])
+    return Cases(
+        plain.volumes,
+        plain.patients,
+        [{"kind": "rare" if p in rare else "common"} for p in plain.patients],
+    )
+
+
+def given(spoilt: bool, n_rare: int = 14) -> Sides:
+    rng = np.random.default_rng(7)
+    train = two(rng, 50, "t", n_rare, twice=5)
+    holdout = two(rng, 44, "h", n_rare)
+    honest = two(rng, 48, "s", n_rare)
+    volumes = honest.volumes.copy()
+    if spoilt:
+        volumes[:n_rare] += 0.04 * rng.standard_normal(volumes[:n_rare].shape).astype(np.float16)
+    cohort = made(volumes, list(honest.labels))
+    return sides(train, holdout, cohort, categorical={"kind": ("common", "rare")})
+
+
+def estimates(of: Sides) -> dict[tuple[str, str | None], Estimate]:
+    found = judge(of, Shared(of), (MMD(),), Progress("evaluate", quiet=True))
+    assert len({(e.name, e.slice) for e in found}) == len(found)
+    return {(e.name, e.slice): e for e in found}
+
+
+def test_a_spoilt_subgroup_is_the_worst_and_named() -> None:
+    honest, spoilt = estimates(given(False)), estimates(given(True))
+    rare, common = ("mmd2_excess", "kind=rare"), ("mmd2_excess", "kind=common")
+    assert honest[rare].ci[0] < 0 < honest[rare].ci[1]
+    assert spoilt[rare].ci[0] > 0.05
+    assert spoilt[common].value == honest[common].value
+    worst = spoilt["mmd2_excess", WORST]
+    assert (worst.value, worst.ci) == (spoilt[rare].value, spoilt[rare].ci)
+    assert "kind=rare" in worst.note and worst.n == 14 and worst.n_holdout == 14
+
+
+def test_a_part_is_the_same_as_a_cohort_of_those_people_on_the_same_scale() -> None:
+    of = given(False)
+    whole = Shared(of)
+    people = subgroups(of)["kind=rare"]
+    part = Part(whole, "kind=rare", people)
+    rows = {
+        side: [i for i, p in enumerate(c.patients) if p in people[side]]
+        for side, c in (("train", of.train), ("holdout", of.holdout), ("synthetic", of.synthetic))
+    }
+    assert [len(r) for r in rows.values()] == [19, 14, 14]  # five of train have two scans
+    assert [len(part.patients(side)) for side in rows] == [14, 14, 14]
+    for a in ("train", "holdout", "synthetic"):
+        for b in ("train", "blurred"):
+            own = rows["holdout" if b == "blurred" else b]
+            expected = whole.distances(a, b)[np.ix_(rows[a], own)]
+            np.testing.assert_array_equal(part.distances(a, b), expected)
+        np.testing.assert_array_equal(part.features(a), whole.features(a)[rows[a]])
+    assert sum(len(g) for g in part.patients("train")) == 19
+
+
+def test_people_with_two_labels_or_none_are_in_no_subgroup() -> None:
+    rng = np.random.default_rng(1)
+    plain = cases(rng, 3, "t", twice=1)
+    labels = [{"kind": "a"}, {"kind": "b"}, {"kind": "a"}, {"kind": None}]
+    train = Cases(plain.volumes, plain.patients, labels)
+    of = sides(
+        train, train, made(plain.volumes[:1], [{"kind": "a"}]), categorical={"kind": ("a", "b")}
+    )
+    found = subgroups(of)
+    assert found["kind=a"]["train"] == {"t001"}
+    assert found["kind=b"]["train"] == frozenset()
+    assert too_small(found["kind=b"]) == "0 training, 0 held-out, 0 synthetic"
+
+
+def test_too_few_people_are_named_and_not_judged() -> None:
+    found = estimates(given(False, n_rare=9))
+    assert ("mmd2_excess", "kind=rare") not in found
+    note = found["mmd2_excess", WORST].note
+    assert "kind=rare (9 training, 9 held-out, 9 synthetic)" in note
+
+
+def test_every_metric_that_says_so_can_be_asked_of_a_part() -> None:
+    of = given(False)
+    whole = Shared(of)
+    part = Part(whole, "kind=common", subgroups(of)["kind=common"])
+    asked = [m for m in DEFAULT_METRICS if m.by_subgroup]
+    assert len(asked) >= 8
+    for metric in asked:
+        for e in metric.estimate(part.sides, part):
+            assert e.value is not None and e.n == 34
+            assert e.n_holdout in (30, None)
+
+
+def test_membership_of_a_leaked_minority_shows_in_its_own_figure() -> None:
+    """Copies of the rare ones alone: among all it is diluted, among them it is plain."""
+    rng = np.random.default_rng(3)
+    of = given(False)
+    volumes = of.synthetic.volumes.copy()
+    rare = subgroups(of)["kind=rare"]["train"]
+    leaked = [list(of.train.patients).index(p) for p in sorted(rare)]
+    volumes[:14] = of.train.volumes[leaked] + 0.01 * rng.standard_normal((14, *volumes.shape[1:]))
+    of = Sides(**{**of.__dict__, "synthetic": made(volumes, list(of.synthetic.labels))})
+    found = {(e.name, e.slice): e for e in Membership().estimate(of, Shared(of))}
+    few, many = (found["membership_auc", f"kind={k}"] for k in ("rare", "common"))
+    assert few.value > 0.95 > found["membership_auc", None].value
+    assert many.ci[0] < 0.5 < many.ci[1]
+    assert (few.n, few.n_holdout) == (14, 14)
+
+
+@pytest.mark.parametrize("n_holdout", [0, 2])
+def test_without_enough_held_out_people_nothing_is_said_of_subgroups(n_holdout: int) -> None:
+    rng = np.random.default_rng(5)
+    train, cohort = two(rng, 30, "t", 12), two(rng, 30, "s", 12)
+    of = sides(train, two(rng, n_holdout, "h", 1), cohort, categorical={"kind": ("common", "rare")})
+    found = judge(of, Shared(of), (MMD(),), Progress("evaluate", quiet=True))
+    sliced = [e for e in found if e.slice is not None]
+    assert all(e.ci is not None and not e.n_holdout for e in sliced if e.value is not None)

@@ -1,0 +1,163 @@
+"""utility and discriminator_auc: planted cohorts whose answer is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from synthmed.metrics import DiscriminatorAUC, Utility, utility
+from synthmed.metrics.shared import Shared
+from synthmed.metrics.sides import Cases
+from synthmed.types import Estimate
+from tests.metrics.cohorts import GRID, cases, made, sides
+
+
+def labelled(seed: int, n: int, prefix: str, signal: float = 0.5, swap: bool = False) -> Cases:
+    """People of two kinds, one of which has a bright spot, and an age that brightens another."""
+    rng = np.random.default_rng(seed)
+    plain = cases(rng, n, prefix)
+    volumes = plain.volumes.astype(np.float32)
+    labels = []
+    for i in range(n):
+        ill, age = i % 2 == 1, float(rng.uniform(40, 80))
+        spot = signal * (0.4 + 0.6 * rng.random())
+        if ill != swap:
+            volumes[i, 0, 4:9, 8:14, 8:12] += spot
+        volumes[i, 0, 12:16, 8:14, 8:12] += signal * (age - 60) / 20
+        labels.append({"kind": "ill" if ill else "well", "age": age})
+    return Cases(volumes.astype(np.float16), plain.patients, labels)
+
+
+def as_made(given: Cases) -> Cases:
+    return made(given.volumes, list(given.labels))
+
+
+CONDITIONS = {
+    "categorical": {"kind": ("ill", "well")},
+    "continuous": {"age": (40.0, 80.0)},
+}
+
+
+def measured(synthetic: Cases, resamples: int = 100) -> dict[tuple[str, str | None], Estimate]:
+    given = sides(labelled(1, 40, "t"), labelled(2, 24, "h"), synthetic, resamples, **CONDITIONS)
+    return {(e.name, e.slice): e for e in Utility(draws=2).estimate(given, Shared(given))}
+
+
+def test_an_honest_cohort_teaches_and_one_with_swapped_labels_misleads() -> None:
+    honest = measured(as_made(labelled(3, 40, "s")))
+    swapped = measured(as_made(labelled(3, 40, "s", swap=True)))
+    noise = measured(as_made(labelled(3, 40, "s", signal=0.0)))
+    here = "condition=kind"
+    assert honest["auc_trtr", here].value > 0.9
+    assert honest["auc_tstr", here].value > 0.9
+    assert swapped["auc_tstr", here].value < 0.2
+    assert swapped["auc_tstr_minus_trtr", here].ci[1] < -0.5
+    low, high = noise["auc_tstr", here].ci
+    assert low < 0.5 < high or abs(noise["auc_tstr", here].value - 0.5) < 0.2
+    assert honest["r_trtr", "condition=age"].value > 0.5
+    assert honest["r_tstr", "condition=age"].value > 0.4
+    # the yardstick knows nothing of the cohort
+    assert honest["auc_trtr", here] == swapped["auc_trtr", here]
+    assert honest["auc_tstr", here].floor == honest["auc_trtr", here].value
+    gap = honest["auc_tstr", here].value - honest["auc_trtr", here].value
+    assert honest["auc_tstr_minus_trtr", here].value == pytest.approx(gap, abs=1e-12)
+
+
+def test_the_whole_is_the_condition_that_falls_shortest() -> None:
+    found = measured(as_made(labelled(3, 40, "s", swap=True)))
+    assert found["auc_tstr", None].value == found["auc_tstr", "condition=kind"].value
+    assert found["auc_tstr", None].note.startswith("condition=kind")
+
+
+def test_the_curve_takes_some_patients_evenly_and_ends_below_all() -> None:
+    found = measured(as_made(labelled(3, 40, "s")))
+    points = {s for _, s in found if s and "patients" in s}
+    expected = {f"condition={c}, {n} patients" for c in ("kind", "age") for n in (8, 16, 32)}
+    assert points == expected
+    few = found["auc_trtr", "condition=kind, 8 patients"]
+    both = found["auc_augmented", "condition=kind, 8 patients"]
+    gain = found["auc_augmented_minus_trtr", "condition=kind, 8 patients"]
+    assert gain.value == pytest.approx(both.value - few.value, abs=1e-12)
+    assert both.value > few.value  # forty more scans with the same signal help eight
+
+
+def test_a_draw_is_even_over_the_categories() -> None:
+    from synthmed.keys import Key
+
+    person = np.array([f"p{i}" for i in range(30)])
+    truth = np.array(["rare"] * 4 + ["common"] * 26)
+    for d in range(5):
+        chosen = utility._draw(person, truth, "category", 8, Key.root(d))
+        assert len(set(chosen)) == 8
+        assert sum(int(p[1:]) < 4 for p in chosen) == 4
+
+
+def test_figures_are_scikit_learns_and_resampled_as_in_a_loop() -> None:
+    rng = np.random.default_rng(0)
+    truth = np.array(list("aabbbcccccaabb"))
+    judge = utility.Judge(truth, "category", 50, np.random.default_rng(1))
+    said = [rng.random((len(truth), 3)) for _ in range(2)]
+    figures = judge.figures(said)
+    expected = np.mean(
+        [roc_auc_score(truth == c, s[:, k]) for k, c in enumerate("abc") for s in said]
+    )
+    assert figures[0] == pytest.approx(expected, abs=1e-12)
+    for b in (1, 17, 50):
+        times = judge.weights[b].astype(int)
+        assert [times[truth == c].sum() for c in "abc"] == [4, 5, 5]
+        rows = np.repeat(np.arange(len(truth)), times)
+        again = np.mean(
+            [roc_auc_score(truth[rows] == c, s[rows, k]) for k, c in enumerate("abc") for s in said]
+        )
+        assert figures[b] == pytest.approx(again, abs=1e-12)
+
+
+def test_correlations_are_numpys() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.standard_normal(20)
+    judge = utility.Judge(truth, "number", 30, np.random.default_rng(1))
+    said = truth + rng.standard_normal(20)
+    figures = judge.figures([said[:, None]])
+    for b in (0, 1, 30):
+        rows = np.repeat(np.arange(20), judge.weights[b].astype(int))
+        assert figures[b] == pytest.approx(np.corrcoef(said[rows], truth[rows])[0, 1], abs=1e-12)
+
+
+def test_altered_copies_keep_their_scan_and_differ_from_it() -> None:
+    given = sides(labelled(1, 12, "t"), labelled(2, 12, "h"), as_made(labelled(3, 12, "s")))
+    block = given.train.volumes.astype(np.float32)
+    copies = [utility.altered(block, 0, given, copy, flip=False) for copy in (0, 1)]
+    assert all(c.shape == (12, 1, *GRID) for c in copies)
+    for i in range(12):
+        own = np.corrcoef(copies[0][i].ravel(), block[i].ravel())[0, 1]
+        assert 0.7 < own < 0.9999
+    assert not np.array_equal(copies[0], copies[1])
+    # the same scan is altered alike, wherever its block begins
+    np.testing.assert_array_equal(
+        utility.altered(block[5:], 5, given, 0, flip=False), copies[0][5:]
+    )
+
+
+def test_the_interval_of_a_difference_is_paired() -> None:
+    """Two readers that say the same differ by exactly nothing, however few are asked."""
+    truth = np.array(list("ab" * 6))
+    judge = utility.Judge(truth, "category", 100, np.random.default_rng(1))
+    said = np.random.default_rng(0).random((12, 2))
+    assert np.ptp(judge.figures([said]) - judge.figures([said])) == 0
+    assert np.ptp(judge.figures([said])) > 0.1
+
+
+def test_a_discriminator_sees_noise_and_not_another_draw_of_people() -> None:
+    rng = np.random.default_rng(5)
+    train, holdout = cases(rng, 50, "t"), cases(rng, 40, "h")
+    same = cases(rng, 40, "s").volumes
+    found = []
+    for volumes in (same, same + 0.05 * rng.standard_normal(same.shape)):
+        given = sides(train, holdout, made(volumes))
+        (e,) = DiscriminatorAUC().estimate(given, Shared(given))
+        found.append(e)
+    honest, noisy = found
+    assert noisy.value > 0.95
+    assert honest.ci[0] < 0.6 and honest.value < 0.75
+    assert honest.ceiling > honest.floor
