@@ -54,6 +54,7 @@ class Candidate:
         split: as the table has it, null where it has none.
         volume: what tells it from others of its series; empty where there is one.
         sequence: milliseconds of repetition, echo and inversion where the header says them.
+        drawn: channels whose headers say that text is drawn into their pixels.
     """
 
     person: str
@@ -66,6 +67,7 @@ class Candidate:
     split: str | None = None
     volume: str = ""
     sequence: Mapping[str, float] = field(default_factory=dict)
+    drawn: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -218,6 +220,8 @@ def _plan_dicom(
         for volume in every:
             if unwanted := selection.unwanted(data.select or Select(), volume):
                 plan.refuse_volume(volume, person, unwanted)
+            elif data.text != "mask" and _drawn(volume):
+                plan.refuse_volume(volume, person, Refused("burned_in", "Its header says so."))
             else:
                 wanted.append((volume, person))
     if data.channels is None:
@@ -309,6 +313,7 @@ def _from_dicom(
         split=splits.pop() if len(splits) == 1 else None,
         volume=volume.name,
         sequence=selection.times_ms(first),
+        drawn=frozenset(name for name, v in channels.items() if _drawn(v)),
     )
 
 
@@ -363,6 +368,11 @@ class _DicomReader:
         if self.engine == "dcm2niix":
             return dcm2niix.read(slices, self.root.joinpath)
         return stack.read(slices, self.root.joinpath, self.upright)
+
+
+def _drawn(volume: Volume) -> bool:
+    """Whether a header of it says that text is drawn into the pixels."""
+    return any(s.drawn for s in volume.slices)
 
 
 def _files(slices: Sequence[dicom.Slice]) -> list[str]:

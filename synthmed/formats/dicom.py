@@ -52,7 +52,7 @@ _TAGS: list[Any] = [
     "TemporalPositionIdentifier", "TriggerTime", "EchoTime", "InversionTime", "FlipAngle",
     "DiffusionBValue", "DiffusionGradientOrientation", "EchoNumbers", "ComplexImageComponent",
     "SeriesDescription", "ProtocolName",
-    "ContrastBolusAgent", "RepetitionTime", *frames.TAGS,
+    "ContrastBolusAgent", "RepetitionTime", "BurnedInAnnotation", *frames.TAGS,
 ]  # fmt: skip
 
 _tag = cache(Tag)
@@ -119,6 +119,7 @@ class Slice:
         kind: what a scanner varies within a series, always the same names in the same order.
         moment: what orders images of one kind at one place.
         acquired: how.
+        drawn: whether the header says that text is drawn into the pixels.
         scanner: allow-listed technical fields.
         age: in years, and `sex` as the header says; None where missing.
         element: offset of the pixels' element in its file, and whether that has no VR; None where
@@ -145,6 +146,7 @@ class Slice:
     kind: tuple[tuple[str, str | float], ...]
     moment: Moment
     acquired: Acquisition
+    drawn: bool
     scanner: tuple[tuple[str, str | float], ...]
     age: float | None
     sex: str | None
@@ -408,6 +410,7 @@ def _slice(frame: Frame, relative: str, element: tuple[int, bool] | None) -> Sli
             contrast=_text(data, "ContrastBolusAgent").upper() not in ("", "NO", "NONE"),
             repetition=_number(data, "RepetitionTime"),
         ),
+        drawn="YES" in _words(data, "BurnedInAnnotation"),
         scanner=_scanner(data),
         age=_age(_text(data, "PatientAge")),
         sex=_text(data, "PatientSex") or None,
@@ -421,7 +424,7 @@ def _check_kind(data: FileDataset) -> list[str]:
         raise Refused("header_unreadable")
     if _text(data, "SOPClassUID") not in {MR_IMAGE, *frames.ENHANCED}:
         raise Refused("not_mr_image")
-    types = _types(data)
+    types = _words(data, "ImageType")
     if "LOCALIZER" in types:
         raise Refused("localizer")
     if _value(data, "Rows") is None or _value(data, "Columns") is None:
@@ -429,15 +432,15 @@ def _check_kind(data: FileDataset) -> list[str]:
     return types
 
 
-def _types(data: Dataset) -> list[str]:
-    """Values of ImageType in capitals."""
-    value = _value(data, "ImageType") or ()
+def _words(data: Dataset, name: str) -> list[str]:
+    """An element's values in capitals."""
+    value = _value(data, name) or ()
     return [str(t).upper().strip() for t in ([value] if isinstance(value, str) else value)]
 
 
 def _kind(data: Dataset) -> tuple[tuple[str, str | float], ...]:
     """What a scanner varies within a series, and what tells stacks of one place apart."""
-    types = "\\".join([*_types(data), _text(data, "ComplexImageComponent").upper()])
+    types = "\\".join([*_words(data, "ImageType"), _text(data, "ComplexImageComponent").upper()])
     towards = _numbers(data, "DiffusionGradientOrientation", 3)
     return (
         ("type", types),

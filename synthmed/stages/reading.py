@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -201,12 +201,12 @@ class Reader:
             raise labels
         if self.dicom:
             # text is searched for in slices as they were stored, so before they are moved
-            images, text_masked = self._without_text(images)
+            images, text_masked = self._without_text(images, candidate.drawn)
             images = contrasts.together(images)
             _check_together(images)
         else:
             _check_together(images)
-            images, text_masked = self._without_text(images)
+            images, text_masked = self._without_text(images, candidate.drawn)
         undeclared: Counter[str] = Counter()
         for name, image in images.items():
             if values := self._mask_values(name):
@@ -245,14 +245,21 @@ class Reader:
         removed = cut.n_mask_voxels if cut else Counter[str]()
         return _Read(record, _content(first.data), undeclared, removed)
 
-    def _without_text(self, images: Mapping[str, Image]) -> tuple[dict[str, Image], bool]:
-        """What `data.text` makes of images, and whether something was painted over."""
+    def _without_text(
+        self, images: Mapping[str, Image], drawn: Collection[str]
+    ) -> tuple[dict[str, Image], bool]:
+        """What `data.text` makes of images, and whether something was painted over.
+
+        Those that are `drawn` into, as their headers say, have to hold something to paint over.
+        """
         out, any_text = dict(images), False
         for name, image in images.items():
             if self._mask_values(name) or self.text == "keep":
                 continue
             if self.text == "mask":
                 out[name], found = pixels.painted_volume(image, self.dicom)
+                if name in drawn and not found:
+                    raise Refused("burned_in", "It says so, and the search does not find it.")
                 any_text |= found
             elif pixels.found_in_volume(image, self.dicom):
                 raise Refused("burned_in")

@@ -379,6 +379,26 @@ def test_ingest(tmp_path: Path, form: str) -> None:
         assert not file.is_file() or b"ULEIKA" not in file.read_bytes()
 
 
+def test_ingest_believes_a_header_that_says_so(tmp_path: Path) -> None:
+    """Whatever `data.text` is; painted over, where the search finds it."""
+    folder = source(tmp_path / "source", "dicom")
+    for path in folder.rglob("IM*"):
+        ds = pydicom.dcmread(path)
+        ds.BurnedInAnnotation = "YES"  # of all three, and text is in one of them
+        ds.save_as(path)
+    facts = {}
+    for text in ("keep", "quarantine", "mask"):
+        target = tmp_path / text
+        target.mkdir()
+        if text == "mask":
+            facts[text] = ingest(make.config(folder, text=text), target, min_patients=1)
+            continue
+        with pytest.raises(InputError, match="burned_in 15"):
+            ingest(make.config(folder, text=text), target, min_patients=1)
+    assert facts["mask"]["n_scans"] == facts["mask"]["n_text_masked"] == 1
+    assert facts["mask"]["reasons"] == {"burned_in": 10}
+
+
 # --- real slices ----------------------------------------------------------------------------------
 
 

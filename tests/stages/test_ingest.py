@@ -18,12 +18,14 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, MediaStorageDirectoryStorage, generate_uid
 
 from synthmed import processes
 from synthmed.artifacts import Catalogue, Scan
 from synthmed.errors import InputError, UsageError
 from synthmed.formats import candidates
-from synthmed.formats.refusal import REASONS
+from synthmed.formats.refusal import REASONS, quiet
 from synthmed.stages.ingest import ingest, source_fingerprint, summary
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "formats"))
@@ -471,6 +473,52 @@ def test_no_identity_passes_from_dicom(
     facts = ingest(make.config(source), target, min_patients=3)
     assert_nobody_is_named(target, facts, "".join(capfd.readouterr()))
     assert b"20200102" not in b"".join(everything(target).values())
+
+
+def test_a_medium_is_read_by_its_files_and_not_by_its_index(tmp_path: Path, target: Path) -> None:
+    """The DICOMDIR names a patient who is not there, and is neither a scan nor a damaged slice."""
+    source = dicom_cohort(tmp_path / "source")
+    index = Dataset()
+    index.file_meta = FileMetaDataset()
+    index.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    index.file_meta.MediaStorageSOPClassUID = MediaStorageDirectoryStorage
+    index.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    index.FileSetID = "EXPORT"
+    patient = Dataset()
+    patient.DirectoryRecordType, patient.PatientID = "PATIENT", "ID-s9"
+    patient.PatientName = "Fotheringay^Zuleika"
+    index.DirectoryRecordSequence = [patient]
+    ingest(make.config(source), target, min_patients=4)
+    without = everything(target)
+    other = target.parent / "other"
+    other.mkdir()
+    index.save_as(source / "DICOMDIR", enforce_file_format=True)
+    index.save_as(source / "s1/DICOMDIR", enforce_file_format=True)
+    facts = ingest(make.config(source), other, min_patients=4)
+    assert facts["n_auxiliary"] == 2 and facts["n_quarantined"] == 0
+    assert len(scans(other)) == 4 and everything(other) == without
+
+
+def test_no_file_is_named_by_a_tag(tmp_path: Path, target: Path) -> None:
+    """What tags say of places outside, or of files that are there already, is written nowhere."""
+    (tmp_path / "evil").write_text("untouched")
+    places = ("../evil", "../../evil", str(tmp_path / "evil"), "..\\evil")
+    for i, place in enumerate(places):
+        with quiet():  # pydicom warns of UIDs that are none
+            make.series(
+                tmp_path / f"source/s{i}",
+                make.voxels(i),
+                np.diag([2.0, 2, 2, 1]),
+                **dict.fromkeys(("PatientID", "PatientName", "SeriesDescription"), place),
+                **dict.fromkeys(("SeriesInstanceUID", "StudyInstanceUID"), f"{place}{i}"),
+            )
+    before = {str(p) for p in tmp_path.rglob("*")}
+    ingest(make.config(tmp_path / "source"), target, min_patients=4)
+    made = {str(p) for p in tmp_path.rglob("*")} - before
+    assert len(scans(target)) == 4
+    assert all(path.startswith(f"{target}/") for path in made)
+    assert not [path for path in made if "evil" in path]
+    assert (tmp_path / "evil").read_text() == "untouched"
 
 
 def test_dicom_labels_from_a_table_or_the_header(tmp_path: Path, target: Path) -> None:
