@@ -103,8 +103,8 @@ class Line:
             raise UsageError(
                 f"run {self.run.path}: data.source has changed since it was read, "
                 "or SYNTHMED_HOME is another",
-                "Pass --overwrite to read it again and remake all that follows, or choose another "
-                "folder with --run.",
+                "Pass --overwrite to read it again and remake all that follows, or name another "
+                "run folder.",
             )
         if there and there.manifest.inputs["source"] == source:
             ingest.check_standing(Catalogue.open(there.path).scans, self.run.path)
@@ -378,7 +378,7 @@ def begin(run: Run, config: Config, overwrite: bool) -> None:
             if not overwrite:
                 raise UsageError(
                     f"run {run.path}: its config.yaml is not one this version can read",
-                    "Pass --overwrite to make the run anew, or choose another folder with --run.",
+                    "Pass --overwrite to make the run anew, or name another run folder.",
                 ) from None
             run.discard("catalogue")
             old = config
@@ -387,7 +387,7 @@ def begin(run: Run, config: Config, overwrite: bool) -> None:
         if changed not in ([], ["sample"]) and not overwrite:
             raise UsageError(
                 f"run {run.path}: the config has changed; stale: {', '.join(stale)}",
-                "Pass --overwrite to make them anew, or choose another folder with --run.",
+                "Pass --overwrite to make them anew, or name another run folder.",
             )
         if stale and stale[0] != "release":
             if "train" in stale:

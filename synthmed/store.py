@@ -89,7 +89,7 @@ class Run:
         except OSError as error:
             raise ResourceError(
                 f"run folder {path}: cannot be made ({error.strerror})",
-                "Choose another place with --run.",
+                "Name another run folder.",
             ) from None
 
     @property
@@ -119,7 +119,7 @@ class Run:
         except OSError as error:
             raise ResourceError(
                 f"run folder {self.path}: cannot be written ({error.strerror})",
-                "Choose another place with --run.",
+                "Name another run folder.",
             ) from None
         with handle:
             try:
@@ -127,7 +127,7 @@ class Run:
             except OSError:
                 raise ResourceError(
                     f"run {self.path} is in use by another process",
-                    "Wait for it to end, or choose another folder with --run.",
+                    "Wait for it to end, or name another run folder.",
                 ) from None
             yield
 

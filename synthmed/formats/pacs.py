@@ -309,7 +309,7 @@ def _fetched(server: Server, series: Series, instance: str, file: Path) -> Refus
     except OSError as error:
         raise ResourceError(
             f"ingest: a file cannot be written ({error.strerror})",
-            "Free some space, or choose another folder with --run; the same command goes on.",
+            "Free some space, or name another run folder; the same command goes on.",
         ) from None
     return None
 

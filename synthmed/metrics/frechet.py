@@ -71,6 +71,6 @@ def frechet(x: Floats, y: Floats) -> float:
     a = (x - x.mean(axis=0)) / np.sqrt(len(x) - 1)
     b = (y - y.mean(axis=0)) / np.sqrt(len(y) - 1)
     # orthogonal factors leave the norm as it is, and the others are at most d by d
-    small_a, small_b = (np.linalg.qr(v, mode="r") for v in (a, b))
+    small_a, small_b = (np.asarray(np.linalg.qr(v, mode="r")) for v in (a, b))
     shared = np.linalg.svd(small_a @ small_b.T, compute_uv=False).sum()
     return float(max(0.0, gap @ gap + np.sum(a**2) + np.sum(b**2) - 2 * shared))

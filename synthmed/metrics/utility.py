@@ -65,8 +65,8 @@ class Utility(Base):
     short (a category, where there is one). Slice `condition=NAME, N patients`: the learning curve.
     Its real part is N patients of train, drawn evenly over the categories, `draws` times; the
     cohort learned from them and from all others, as one that a larger hospital shares would.
-    Intervals: bootstrap of the held-out patients within their categories; that other patients
-    would have taught another reader is not in them.
+    Intervals: bootstrap of the held-out patients within their categories, widened where it has no
+    spread (`Judge.gap`); that other patients would have taught another reader is not in them.
 
     Args:
         side: voxels a side that the reader sees.
@@ -81,7 +81,7 @@ class Utility(Base):
     name: Literal["utility"] = "utility"
     side: Annotated[int, Field(ge=4, le=32)] = 12
     components: Annotated[int, Field(ge=2)] = 40
-    draws: Annotated[int, Field(ge=1)] = 5
+    draws: Annotated[int, Field(ge=1)] = 3
     flip: bool = False
 
     def estimate(self, sides: Sides, shared: Shared) -> list[Estimate]:
@@ -128,7 +128,8 @@ class Utility(Base):
         whole = f"condition={condition}"
         if scans is None or reason:
             return [
-                _one(name, whole, None, None, None, n, sides, reason, None) for name in _names(kind)
+                _one(name, whole, None, None, None, None, n, sides, reason, None)
+                for name in _names(kind)
             ]
         key = sides.key.fold("utility", condition)
         judge = Judge(known, kind, sides.resamples, key.fold("test").numpy())
@@ -190,6 +191,16 @@ class Judge:
             even = np.full(len(group), 1 / len(group))
             weights[1:, group] = rng.multinomial(len(group), even, size=times)
         self.weights = weights
+
+    @property
+    def gap(self) -> float:
+        """How far from certain a figure without any spread may be: 1 - 0.025^(1 / n).
+
+        n is the number of patients of the smallest category; the exact bound of Clopper and
+        Pearson for n successes of n.
+        """
+        counts = [int(np.sum(self.truth == c)) for c in self.categories] or [len(self.truth)]
+        return float(1 - 0.025 ** (1 / min(counts)))
 
     @property
     def guess(self) -> float:
@@ -355,13 +366,15 @@ def _estimates(
         more = "this is the yardstick, so no floor" if way == "trtr" else ""
         told = "; ".join(filter(None, (more, note)))
         name = f"{start}_{way}"
-        out.append(_one(name, where, values, floor, judge.guess, n, sides, told, n_test))
+        ci = _interval(values, judge)
+        out.append(_one(name, where, values, ci, floor, judge.guess, n, sides, told, n_test))
     for name, (a, b) in DIFFERENCES.items():
         if a in figures and b in figures:
             apart = figures[a] - figures[b]
             ceiling = judge.guess - float(figures[b][0])
             full = f"{start}_{name}"
-            out.append(_one(full, where, apart, 0.0, ceiling, n, sides, note, n_test))
+            ci = _interval(apart, judge, -1.0)
+            out.append(_one(full, where, apart, ci, 0.0, ceiling, n, sides, note, n_test))
     return out
 
 
@@ -369,6 +382,7 @@ def _one(
     name: str,
     where: str,
     values: Floats | None,
+    ci: tuple[float, float] | None,
     floor: float | None,
     ceiling: float | None,
     n: int,
@@ -382,16 +396,11 @@ def _one(
     if short in DIFFERENCES:
         a, b = (_TAUGHT[w] for w in DIFFERENCES[short])
         method = f"{what} on the same held-out patients: taught by {a}, less taught by {b}"
-    value = ci = None
-    if values is not None:
-        value = float(values[0])
-        low, high = (float(q) for q in np.quantile(values[1:], [0.025, 0.975]))
-        ci = (min(low, value), max(high, value))
     return Estimate(
         name=name,
         group="utility",
         slice=where,
-        value=value,
+        value=None if values is None else float(values[0]),
         ci=ci,
         unit="1" if start == "auc" else "r",
         n=n,
@@ -403,6 +412,16 @@ def _one(
         note=note,
         n_holdout=n_holdout,
     )
+
+
+def _interval(values: Floats, judge: Judge, least: float | None = None) -> tuple[float, float]:
+    """Percentiles of the resampled figures, round the first; `least` is what it can be at worst."""
+    value = float(values[0])
+    low, high = (float(q) for q in np.quantile(values[1:], [0.025, 0.975]))
+    if high - low < 1e-12:
+        low, high = value - judge.gap, value + judge.gap
+    bottom = least if least is not None else 2 * judge.guess - 1
+    return max(bottom, min(low, value)), min(1.0, max(high, value))
 
 
 def _shortfall(estimates: Sequence[Estimate]) -> float:

@@ -9,7 +9,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from synthmed.metrics.subgroups import WORST
 from synthmed.report.chart import chart
+from synthmed.report.curves import WAYS, curves
 from synthmed.report.words import direction, words
 
 MAX_PAGE_BYTES = 10_000_000
@@ -51,6 +53,8 @@ def render(report: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
         images=shown,
         n_left_out=left_out,
         slices=_worst_slices(report["estimates"]),
+        curves=curves(report["estimates"]),
+        ways=[said for _, said in WAYS],
     )
 
 
@@ -91,10 +95,13 @@ def one_line(x: Any) -> str:
 
 
 def _worst_slices(estimates: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each estimate measured in subgroups, the subgroup where it is worst."""
+    """For each estimate measured in subgroups, the subgroup where it is worst.
+
+    A slice `condition=NAME` is no subgroup but the whole, asked about one of several conditions.
+    """
     worst: dict[str, tuple[float, dict[str, Any]]] = {}
     for e in estimates:
-        if e["slice"] is None or e["value"] is None:
+        if e["value"] is None or e["slice"] in (None, WORST) or e["slice"].startswith("condition="):
             continue
         badness = {
             "lower": e["value"],

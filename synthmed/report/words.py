@@ -140,7 +140,53 @@ WORDS: dict[str, Words] = {
     ),
     "auc_classical_augmentation": Words(
         "Classifier with classical augmentation",
-        "AUC on held-out patients with flips, shifts and contrast instead of synthetic scans.",
+        "AUC on held-out patients with shifts, turns and contrast instead of synthetic scans.",
+    ),
+    "auc_tstr_minus_trtr": Words(
+        "Synthetic instead of real scans",
+        "What a classifier loses when it is taught by synthetic scans alone: the difference of the "
+        "two AUCs on the same patients.",
+        _LONGER,
+    ),
+    "auc_augmented_minus_trtr": Words(
+        "Gain by adding synthetic scans",
+        "What a classifier gains when synthetic scans are added to the real ones.",
+    ),
+    "auc_augmented_minus_classical": Words(
+        "Gain over classical augmentation",
+        "Synthetic scans beside the real ones, against altered copies of the real ones, which cost "
+        "nothing.",
+    ),
+    "r_trtr": Words(
+        "Prediction taught by real scans",
+        "Correlation on held-out patients of a number with what a model taught by real scans "
+        "predicts: the yardstick.",
+    ),
+    "r_tstr": Words(
+        "Prediction taught by synthetic scans",
+        "The same correlation of a model that saw only synthetic scans.",
+        _LONGER,
+    ),
+    "r_augmented": Words(
+        "Prediction taught by both",
+        "The same correlation when synthetic scans are added to the real ones.",
+    ),
+    "r_classical_augmentation": Words(
+        "Prediction with classical augmentation",
+        "The same correlation with shifted, turned and brightened copies instead.",
+    ),
+    "r_tstr_minus_trtr": Words(
+        "Synthetic instead of real scans, for a number",
+        "What the correlation loses when the model is taught by synthetic scans alone.",
+        _LONGER,
+    ),
+    "r_augmented_minus_trtr": Words(
+        "Gain by adding synthetic scans, for a number",
+        "What the correlation gains when synthetic scans are added to the real ones.",
+    ),
+    "r_augmented_minus_classical": Words(
+        "Gain over classical augmentation, for a number",
+        "Synthetic scans beside the real ones, against altered copies of the real ones.",
     ),
     "epsilon_lower_bound": Words(
         "Leak found by the audit",

@@ -279,7 +279,7 @@ def _disk() -> Iterator[None]:
     except OSError as error:
         raise ResourceError(
             f"ingest: a volume cannot be written ({error.strerror})",
-            "Free some space, or choose another folder with --run.",
+            "Free some space, or name another run folder.",
         ) from None
 
 

@@ -161,3 +161,15 @@ def test_a_discriminator_sees_noise_and_not_another_draw_of_people() -> None:
     assert noisy.value > 0.95
     assert honest.ci[0] < 0.6 and honest.value < 0.75
     assert honest.ceiling > honest.floor
+
+
+def test_a_figure_without_spread_keeps_an_interval() -> None:
+    """Ten of ten right: the exact bound of the smaller category; of a difference, both ways."""
+    truth = np.array(list("a" * 10 + "b" * 30))
+    judge = utility.Judge(truth, "category", 100, np.random.default_rng(1))
+    said = np.stack([truth == "a", truth == "b"], axis=1).astype(float)
+    perfect = judge.figures([said])
+    low = 0.025 ** (1 / 10)
+    assert utility._interval(perfect, judge) == (pytest.approx(low), 1.0)
+    nothing = utility._interval(perfect - perfect, judge, -1.0)
+    assert nothing == (pytest.approx(low - 1), pytest.approx(1 - low))

@@ -1,0 +1,128 @@
+"""The learning curve of a label: whether the cohort helps, and up to how many patients.
+
+`utility` gives each point as an estimate with a slice of its own; here they are put together again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+WAYS = (
+    ("trtr", "real scans"),
+    ("augmented", "real and synthetic scans"),
+    ("classical_augmentation", "real scans and altered copies"),
+)
+"""Ending of an estimate's name, and what taught the reader."""
+
+_POINT = re.compile(r"condition=(?P<condition>\w+), (?P<patients>\d+) patients")
+_WHOLE = re.compile(r"condition=(?P<condition>\w+)")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One number of real patients.
+
+    Args:
+        label: the number, or "all".
+        x: place on the axis in percent.
+        ways: of each in `WAYS` the estimate and its place, bottom 0 and top 100 percent.
+        gain: real and synthetic scans less real ones.
+    """
+
+    label: str
+    x: float
+    ways: Sequence[tuple[Mapping[str, Any], float]]
+    gain: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A condition's curve.
+
+    Args:
+        condition: its name.
+        figure: what is on the axis.
+        low: of the axis.
+        high: of it.
+        points: from few patients to all.
+        answer: whether the cohort helps, in sentences.
+    """
+
+    condition: str
+    figure: str
+    low: float
+    high: float
+    points: Sequence[Point]
+    answer: str
+
+
+def curves(estimates: Sequence[Mapping[str, Any]]) -> list[Curve]:
+    """The curves among the entries of report.json's estimates, of two points at least."""
+    found: dict[str, dict[int | None, dict[str, Mapping[str, Any]]]] = {}
+    for e in estimates:
+        match = _POINT.fullmatch(e["slice"] or "") or _WHOLE.fullmatch(e["slice"] or "")
+        if e["group"] == "utility" and match and e["value"] is not None:
+            count = match.groupdict().get("patients")
+            points = found.setdefault(match["condition"], {})
+            points.setdefault(int(count) if count else None, {})[e["name"]] = e
+    out = (_curve(condition, points) for condition, points in found.items())
+    return [c for c in out if len(c.points) > 1]
+
+
+def _curve(condition: str, found: Mapping[int | None, Mapping[str, Mapping[str, Any]]]) -> Curve:
+    order = [*sorted(n for n in found if n is not None), *([None] if None in found else [])]
+    start = "auc" if any("auc_trtr" in p for p in found.values()) else "r"
+    wanted = [f"{start}_{way}" for way, _ in WAYS]
+    order = [n for n in order if all(w in found[n] for w in wanted)]
+    values = [found[n][w]["value"] for n in order for w in wanted] or [0.0]
+    guess = 0.5 if start == "auc" else 0.0
+    low, high = min(guess, *values), 1.0
+    points = [
+        Point(
+            label="all" if n is None else str(n),
+            x=round(100 * (i + 0.5) / len(order), 2),
+            ways=[(found[n][w], round(100 * _share(found[n][w], low, high), 2)) for w in wanted],
+            gain=found[n][f"{start}_augmented_minus_trtr"],
+        )
+        for i, n in enumerate(order)
+    ]
+    figure = "AUC" if start == "auc" else "correlation"
+    rival = [found[n][f"{start}_augmented_minus_classical"] for n in order]
+    return Curve(condition, figure, low, high, points, _answer(points, rival))
+
+
+def _share(estimate: Mapping[str, Any], low: float, high: float) -> float:
+    return float((estimate["value"] - low) / (high - low))
+
+
+def _answer(points: Sequence[Point], rival: Sequence[Mapping[str, Any]]) -> str:
+    """What a hospital with so many patients of its own gains, and against what."""
+    gains = [p.label for p in points if p.gain["ci"][0] > 0]
+    losses = [p.label for p in points if p.gain["ci"][1] < 0]
+    beyond = [
+        p.label for p, e in zip(points, rival, strict=True) if e["ci"][0] > 0 and p.label in gains
+    ]
+    if not gains:
+        said = "At no number of patients do the synthetic scans help beyond what chance would do."
+    else:
+        said = (
+            f"The synthetic scans help with {_listed(gains)} real patients{_against(beyond, gains)}"
+        )
+    if losses:
+        said += f" They do harm with {_listed(losses)}."
+    return said
+
+
+def _against(beyond: Sequence[str], gains: Sequence[str]) -> str:
+    if not beyond:
+        return "; altered copies of the real ones help as much."
+    if len(beyond) == len(gains):
+        return ", and more than altered copies of the real ones do."
+    return f"; more than altered copies of the real ones do with {_listed(beyond)}."
+
+
+def _listed(labels: Sequence[str]) -> str:
+    return labels[0] if len(labels) == 1 else f"{', '.join(labels[:-1])} and {labels[-1]}"
