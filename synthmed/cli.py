@@ -197,6 +197,30 @@ def report(run: RunArg) -> None:
 
 
 @app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or of assessments.")],
+    page: Annotated[
+        Path | None, typer.Option("--page", help="Also write a page with plots to this file.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Set runs side by side: a table here, and a page where asked for."""
+    from synthmed import compare as comparison
+    from synthmed.store import write_bytes
+
+    table = comparison.compare(runs)
+    if page is not None:
+        write_bytes(page, comparison.page(table).encode())
+    if as_json:
+        print_json(table)
+        return
+    for line in comparison.lines(table):
+        typer.echo(line)
+    if page is not None:
+        typer.echo(f"page    {page}")
+
+
+@app.command()
 def check(config: ConfigArg, set_: SetOption = None, as_json: JsonOption = False) -> None:
     """Validate a config and print it resolved."""
     from synthmed import configfile

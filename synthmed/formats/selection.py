@@ -16,6 +16,7 @@ from synthmed.formats import stack
 from synthmed.formats.dicom import Slice
 from synthmed.formats.refusal import Refused
 from synthmed.formats.volumes import Volume, volumes
+from synthmed.text import aligned
 
 MIN_PATIENTS = 3
 """Patients who share a description, for it to be shown: one alone may name somebody."""
@@ -179,8 +180,7 @@ def lines(rows: Sequence[dict[str, Any]]) -> list[str]:
                 row["becomes"],
             )
         )
-    widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
-    return ["  ".join(c.ljust(w) for c, w in zip(c_, widths, strict=True)).rstrip() for c_ in cells]
+    return aligned(cells)
 
 
 def matches(patterns: Sequence[str], text: str) -> bool:
