@@ -1,8 +1,8 @@
 """The identifier scan: does anything in a release folder point at a person?
 
 It looks at bytes, not at what a library shows of them: every file is read whole, .gz files and
-the images inside a page are unpacked first. A finding never repeats the text that was found, and
-a file name is shown only when it follows our own scheme.
+the images and volumes inside a page are unpacked first. A finding never repeats the text that was
+found, and a file name is shown only when it follows our own scheme.
 
 | looked at | a finding when |
 |---|---|
@@ -46,13 +46,14 @@ _SUB = r"sub-syn\d{4,}"
 _SCHEME = re.compile(
     r"(dataset_description\.json|participants\.(tsv|json)|README\.md|\.bidsignore|MODEL_CARD\.md"
     r"|DATASHEET\.md|croissant\.json|SHA256SUMS|report|report/report\.(json|html)|report/images"
-    rf"|report/images/synthetic-\d+\.png|{_SUB}|{_SUB}/[a-z0-9]+"
+    rf"|report/images/synthetic-\d+\.png|report/viewer|report/viewer/synthetic-\d+\.nii\.gz|{_SUB}|{_SUB}/[a-z0-9]+"
     rf"|(?P<sub>{_SUB})/[a-z0-9]+/(?P=sub)(_seg-[A-Za-z0-9]+)?_[A-Za-z0-9]+\.(nii\.gz|json|tsv))"
 )
 _PSEUDONYM = re.compile(rb"(?<![0-9a-zA-Z])p[0-9a-f]{16}(?![0-9a-zA-Z])")
 _UID = re.compile(rb"(?<![0-9.])[012](\.(0|[1-9]\d*)){5,}(?![0-9.]*\d)")
 _PERSON = re.compile(rb"[A-Za-z\x80-\xff]{2,}\^[A-Za-z\x80-\xff]{2,}")
 _EMBEDDED = re.compile(rb"data:image/png;base64,([A-Za-z0-9+/=]+)")
+_EMBEDDED_GZIP = re.compile(rb'"(H4sI[A-Za-z0-9+/=]+)"')  # how the first three bytes of gzip read
 _NIFTI_TEXT = (  # name, offset, bytes: the text fields of the 348-byte NIfTI-1 header
     ("data_type", 4, 10),
     ("db_name", 14, 18),
@@ -83,13 +84,17 @@ class _Found:
     detail: str
 
 
-def scan(folder: Path, *, forbidden: Collection[str] = ()) -> list[Finding]:
+def scan(
+    folder: Path, *, forbidden: Collection[str] = (), own: Collection[bytes] = ()
+) -> list[Finding]:
     """Search a release folder for identifiers; an empty list lets it pass.
 
     Args:
         folder: the release.
         forbidden: strings that must not occur, such as pseudonyms and the source's file names;
             those shorter than `MIN_TEXT` characters are not searched.
+        own: long texts of this program, such as a viewer, that may stand in a file whole; a file
+            name of the source may well be a word of theirs.
 
     Returns:
         Findings in the order of their paths.
@@ -109,7 +114,10 @@ def scan(folder: Path, *, forbidden: Collection[str] = ()) -> list[Finding]:
         if path.is_symlink():
             found.append(_Found("link", "a symbolic link"))
         elif path.is_file():
-            found += dict.fromkeys(_in_file(name, path.read_bytes(), needles))
+            content = path.read_bytes()
+            for text in own:
+                content = content.replace(text, b"")
+            found += dict.fromkeys(_in_file(name, content, needles))
         findings += [Finding(path=shown, kind=f.kind, detail=f.detail) for f in found]
     return findings
 
@@ -136,7 +144,13 @@ def _in_text(name: str, content: bytes, needles: Needles) -> Iterator[_Found]:
             yield from _in_png(base64.b64decode(match[1], validate=True), needles)
         except binascii.Error:
             yield _Found("damaged", "an embedded image that cannot be decoded")
-    content = _EMBEDDED.sub(b"", content)
+    for match in _EMBEDDED_GZIP.finditer(content):
+        try:
+            volume = base64.b64decode(match[1], validate=True)
+            yield from _in_gzip("embedded.nii.gz", volume, needles)
+        except binascii.Error:
+            yield _Found("damaged", "an embedded volume that cannot be decoded")
+    content = _EMBEDDED_GZIP.sub(b"", _EMBEDDED.sub(b"", content))
     yield from _everywhere(content, needles, shortest=MIN_TEXT)
     if content[128:132] == b"DICM":
         yield _Found("DICOM", "a DICOM file")

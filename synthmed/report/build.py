@@ -32,6 +32,7 @@ def build(
     findings: Sequence[Finding],
     n_searched: int,
     images: Sequence[Mapping[str, str]],
+    volumes: Sequence[Mapping[str, str]],
     names_model: bool = True,
     examination: Mapping[str, Any] | None = None,
 ) -> Report:
@@ -49,6 +50,7 @@ def build(
         findings: of the identifier scan.
         n_searched: strings the scan looked for.
         images: file (below report/), group and caption of each image that lies beside the report.
+        volumes: likewise of each volume.
         names_model: False where the cohort was not made by the config's backbone.
         examination: what the model shows of itself; in the restricted version alone.
     """
@@ -86,6 +88,7 @@ def build(
             "governance": config.governance.model_dump(mode="json"),
         },
         "images": [dict(i) for i in images],
+        "volumes": [dict(v) for v in volumes],
         "examination": examination if kind == "restricted" else None,
         "provenance": {
             "synthmed": __version__,

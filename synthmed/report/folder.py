@@ -17,18 +17,21 @@ SUMS = "SHA256SUMS"
 
 
 def write_report(folder: Path, report: Report, pictures: Sequence[Picture]) -> None:
-    """report.json, its images and the page, into a folder that is there."""
+    """report.json, its images and volumes, and the page, into a folder that is there."""
     write_json(folder / "report.json", report)
     (folder / "images").mkdir(exist_ok=True)
     for picture in pictures:
+        (folder / picture.file).parent.mkdir(exist_ok=True)
         write_bytes(folder / picture.file, picture.content)
     write_page(folder)
 
 
 def write_page(folder: Path) -> None:
-    """report.html of a folder that holds report.json and its images."""
+    """report.html of a folder that holds report.json, its images and its volumes."""
     report: Report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    content = {i["file"]: (folder / i["file"]).read_bytes() for i in report["images"]}
+    # a report that was made before there were volumes has none
+    files = [i["file"] for i in (*report["images"], *report.get("volumes", []))]
+    content = {file: (folder / file).read_bytes() for file in files}
     write_bytes(folder / "report.html", render(report, content).encode())
 
 

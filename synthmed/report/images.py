@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from synthmed.artifacts import Cohort, Dataset, Sample, ScreenedCohort
+from synthmed.artifacts import Cohort, Dataset, Sample, Screened, ScreenedCohort
 from synthmed.config import Condition, Config
 from synthmed.formats import nifti
 from synthmed.formats import synthetic as synthetic_files
 from synthmed.formats.bids_export import AGE_POOL_YEARS, is_age, subject
 from synthmed.report import mosaic
 from synthmed.report.mosaic import GAP_PIXELS, PALETTE, png, three_planes
+from synthmed.report.viewer import MAX_VOLUMES, small_copy
 from synthmed.types import Affine, Labels
 
 Masks = Mapping[str, Mapping[str, int]]
@@ -63,11 +65,7 @@ def synthetic(
     cohort: ScreenedCohort, conditions: Mapping[str, Condition], masks: Masks
 ) -> list[Picture]:
     """Up to `N_SYNTHETIC` samples, as many of each category of the first categorical condition."""
-    name = next((n for n, c in conditions.items() if c.kind == "categorical"), None)
-    parts: dict[str, list[int]] = {}
-    for position, sample in enumerate(cohort.samples):
-        value = sample.labels.get(name) if name else None
-        parts.setdefault("" if value is None else f"{name}: {value}", []).append(position)
+    parts = _parts(cohort, conditions)
     pictures = []
     for part, positions in sorted(parts.items()):
         for position in positions[: max(1, N_SYNTHETIC // len(parts))]:
@@ -101,17 +99,10 @@ def closest(
         dataset: the real scans.
         masks: the files of a sample that are masks, and their labels.
     """
-    places = {s.index: (s, f) for s, f in zip(cohort.samples, cohort.folders, strict=True)}
-    if sampled is not None:
-        # a replacement has an index past those sampled, so neither hides the other
-        places.update({s.index: (s, sampled.path) for s in sampled.samples})
     ships = {s.index for s in cohort.samples}
-    train = set(dataset.train_patients())
-    known = [s for s in cohort.screened if s.index in places and s.nearest in train]
-    ranked = sorted(known, key=lambda s: (not s.flagged, -(s.gap or 0.0), s.index))
     pictures = []
-    for i, s in enumerate(ranked[:N_CLOSEST]):
-        above = _drawn(*places[s.index], masks)
+    for i, (s, place) in enumerate(_ranked(cohort, sampled, dataset)[:N_CLOSEST]):
+        above = _drawn(*place, masks)
         below = _real_planes(dataset, _first_scan(dataset, str(s.nearest)), masks)
         line = np.full((GAP_PIXELS, *above.shape[1:]), 255, dtype=np.uint8)
         caption = f"sample {s.index} ({'ships' if s.index in ships else 'dropped'}) and {s.nearest}"
@@ -120,6 +111,69 @@ def closest(
         content = png(np.vstack([above, line, below]))
         pictures.append(Picture(f"images/nearest-{i + 1:04d}.png", "nearest", "", caption, content))
     return pictures
+
+
+def viewed(
+    cohort: ScreenedCohort, conditions: Mapping[str, Condition], masks: Masks
+) -> list[Picture]:
+    """Volumes of up to `MAX_VOLUMES` samples, one of each part in turn."""
+    parts = [positions for _, positions in sorted(_parts(cohort, conditions).items())]
+    turns = [p for turn in zip_longest(*parts) for p in turn if p is not None]
+    out = []
+    for position in turns[:MAX_VOLUMES]:
+        sample = cohort.samples[position]
+        content = _sampled_volume(sample, cohort.folders[position], masks)
+        file = f"viewer/synthetic-{position + 1:04d}.nii.gz"
+        caption = _caption(subject(position), sample.labels)
+        out.append(Picture(file, "synthetic", "", caption, content))
+    return out
+
+
+def viewed_closest(
+    cohort: ScreenedCohort, sampled: Cohort | None, dataset: Dataset, masks: Masks
+) -> list[Picture]:
+    """Volumes of the closest samples, each before its nearest training scan. Restricted only."""
+    out = []
+    for i, (s, place) in enumerate(_ranked(cohort, sampled, dataset)[: MAX_VOLUMES // 2]):
+        at = _first_scan(dataset, str(s.nearest))
+        channel = next(i for i, c in enumerate(dataset.channels) if c.mask is None)
+        real_copy = small_copy(dataset.volumes[at][channel], dataset.affine)
+        for name, caption, content in (
+            ("sample", f"sample {s.index}", _sampled_volume(*place, masks)),
+            ("train", f"its nearest, {s.nearest}", real_copy),
+        ):
+            file = f"viewer/nearest-{i + 1:04d}-{name}.nii.gz"
+            out.append(Picture(file, "nearest", "", caption, content))
+    return out
+
+
+def _parts(cohort: ScreenedCohort, conditions: Mapping[str, Condition]) -> dict[str, list[int]]:
+    """Samples by the first categorical condition."""
+    name = next((n for n, c in conditions.items() if c.kind == "categorical"), None)
+    parts: dict[str, list[int]] = {}
+    for position, sample in enumerate(cohort.samples):
+        value = sample.labels.get(name) if name else None
+        parts.setdefault("" if value is None else f"{name}: {value}", []).append(position)
+    return parts
+
+
+def _ranked(
+    cohort: ScreenedCohort, sampled: Cohort | None, dataset: Dataset
+) -> list[tuple[Screened, tuple[Sample, Path]]]:
+    """Samples and where they lie, flagged ones first, then by how close they are to a patient."""
+    places = {s.index: (s, f) for s, f in zip(cohort.samples, cohort.folders, strict=True)}
+    if sampled is not None:
+        # a replacement has an index past those sampled, so neither hides the other
+        places.update({s.index: (s, sampled.path) for s in sampled.samples})
+    train = set(dataset.train_patients())
+    known = [s for s in cohort.screened if s.index in places and s.nearest in train]
+    ranked = sorted(known, key=lambda s: (not s.flagged, -(s.gap or 0.0), s.index))
+    return [(s, places[s.index]) for s in ranked]
+
+
+def _sampled_volume(sample: Sample, folder: Path, masks: Masks) -> bytes:
+    image = nifti.read(folder / next(f for n, f in sample.files.items() if n not in masks))
+    return small_copy(image.data, image.affine)
 
 
 def _first_scan(dataset: Dataset, patient: str) -> int:

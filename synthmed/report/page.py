@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from synthmed.metrics.subgroups import WORST
 from synthmed.report.chart import chart
 from synthmed.report.curves import WAYS, curves
+from synthmed.report.viewer import cost, scripts
 from synthmed.report.words import direction, words
 
 MAX_PAGE_BYTES = 10_000_000
@@ -31,22 +32,23 @@ GROUP = {  # in the order of the page
 }
 
 
-def render(report: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
+def render(report: Mapping[str, Any], content: Mapping[str, bytes]) -> str:
     """The page of a report, readable without a network and on paper.
 
     Args:
         report: the content of report.json.
-        images: file name below report/ to PNG; images that would take the page past
+        content: file name below report/ to PNG or .nii.gz; images that would take the page past
             `MAX_PAGE_BYTES` are left to the files beside it, and the page says so.
     """
-    shown, left_out, size = [], 0, 0
+    volumes = {v["file"]: content[v["file"]] for v in report.get("volumes", [])}
+    shown, left_out, size = [], 0, cost(volumes)
     for image in report["images"]:
-        content = base64.b64encode(images[image["file"]]).decode("ascii")
-        size += len(content)
+        text = base64.b64encode(content[image["file"]]).decode("ascii")
+        size += len(text)
         if size > MAX_PAGE_BYTES * 0.9:
             left_out += 1
             continue
-        shown.append({**image, "source": f"data:image/png;base64,{content}"})
+        shown.append({**image, "source": f"data:image/png;base64,{text}"})
     template = environment().get_template("report.html")
     return template.render(
         r=report,
@@ -54,6 +56,7 @@ def render(report: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
         n_left_out=left_out,
         slices=_worst_slices(report["estimates"]),
         curves=curves(report["estimates"]),
+        viewer=scripts(list(volumes.values())),
         ways=[said for _, said in WAYS],
     )
 

@@ -21,7 +21,7 @@ from synthmed.config import Config
 from synthmed.deid.scan import Finding, mentions, scan
 from synthmed.errors import UsageError
 from synthmed.formats.bids_export import Naming, export
-from synthmed.report import examination, images
+from synthmed.report import examination, images, viewer
 from synthmed.report.build import Report, build
 from synthmed.report.cards import card, croissant
 from synthmed.report.facts import CohortFacts
@@ -41,6 +41,7 @@ class _Material:
     cohort: ScreenedCohort
     facts: CohortFacts
     pictures: Sequence[Picture]
+    volumes: Sequence[Picture]
     n_searched: int
     with_volumes: bool
 
@@ -89,7 +90,9 @@ def release(
     searched = identifiers(run, config, evidence, forbidden)
     masks = masks_of(config)
     shown = images.synthetic(cohort, config.data.conditions, masks)
-    material = _Material(config, evidence, cohort, told, shown, len(searched), with_volumes)
+    # a cohort that was made elsewhere is its maker's: pictures of it are enough
+    seen = images.viewed(cohort, config.data.conditions, masks) if with_volumes else []
+    material = _Material(config, evidence, cohort, told, shown, seen, len(searched), with_volumes)
     judged = policy.decide(config.policy.rules, evidence, n_holdout=told.n_holdout).verdicts
     before_scan = [*judged, *_asked_about_copies(judged), *_flagged(config, cohort, told)]
 
@@ -97,17 +100,18 @@ def release(
     findings: list[Finding] = []
     decision = policy.conclude([*before_scan, _scanned(findings)])
     shareable = _fill(new, material, decision, findings)
-    findings = scan(new, forbidden=searched)
+    findings = scan(new, forbidden=searched, own=[viewer.library().encode()])
     if findings:
         decision = policy.conclude([*before_scan, _scanned(findings)])
         shareable = _fill(empty(new), material, decision, findings)
 
     private = empty(run.private / ".report.new")
-    pictures = list(shown)
+    pictures, volumes = list(shown), list(seen)
     if real is not None:
         sampled = run.folder("cohort")
         everything = Cohort.open(sampled) if (sampled / "samples.jsonl").is_file() else None
         pictures += images.real(real, masks) + images.closest(cohort, everything, real, masks)
+        volumes = images.viewed_closest(cohort, everything, real, masks) or volumes
     pictures += examination.pictures(run.folder("model"))
     restricted = build(
         "restricted",
@@ -118,6 +122,7 @@ def release(
         findings=findings,
         n_searched=len(searched),
         images=[p.entry() for p in pictures],
+        volumes=[v.entry() for v in volumes],
         names_model=with_volumes,
         examination=examination.read(run.folder("model")),
     )
@@ -125,7 +130,7 @@ def release(
     if signature:
         restricted["signature"] = signature
         _sign_folder(new, shareable, signature)
-    write_report(private, restricted, pictures)
+    write_report(private, restricted, [*pictures, *volumes])
     write_json(
         private / "decision.json",
         {"made_from": made_from, "decision": decision.model_dump(mode="json")},
@@ -253,10 +258,11 @@ def _fill(
         findings=findings,
         n_searched=material.n_searched,
         images=[p.entry() for p in material.pictures],
+        volumes=[v.entry() for v in material.volumes],
         names_model=material.with_volumes,
     )
     (out / "report").mkdir()
-    write_report(out / "report", report, material.pictures)
+    write_report(out / "report", report, [*material.pictures, *material.volumes])
     if material.with_volumes:
         _fill_dataset(out, material, report)
     close(out)

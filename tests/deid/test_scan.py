@@ -181,3 +181,35 @@ def test_mentions() -> None:
     assert mentions("signed for Anna", FORBIDDEN)
     assert mentions("see p00000000000000ff", ())
     assert not mentions("looked at every volume", FORBIDDEN)
+
+
+def test_an_embedded_volume_is_unpacked(folder: Path) -> None:
+    """What a page's viewer shows is searched like a file, and a clean one passes."""
+    (folder / "report/viewer").mkdir()
+    (folder / "report/viewer/synthetic-0001.nii.gz").write_bytes(zipped(nifti()))
+    page = folder / "report/report.html"
+    clean = page.read_text()
+
+    def hold(volume: bytes) -> None:
+        page.write_text(f'{clean}<script>["{base64.b64encode(volume).decode()}"]</script>')
+
+    hold(zipped(nifti()))
+    assert kinds(folder) == set()
+    hold(zipped(nifti(lambda image: image.header.__setitem__("descrip", FORBIDDEN[0]))))
+    assert kinds(folder) == {"NIfTI header", "forbidden text"}
+    hold(zipped(nifti())[:-9])
+    assert kinds(folder) == {"damaged"}
+    (folder / "report/viewer/nearest-0001-train.nii.gz").write_bytes(zipped(nifti()))
+    assert "file name" in kinds(folder)
+
+
+def test_a_text_of_our_own_may_hold_a_word_of_the_list_and_nothing_else_may(folder: Path) -> None:
+    viewer = "const Mueller-Jane = 'a name that a library uses';"
+    page = folder / "report/report.html"
+    page.write_text(page.read_text() + viewer)
+    assert kinds(folder) == {"forbidden text"}
+    assert scan(folder, forbidden=FORBIDDEN, own=[viewer.encode()]) == []
+    page.write_text(page.read_text() + " Mueller-Jane")
+    assert {f.kind for f in scan(folder, forbidden=FORBIDDEN, own=[viewer.encode()])} == {
+        "forbidden text"
+    }

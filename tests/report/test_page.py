@@ -52,7 +52,6 @@ def report() -> dict[str, Any]:
         "schema_version": 1,
         "report": "shareable",
         "title": "Demo",
-        "schema_version": 1,
         "decision": "REVIEW",
         "reasons": ["First reason.", "Second reason."],
         "cohort": {

@@ -1,0 +1,125 @@
+"""Both reports in headless Chromium: no network, the policy in force, the viewer draws."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image as Picture
+
+from synthmed.report import viewer
+from synthmed.report.page import MAX_PAGE_BYTES, render
+from tests.report.browser import CHROMIUM, Page, browser
+from tests.report.test_page import HOSTILE, PICTURE
+from tests.report.test_page import report as whole_report  # noqa: F401
+
+pytestmark = [
+    pytest.mark.services,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"),
+]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+def ball(radius: float) -> bytes:
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, 40),) * 3, indexing="ij")
+    inside = (x**2 + y**2 + z**2 < radius**2).astype(np.float32)
+    return viewer.small_copy(inside * (1 + 0.3 * x), np.diag([2.0, 2, 2, 1]))
+
+
+def written(folder: Path, given: dict[str, Any], **fields: Any) -> Path:
+    """A page with three volumes, one of which is empty."""
+    contents = {
+        "viewer/a.nii.gz": ball(0.8),
+        "viewer/b.nii.gz": ball(0.3),
+        "viewer/c.nii.gz": ball(0),
+    }
+    whole = {**copy.deepcopy(given), **fields}
+    whole["volumes"] = [
+        {"file": file, "group": "synthetic", "part": "", "caption": f"scan {i}"}
+        for i, file in enumerate(contents)
+    ]
+    contents |= {i["file"]: PICTURE for i in whole["images"]}
+    file = folder / "report.html"
+    file.write_text(render(whole, contents), encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize("kind", ["restricted", "shareable"])
+@pytest.mark.parametrize("width", [1200, 390])
+def test_a_report_renders_and_its_viewer_draws(
+    page: Page, tmp_path: Path, whole_report: dict[str, Any], kind: str, width: int  # noqa: F811
+) -> None:  # fmt: skip
+    file = written(tmp_path, whole_report, report=kind)
+    assert file.stat().st_size < MAX_PAGE_BYTES
+    page.size(width, 900)
+    page.open(file)
+    paints = "performance.getEntriesByType('paint').map(e => e.startTime)"
+    page.until(f"{paints}.length > 0")
+    assert min(page.run(paints)) < 3000
+    assert page.run("document.documentElement.scrollWidth") <= width
+    assert page.run("typeof niivue") == "undefined"  # nobody has asked for it yet
+    bright = [drawn(page, i) for i in range(3)]
+    assert bright[0] > 3 * bright[1] > 0
+    assert bright[1] > 3 * bright[2]
+    pressed = "[...document.querySelectorAll('#viewer button')].map(b => b.ariaPressed)"
+    assert page.run(pressed) == ["false", "false", "true"]
+    assert page.complaints == []
+    assert {url.split(":")[0] for url in page.requests} <= {"file", "data"}
+
+
+def drawn(page: Page, index: int) -> int:
+    """How many pixels of the canvas are bright once a scan is shown."""
+    page.run(f"document.querySelectorAll('#viewer button')[{index}].click()")
+    page.until(f"document.getElementById('viewer').dataset.shown === '{index}'")
+    page.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    box = page.run(
+        "(r => ({x: r.x + scrollX, y: r.y + scrollY, width: r.width, height: r.height}))"
+        "(document.querySelector('#viewer canvas').getBoundingClientRect())"
+    )
+    seen = np.asarray(Picture.open(io.BytesIO(page.picture(box))).convert("RGB")).astype(int)
+    grey = np.ptp(seen, axis=2) < 20  # the cross is coloured
+    return int((grey & (seen.min(axis=2) > 120)).sum())
+
+
+def test_what_a_config_says_cannot_run(
+    page: Page, tmp_path: Path, whole_report: dict[str, Any]  # noqa: F811
+) -> None:  # fmt: skip
+    """Were the escaping to fail, the policy would still refuse."""
+    file = written(tmp_path, whole_report, title=HOSTILE)
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace("<main>", "<main><script>window.owned = 1</script>"))
+    page.open(file)
+    assert page.run("window.owned === undefined")
+    assert any("Content Security Policy" in c for c in page.complaints)
+
+
+def test_printed_it_has_no_viewer_and_all_figures(
+    page: Page, tmp_path: Path, whole_report: dict[str, Any]  # noqa: F811
+) -> None:  # fmt: skip
+    page.open(written(tmp_path, whole_report))
+    page.ask("Emulation.setEmulatedMedia", media="print")
+    assert page.run("getComputedStyle(document.getElementById('viewer')).display") == "none"
+    assert page.run("document.querySelector('#decision').getBoundingClientRect().height") > 50
+    page.ask("Emulation.setEmulatedMedia", media="")
+
+
+def test_buttons_work_by_keyboard(
+    page: Page, tmp_path: Path, whole_report: dict[str, Any]  # noqa: F811
+) -> None:  # fmt: skip
+    page.open(written(tmp_path, whole_report))
+    page.run("document.querySelectorAll('#viewer button')[1].focus()")
+    for kind in ("rawKeyDown", "char", "keyUp"):
+        page.ask(
+            "Input.dispatchKeyEvent", type=kind, key="Enter", text="\r", windowsVirtualKeyCode=13
+        )
+    page.until("document.getElementById('viewer').dataset.shown === '1'")
