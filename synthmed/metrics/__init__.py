@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from synthmed.metrics.anatomy import RegionVolumeSMD
 from synthmed.metrics.authenticity import Authenticity
 from synthmed.metrics.condition import ConditionAccuracy
 from synthmed.metrics.copied import Copied
@@ -30,6 +31,7 @@ Metric = Annotated[
     | MSSSIMDiversity
     | IntensityW1
     | SpectrumDistance
+    | RegionVolumeSMD
     | DiscriminatorAUC
     | ConditionAccuracy
     | Copied
@@ -49,6 +51,7 @@ DEFAULT_METRICS: tuple[Metric, ...] = (
     MSSSIMDiversity(),
     IntensityW1(),
     SpectrumDistance(),
+    RegionVolumeSMD(),
     DiscriminatorAUC(),
     ConditionAccuracy(),
     Copied(),

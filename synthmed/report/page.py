@@ -100,11 +100,13 @@ def one_line(x: Any) -> str:
 def _worst_slices(estimates: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """For each estimate measured in subgroups, the subgroup where it is worst.
 
-    A slice `condition=NAME` is no subgroup but the whole, asked about one of several conditions.
+    Slices `condition=NAME` and `region=NAME` are no subgroups but parts of what was asked of all.
     """
     worst: dict[str, tuple[float, dict[str, Any]]] = {}
     for e in estimates:
-        if e["value"] is None or e["slice"] in (None, WORST) or e["slice"].startswith("condition="):
+        if e["value"] is None or e["slice"] in (None, WORST):
+            continue
+        if e["slice"].startswith(("condition=", "region=")):
             continue
         badness = {
             "lower": e["value"],

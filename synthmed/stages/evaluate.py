@@ -88,7 +88,8 @@ def judge(
             if metric.by_subgroup:
                 progress.update(len(metrics), len(metrics), f"{metric.name}, {name}")
                 found = metric.estimate(part.sides, part)
-                estimates += [e.model_copy(update={"slice": name}) for e in found]
+                whole = [e for e in found if e.slice is None]
+                estimates += [e.model_copy(update={"slice": name}) for e in whole]
     left_out = [f"{name} ({few})" for name, few in small.items()]
     return estimates + worst(estimates, "mmd2_excess", left_out)
 

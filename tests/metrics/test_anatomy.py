@@ -1,0 +1,106 @@
+"""region_volume_smd: closed forms, and regions that are planted too large."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats as reference
+
+from synthmed.artifacts import ChannelInfo
+from synthmed.metrics import RegionVolumeSMD, anatomy
+from synthmed.metrics.shared import Shared
+from synthmed.metrics.sides import Cases, Sides
+from synthmed.types import Estimate
+from tests.metrics.cohorts import GRID, cases, made, sides
+
+
+def balls(seed: int, n: int, prefix: str, growth: float = 1.0) -> Cases:
+    """An image, a drawn mask of two labels, the second `growth` times as large, and a given one."""
+    rng = np.random.default_rng(seed)
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, k) for k in GRID), indexing="ij")
+    volumes = np.zeros((n, 4, *GRID), np.float16)
+    for i in range(n):
+        for channel, middle, factor in ((1, -0.4, 1.0), (2, 0.4, growth)):
+            radius = (0.3 + 0.03 * rng.standard_normal()) * factor ** (1 / 3)
+            distance = np.sqrt((x - middle) ** 2 + y**2 + z**2)
+            volumes[i, channel] = np.clip((radius - distance) / 0.1 + 0.5, 0, 1)
+        volumes[i, 0] = 0.4 * volumes[i, 1] + 0.8 * volumes[i, 2]
+        volumes[i, 3] = 1 - volumes[i, 1]
+    names = np.array([f"{prefix}{i:03d}" for i in range(n)])
+    return Cases(volumes, names, [{} for _ in names])
+
+
+CHANNELS = (
+    ChannelInfo("T1w"),
+    ChannelInfo("parts:left", mask="parts", label_value=1),
+    ChannelInfo("parts:right", mask="parts", label_value=2),
+    ChannelInfo("frame:all", mask="frame", label_value=1, given=True),
+)
+
+
+def measured(synthetic: Cases, with_masks: bool = True) -> dict[str | None, Estimate]:
+    of = sides(balls(1, 50, "t"), balls(2, 40, "h"), synthetic)
+    if with_masks:
+        of = Sides(**{**of.__dict__, "channels": CHANNELS})
+    return {e.slice: e for e in RegionVolumeSMD().estimate(of, Shared(of))}
+
+
+def test_the_difference_is_the_t_statistic_for_equal_counts() -> None:
+    """d = t sqrt(2 / n), with scipy's t of two samples."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(3, 1, 30), rng.normal(3.5, 1.4, 30)
+    d, (low, high) = anatomy.smd(x, y)
+    assert d == pytest.approx(abs(reference.ttest_ind(x, y).statistic) * np.sqrt(2 / 30), rel=1e-12)
+    assert 0 <= low < d < high
+    assert anatomy.smd(np.ones(5), np.ones(7))[0] == 0
+
+
+@pytest.mark.parametrize("truth", [0.0, 0.8])
+def test_the_interval_covers_the_truth(truth: float) -> None:
+    """At no difference the size of d is above 0 and its interval begins there."""
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(400):
+        _, (low, high) = anatomy.smd(rng.normal(truth, 1, 40), rng.normal(0, 1, 60))
+        covered += low <= truth <= high
+    assert covered >= 0.92 * 400
+
+
+def test_a_region_that_is_too_large_is_named() -> None:
+    found = measured(made(balls(3, 40, "s", growth=1.5).volumes))
+    assert set(found) == {None, "region=parts:left", "region=parts:right"}  # not what was given
+    right, left = found["region=parts:right"], found["region=parts:left"]
+    assert right.ci[0] > 0.3 and left.ci[0] < 0.3
+    assert found[None].value == right.value
+    assert found[None].note.startswith("worst of 2: region=parts:right")
+    honest = measured(made(balls(4, 40, "s").volumes))[None]
+    assert honest.ci[0] < 0.3
+    assert honest.floor < honest.ceiling
+
+
+def test_volumes_are_millimetres_of_soft_masks_and_a_patient_counts_once() -> None:
+    one = balls(1, 6, "t")
+    twice = Cases(one.volumes, np.array(["a", "a", "b", "c", "d", "e"]), one.labels)
+    of = Sides(
+        **{**sides(twice, one, one).__dict__, "channels": CHANNELS, "spacing_mm": (2.0, 1.0, 3.0)}
+    )
+    found = anatomy._volumes(Shared(of), "train", [1, 2], None)
+    expected = one.volumes[:, 1:3].astype(np.float64).sum(axis=(2, 3, 4)) * 6
+    np.testing.assert_allclose(found[1:], expected[2:], rtol=1e-3)
+    np.testing.assert_allclose(found[0], expected[:2].mean(axis=0), rtol=1e-3)
+
+
+def test_without_masks_tissue_classes_are_told_apart() -> None:
+    rng = np.random.default_rng(5)
+    train, holdout = cases(rng, 40, "t"), cases(rng, 30, "h")
+    honest = cases(rng, 30, "s").volumes
+    spoilt = np.where(honest > 0.5, honest * np.float16(1.15), honest)  # brighter white matter
+    found = []
+    for volumes in (honest, spoilt):
+        of = sides(train, holdout, made(volumes))
+        estimates = {e.slice: e for e in RegionVolumeSMD().estimate(of, Shared(of))}
+        assert set(estimates) == {None, *(f"region={name}" for name in anatomy.CLASSES)}
+        found.append(estimates)
+    assert found[0][None].ci[0] < 0.3
+    assert found[1]["region=bright tissue"].ci[0] > 0.3
+    assert found[1][None].ci[0] > 0.3
