@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -9,6 +10,7 @@ from pydantic import Field
 
 from synthmed.keys import Key
 from synthmed.metrics.base import Base
+from synthmed.metrics.reader import small
 from synthmed.metrics.shared import Shared, Side, pick
 from synthmed.metrics.sides import Sides
 from synthmed.metrics.stats import Floats, auc, auc_interval
@@ -18,17 +20,21 @@ from synthmed.types import Estimate
 class DiscriminatorAUC(Base):
     """AUC of a classifier of real against synthetic scans, by patient; 0.5 is best.
 
-    Logistic regression on z-scored descriptors. Every scan is scored by a classifier that saw
-    neither it nor another of its patient; one scan a patient, equal counts of synthetic and
-    held-out patients. The classifier of a few patients is weak, so that a figure near 0.5 from few
-    of them is no acquittal; the floor is real train in the place of synthetic at the same count
-    (cross-validated AUCs of equal distributions lie a little below 0.5). Ceiling: the blurred
-    holdout against train. Interval: bootstrap of the scores by patient; that the classifiers would
-    have been others with other patients is not in it.
+    Logistic regression on z-scored descriptors and on the first whitened principal components of
+    real train at `side` voxels a side: the one sees texture, the other where things are, a mirrored
+    head among them. Every scan is scored by a classifier that saw neither it nor another of its
+    patient; one scan a patient, equal counts of synthetic and held-out patients. The classifier of
+    a few patients is weak, so that a figure near 0.5 from few of them is no acquittal; the floor is
+    real train in the place of synthetic at the same count (cross-validated AUCs of equal
+    distributions lie a little below 0.5). Ceiling: the blurred holdout against train. Interval:
+    bootstrap of the scores by patient; that the classifiers would have been others with other
+    patients is not in it.
 
     Args:
         folds: of the cross-validation, fewer where there are fewer patients.
         ridge: strength of the penalty, scikit-learn's 1 / C.
+        side: voxels a side of what is reduced to components.
+        components: at most; also at most a third of the scans of train.
 
     Source: Lopez-Paz and Oquab 2017, arXiv:1610.06545 (classifier two-sample tests).
     """
@@ -37,6 +43,8 @@ class DiscriminatorAUC(Base):
     name: Literal["discriminator_auc"] = "discriminator_auc"
     folds: Annotated[int, Field(ge=2)] = 5
     ridge: Annotated[float, Field(gt=0)] = 10.0
+    side: Annotated[int, Field(ge=4, le=32)] = 12
+    components: Annotated[int, Field(ge=1)] = 30
 
     def estimate(self, sides: Sides, shared: Shared) -> list[Estimate]:
         """One estimate; null with fewer than four patients a side."""
@@ -47,15 +55,19 @@ class DiscriminatorAUC(Base):
         value = ci = floor = ceiling = None
         note = "a side has fewer than four patients"
         if count >= 4:
-            made, people = self._scores(shared, "synthetic", real, count, key.fold("value"))
+            seen = self._seen(shared, used)
+            made, people = self._scores(shared, seen, "synthetic", real, count, key.fold("value"))
             value = auc(made, people)
             rng = key.fold("ci").numpy()
             low, high = auc_interval(made, people, sides.resamples, rng)
             ci = (min(low, value), max(high, value))
             note = "no held-out patients: told from training patients; no floor and no ceiling"
             if shared.has_holdout:
-                floor = auc(*self._scores(shared, "train", real, count, key.fold("floor")))
-                ceiling = auc(*self._scores(shared, "blurred", "train", count, key.fold("ceiling")))
+                seen |= self._seen(shared, ("train", "blurred"))
+                floor = auc(*self._scores(shared, seen, "train", real, count, key.fold("floor")))
+                ceiling = auc(
+                    *self._scores(shared, seen, "blurred", "train", count, key.fold("ceiling"))
+                )
                 note = ""
         return [
             Estimate(
@@ -67,17 +79,41 @@ class DiscriminatorAUC(Base):
                 better="lower",
                 floor=floor,
                 ceiling=ceiling,
-                method=f"Logistic regression on descriptors, {self.folds}-fold by patient, {count} "
-                "a side; floor: real train told from held-out patients; ceiling: the holdout "
-                "blurred by 0.4 voxel told from train; bootstrap interval by patient.",
+                method="Logistic regression on descriptors and principal components of small "
+                f"images, {self.folds}-fold by patient, {count} a side; floor: real train told "
+                "from held-out patients; ceiling: the holdout blurred by 0.4 voxel told from "
+                "train; bootstrap interval by patient.",
                 seed=sides.seed,
                 note=note,
                 n_holdout=len(shared.patients("holdout")) if shared.has_holdout else None,
             )
         ]
 
+    def _seen(self, shared: Shared, sides: Sequence[Side]) -> dict[Side, Floats]:
+        """(n_scans, features) what the classifier sees of each side."""
+        from sklearn.decomposition import PCA
+        from sklearn.preprocessing import StandardScaler
+
+        train = small(shared, "train", self.side)
+        scale = StandardScaler().fit(train)
+        kept = max(1, min(self.components, len(train) // 3, train.shape[1]))
+        axes = PCA(kept, svd_solver="full").fit(scale.transform(train))
+        spread = np.sqrt(np.maximum(axes.explained_variance_, 1e-12))
+
+        def features(side: Side) -> Floats:
+            own = scale.transform(small(shared, side, self.side))
+            return np.hstack([shared.features(side), axes.transform(own) / spread])
+
+        return {side: features(side) for side in dict.fromkeys(sides)}
+
     def _scores(
-        self, shared: Shared, a: Side, b: Side, count: int, key: Key
+        self,
+        shared: Shared,
+        seen: Mapping[Side, Floats],
+        a: Side,
+        b: Side,
+        count: int,
+        key: Key,
     ) -> tuple[Floats, Floats]:
         """Scores of `count` patients of either side, by classifiers that never saw them."""
         from sklearn.linear_model import LogisticRegression
@@ -87,7 +123,7 @@ class DiscriminatorAUC(Base):
         for side in (a, b):
             groups = shared.patients(side)
             chosen = np.sort(rng.permutation(len(groups))[:count])
-            rows.append(shared.features(side)[pick([groups[i] for i in chosen], rng)])
+            rows.append(seen[side][pick([groups[i] for i in chosen], rng)])
         x = np.concatenate(rows)
         y = np.repeat([1, 0], count)
         fold = np.concatenate([rng.permutation(np.arange(count) % self.folds) for _ in (a, b)])

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from synthmed.metrics.blocks import Singles, block_means, blocks
-from synthmed.metrics.shared import Shared, Side
+from synthmed.metrics.shared import BLUR_VOXELS, Shared, Side
 from synthmed.metrics.stats import Floats
 
 Names = npt.NDArray[np.str_]
@@ -18,7 +18,8 @@ Names = npt.NDArray[np.str_]
 def small(shared: Shared, side: Side, voxels: int) -> Floats:
     """(n_scans, voxels) block averages of the image channels, at most `voxels` a side."""
     cases = shared.cases(side)
-    parts = blocks(cases, shared.images, shared.scans(side))
+    blur = BLUR_VOXELS if side == "blurred" else 0.0
+    parts = blocks(cases, shared.images, shared.scans(side), blur)
     size = small_size(shared, voxels)
     return stacked((smallest(b, size) for b in parts), len(shared.images) * int(np.prod(size)))
 

@@ -1,0 +1,305 @@
+"""Which metric sees which fault, 50 people a side, in docs/benchmarks.md.
+
+    SYNTHMED_REAL_DATA=... python tests/benchmarks/faults.py
+
+Real scans pose as synthetic ones, spoilt in one way each. People are drawn anew into train, holdout
+and cohort each time. A figure raises the alarm beyond the 95 % quantile of what it was over draws
+without any fault, so that every column has 5 % of false alarms by construction; a cell holds the
+share of draws with the fault that raise it. No metric's own interval or permutation is asked here:
+this is what a figure can see at best with so many people.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+from scipy.spatial.distance import cdist
+from skimage.restoration import estimate_sigma
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from synthmed.metrics import anatomy, kernels
+from synthmed.metrics.authenticity import authentic_share
+from synthmed.metrics.descriptor import N_BINS, RESOLUTION, describe
+from synthmed.metrics.frechet import frechet, principal_axes
+from synthmed.metrics.intensity import cdfs
+from synthmed.metrics.prdc import prdc
+from synthmed.metrics.reader import smallest
+from synthmed.metrics.stats import auc
+from synthmed.metrics.vendi import vendi
+from tests.benchmarks.cohorts import publish
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- faults:begin -->", "<!-- faults:end -->"
+SIDE = 50
+"""People in the cohort, and held out."""
+NULLS, DRAWS = 200, 60
+"""Draws without a fault, and with each."""
+PHANTOMS, GRID = 240, 32
+HIPPOCAMPUS = (40, 56, 40)
+
+Volume = npt.NDArray[Any]
+Table = Mapping[str, npt.NDArray[np.float64]]
+"""Descriptors, small images, cumulative intensities and region volumes, a person a row."""
+
+
+def blurred(x: Volume, rng: np.random.Generator) -> Volume:
+    return ndimage.gaussian_filter(x, 0.4)
+
+
+def noisier(x: Volume, rng: np.random.Generator) -> Volume:
+    """Half as much noise again, as skimage estimates what is there."""
+    return x + np.sqrt(1.5**2 - 1) * estimate_sigma(x) * rng.standard_normal(x.shape)
+
+
+def checked(x: Volume, rng: np.random.Generator) -> Volume:
+    """Neighbouring voxels 2 % of the range apart."""
+    return x + 0.01 * (1 - 2 * (np.indices(x.shape).sum(axis=0) % 2))
+
+
+def scaled(x: Volume, rng: np.random.Generator) -> Volume:
+    middle = (np.array(x.shape) - 1) / 2
+    return ndimage.affine_transform(x, np.eye(3) / 1.03, middle - middle / 1.03, order=1)
+
+
+def contrasted(x: Volume, rng: np.random.Generator) -> Volume:
+    """5 % more contrast of tissue about its mean."""
+    tissue = x > anatomy.FOREGROUND
+    mean = x[tissue].mean()
+    return np.where(tissue, mean + 1.05 * (x - mean), x)
+
+
+def flipped(x: Volume, rng: np.random.Generator) -> Volume:
+    return x[::-1]
+
+
+CHANGES: dict[str, Callable[[Volume, np.random.Generator], Volume]] = {
+    "blur of 0.4 voxel": blurred,
+    "noise + 50 %": noisier,
+    "checkerboard of 2 %": checked,
+    "3 % larger": scaled,
+    "contrast + 5 %": contrasted,
+    "left and right swapped": flipped,
+}
+"""What is done to every scan."""
+REGION = "a region 10 % larger"
+COLLAPSE, COPIES, DROPPED = "five people over and over", "copies of train", "a subgroup missing"
+
+
+def phantoms() -> tuple[list[Volume], list[Volume], list[str], list[tuple[Volume, Volume]]]:
+    """Scans, masks of the ventricles, diagnoses, and both again with larger ventricles."""
+    sys.path.insert(0, str(ROOT / "sample_data"))
+    from cohort import make_patient, render  # type: ignore[import-not-found,unused-ignore]
+
+    scans, masks, labels, grown = [], [], [], []
+    for i in range(PHANTOMS):
+        patient = make_patient(11, i)
+        # its radius: the length of the ventricles stays
+        larger = replace(patient.anatomy, ventricle=patient.anatomy.ventricle * 1.1**0.5)
+        pairs = []
+        for who in (patient, replace(patient, anatomy=larger)):
+            scan = render(who, 1, "bids", GRID)
+            image = nib.as_closest_canonical(nib.Nifti1Image(scan.voxels, scan.affine))
+            parts = nib.as_closest_canonical(nib.Nifti1Image(scan.labels, scan.affine))
+            x = np.asarray(image.dataobj, dtype=np.float32)
+            pairs.append((x / np.percentile(x, 99.5), np.asarray(parts.dataobj) == 1))
+        scans.append(pairs[0][0])
+        masks.append(pairs[0][1][None])
+        labels.append(patient.diagnosis)
+        grown.append((pairs[1][0], pairs[1][1][None]))
+    return scans, masks, labels, grown
+
+
+def hippocampus(root: Path) -> tuple[list[Volume], list[Volume], list[str], None]:
+    """The first scan of each person, its mask's two labels, and the class of its volume."""
+    import pandas as pd
+
+    table = pd.read_csv(root / "hippocampus" / "participants.tsv", sep="\t", dtype=str)
+    table = table.drop_duplicates("subject_group")
+    scans, masks = [], []
+    for name in table["image"]:
+        image = nib.as_closest_canonical(nib.load(root / "hippocampus" / name))
+        seg = next((root / "hippocampus" / "segs").glob(f"{Path(name).name[:9]}*"))
+        parts = nib.as_closest_canonical(nib.load(seg))
+        x, y = (centred(np.asarray(i.dataobj, dtype=np.float32)) for i in (image, parts))
+        scans.append(x / np.percentile(x, 99.5))
+        masks.append(np.stack([y == 1, y == 2]))
+    return scans, masks, list(table["volume_class"]), None
+
+
+def centred(x: Volume) -> Volume:
+    """A volume on the grid of the cohort, cut or filled with zeros about its middle."""
+    out = np.zeros(HIPPOCAMPUS, np.float32)
+    take, put = [], []
+    for n, wanted in zip(x.shape, HIPPOCAMPUS, strict=True):
+        kept = min(n, wanted)
+        take.append(slice((n - kept) // 2, (n - kept) // 2 + kept))
+        put.append(slice((wanted - kept) // 2, (wanted - kept) // 2 + kept))
+    out[tuple(put)] = x[tuple(take)]
+    return out
+
+
+def tabled(scans: Sequence[Volume], masks: Sequence[Volume]) -> Table:
+    """What the figures are made of."""
+    block = np.stack(scans)[:, None].astype(np.float16).astype(np.float32)
+    return {
+        "descriptor": np.concatenate(
+            [describe(block[i : i + 20]) for i in range(0, len(block), 20)]
+        ),
+        "small": smallest(block, [min(12, n) for n in block.shape[2:]]),
+        "cdf": np.concatenate([cdfs(block[i : i + 20], 1000) for i in range(0, len(block), 20)]),
+        "volume": np.stack([m.sum(axis=(1, 2, 3)) for m in masks]).astype(np.float64),
+    }
+
+
+def figures(s: Table, h: Table, t: Table, rng: np.random.Generator) -> dict[str, float]:
+    """Every figure of a cohort, turned so that more is worse."""
+    mean, sd = t["descriptor"].mean(axis=0), t["descriptor"].std(axis=0)
+    scale = np.maximum(sd, RESOLUTION)
+    x, y, z = ((v["descriptor"] - mean) / scale for v in (s, h, t))
+    d = {a + b: cdist(u, v) for a, u in zip("xyz", (x, y, z), strict=True)
+         for b, v in zip("xyz", (x, y, z), strict=True)}  # fmt: skip
+    gamma = 1 / (2 * np.median(d["zz"][np.triu_indices(len(z), 1)]) ** 2)
+    k = {pair: np.exp(-gamma * distance**2) for pair, distance in d.items()}
+    cubic = {a + b: (u @ v.T / u.shape[1] + 1) ** 3
+             for a, u in zip("xy", (x, y), strict=True)
+             for b, v in zip("xy", (x, y), strict=True)}  # fmt: skip
+    axes = principal_axes(z, 5)
+    u, v = places(s, h, t)
+    overlap = dict(zip(("precision", "recall", "density", "coverage"),
+                       prdc(d["yy"], d["xx"], d["yx"], 5), strict=True))  # fmt: skip
+    m = min(len(x), len(z))  # rows are in random order; the score grows with their number
+    variety = abs(np.log(vendi(k["xx"][:m, :m]) / vendi(k["zz"][:m, :m])))
+    gap = 10 / np.log(10) * (s["descriptor"].mean(axis=0) - h["descriptor"].mean(axis=0))[:N_BINS]
+    out = {
+        "mmd2": kernels.mmd2(k["xx"], k["yy"], k["xy"]),
+        "kid": kernels.mmd2(cubic["xx"], cubic["yy"], cubic["xy"]),
+        "frechet": frechet(x @ axes, y @ axes),
+        **{name: -value for name, value in overlap.items()},
+        "vendi": variety,
+        "intensity_w1": float(np.abs(s["cdf"].mean(axis=0) - h["cdf"].mean(axis=0)).mean()),
+        "spectrum_distance": float(np.sqrt(np.mean(gap**2))),
+        "region_volume_smd": max(
+            anatomy.smd(a, b)[0] for a, b in zip(s["volume"].T, h["volume"].T, strict=True)
+        ),
+        "discriminator_auc": told_apart(np.hstack([x, u]), np.hstack([y, v]), rng),
+        "authenticity": -authentic_share(d["xz"], d["zz"]),
+    }
+    return {name: float(value) for name, value in out.items()}
+
+
+def places(s: Table, h: Table, t: Table) -> tuple[Volume, Volume]:
+    """Whitened principal components of small images, as the discriminator sees them."""
+    scale = StandardScaler().fit(t["small"])
+    axes = PCA(min(30, len(t["small"]) // 3), svd_solver="full").fit(scale.transform(t["small"]))
+    spread = np.sqrt(np.maximum(axes.explained_variance_, 1e-12))
+    u, v = (axes.transform(scale.transform(part["small"])) / spread for part in (s, h))
+    return u, v
+
+
+def told_apart(x: Volume, y: Volume, rng: np.random.Generator) -> float:
+    """The discriminator's AUC, as in synthmed/metrics/discriminator.py."""
+    both, label = np.concatenate([x, y]), np.repeat([1, 0], [len(x), len(y)])
+    fold = np.concatenate([rng.permutation(np.arange(len(v)) % 5) for v in (x, y)])
+    scores = np.empty(len(both))
+    for k in range(5):
+        reader = LogisticRegression(C=0.1, max_iter=2000)
+        reader.fit(both[fold != k], label[fold != k])
+        scores[fold == k] = reader.decision_function(both[fold == k])
+    return auc(scores[: len(x)], scores[len(x) :])
+
+
+def found(
+    tables: Mapping[str, Table], labels: Sequence[str], rng: np.random.Generator
+) -> dict[str, dict[str, float]]:
+    """Fault to figure to the share of draws that raise the alarm."""
+    label = np.array(labels)
+    n = len(label)
+
+    def drawn(fault: str) -> dict[str, float]:
+        order = rng.permutation(n)
+        cohort, holdout, train = order[:SIDE], order[SIDE : 2 * SIDE], order[2 * SIDE :]
+        own = tables[fault if fault in tables else ""]
+        if fault == COLLAPSE:
+            cohort = rng.choice(cohort[:5], SIDE)
+        elif fault == COPIES:
+            cohort = rng.choice(train, SIDE, replace=len(train) < SIDE)
+        elif fault == DROPPED:
+            rest = np.concatenate([cohort, train])
+            cohort = rest[label[rest] != sorted(set(labels))[0]][:SIDE]
+        rows = lambda table, at: {name: v[at] for name, v in table.items()}  # noqa: E731
+        made = rows(own, cohort)
+        if fault in (COLLAPSE, COPIES):  # never twice the same bytes: a copy has noise of its own
+            made["descriptor"] = made["descriptor"] + 0.02 * RESOLUTION * rng.standard_normal(
+                made["descriptor"].shape
+            )
+        return figures(made, rows(tables[""], holdout), rows(tables[""], train), rng)
+
+    nulls = [drawn("") for _ in range(NULLS)]
+    limits = {name: float(np.quantile([f[name] for f in nulls], 0.95)) for name in nulls[0]}
+    faults = [*(f for f in tables if f), COLLAPSE, COPIES, DROPPED]
+    out = {}
+    for fault in faults:
+        seen = [drawn(fault) for _ in range(DRAWS)]
+        out[fault] = {m: float(np.mean([f[m] > limits[m] for f in seen])) for m in limits}
+        print(fault, out[fault], file=sys.stderr)
+    return out
+
+
+def matrix(shares: Mapping[str, Mapping[str, float]]) -> str:
+    """Faults a row, figures a column, in per cent; at least 95 is bold."""
+    names = list(next(iter(shares.values())))
+    lines = ["| | " + " | ".join(f"`{n}`" for n in names) + " |", "|---|" + "---|" * len(names)]
+    for fault, row in shares.items():
+        cells = [f"**{100 * v:.0f}**" if v >= 0.95 else f"{100 * v:.0f}" for v in row.values()]
+        lines.append(f"| {fault} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def of_cohort(cohort: Any, seed: int) -> str:
+    """The matrix of a cohort."""
+    scans, masks, labels, grown = cohort
+    rng = np.random.default_rng(seed)
+    tables: dict[str, Table] = {"": tabled(scans, masks)}
+    for fault, change in CHANGES.items():
+        moved = [m[:, ::-1] for m in masks] if change is flipped else masks
+        if change is scaled:
+            moved = [np.stack([scaled(p.astype(np.float32), rng) for p in m]) for m in masks]
+        tables[fault] = tabled([change(x, rng) for x in scans], moved)
+    if grown is not None:
+        tables[REGION] = tabled([x for x, _ in grown], [m for _, m in grown])
+    else:  # the mask alone: nobody can warp a real scan as if it had grown
+        tables[REGION] = {**tables[""], "volume": tables[""]["volume"] * 1.1}
+    return matrix(found(tables, labels, rng))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the matrices and put them into the page."""
+    parser = argparse.ArgumentParser(description="Which metric sees which fault.")
+    parser.add_argument("--page", type=Path, default=PAGE, help="default: docs/benchmarks.md")
+    options = parser.parse_args(arguments)
+    root = Path(os.environ["SYNTHMED_REAL_DATA"])
+    texts = [
+        f"phantoms: {PHANTOMS} people; per cent of {DRAWS} draws\n\n{of_cohort(phantoms(), 0)}"
+    ]
+    real = hippocampus(root)
+    texts.append(f"hippocampus: {len(real[0])} people\n\n{of_cohort(real, 1)}")
+    text = "\n\n".join(texts)
+    publish(options.page, f"`python tests/benchmarks/faults.py`:\n\n{text}", BEGIN, END)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
