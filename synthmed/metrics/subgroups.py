@@ -51,7 +51,7 @@ def too_small(people: People) -> str:
 
 
 class Part(Shared):
-    """A subgroup of what `Shared` keeps: z-scores and kernels stay those of the whole.
+    """A subgroup of what `Shared` keeps: z-scores stay those of the whole.
 
     Only what speaks of distributions may ask it; copies and membership are for everyone.
 
