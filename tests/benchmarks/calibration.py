@@ -1,0 +1,117 @@
+"""Whether intervals cover and p-values are uniform, in docs/benchmarks.md.
+
+    SYNTHMED_REAL_DATA=... python tests/benchmarks/calibration.py
+
+Real scans against real scans, split anew each time, for p-values; Gaussians, whose distance is
+known in closed form, for intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats as reference
+from scipy.spatial.distance import cdist
+
+from synthmed.metrics import kernels, stats
+from synthmed.metrics.descriptor import RESOLUTION
+from tests.benchmarks.cohorts import publish
+from tests.benchmarks.faults import PAGE, hippocampus, phantoms, tabled
+
+BEGIN, END = "<!-- calibration:begin -->", "<!-- calibration:end -->"
+SPLITS = 1000
+PERMUTATIONS = 199
+NUMBERS = 5
+"""Of the Gaussians; gamma is 0.1."""
+GAMMA = 0.1
+
+Values = npt.NDArray[np.float64]
+
+
+def p_values(descriptors: Values, seed: int) -> Values:
+    """(SPLITS,) permutation p of mmd2 between two random halves of the people."""
+    rng = np.random.default_rng(seed)
+    scale = np.maximum(descriptors.std(axis=0), RESOLUTION)
+    distance = cdist(descriptors / scale, descriptors / scale)
+    n = len(descriptors)
+    gamma = 1 / (2 * np.median(distance[np.triu_indices(n, 1)]) ** 2)
+    kernel = np.exp(-gamma * distance**2)
+    out = []
+    for _ in range(SPLITS):
+        order = rng.permutation(n)
+        a, b = order[: n // 2], order[n // 2 :]
+        parts = kernel[np.ix_(a, a)], kernel[np.ix_(b, b)], kernel[np.ix_(a, b)]
+        null = kernels.permuted_mmd2(*parts, PERMUTATIONS, rng)
+        out.append(stats.permutation_p(kernels.mmd2(*parts), null))
+    return np.array(out)
+
+
+def covered(shift: float, seed: int) -> tuple[float, float]:
+    """Share of intervals of mmd2 and of mmd2_excess that hold the truth.
+
+    E k(x, y) of N(0, I) and N(shift, I) is (1 + 4 g)^(-d/2) exp(-g |shift|^2 / (1 + 4 g)).
+    """
+    rng = np.random.default_rng(seed)
+    g, d = GAMMA, NUMBERS
+    truth = 2 * (1 + 4 * g) ** (-d / 2) * (1 - np.exp(-g * d * shift**2 / (1 + 4 * g)))
+    hits = np.zeros(2)
+    for _ in range(SPLITS):
+        s = rng.standard_normal((60, d)) + shift
+        t, h = rng.standard_normal((80, d)), rng.standard_normal((50, d))
+        ss, hh, sh, tt, th = (
+            np.exp(-g * cdist(a, b) ** 2) for a, b in ((s, s), (h, h), (s, h), (t, t), (t, h))
+        )
+        value, floor = kernels.mmd2(ss, hh, sh), kernels.mmd2(tt, hh, th)
+        own = [
+            kernels.without_each(ss) - 2 * kernels.cross_without_each(sh, 0),
+            kernels.without_each(hh) - 2 * kernels.cross_without_each(sh, 1),
+        ]
+        paired = [
+            own[0],
+            kernels.without_each(tt) - 2 * kernels.cross_without_each(th, 0),
+            -2 * kernels.cross_without_each(sh, 1) + 2 * kernels.cross_without_each(th, 1),
+        ]
+        for i, (estimate, parts) in enumerate(((value, own), (value - floor, paired))):
+            low, high = stats.normal_interval(estimate, stats.jackknife_se(parts))
+            hits[i] += low <= truth <= high
+    return float(hits[0] / SPLITS), float(hits[1] / SPLITS)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the tables and put them into the page."""
+    parser = argparse.ArgumentParser(description="Whether intervals cover, and p is uniform.")
+    parser.add_argument("--page", type=Path, default=PAGE, help="default: docs/benchmarks.md")
+    options = parser.parse_args(arguments)
+    root = Path(os.environ["SYNTHMED_REAL_DATA"])
+    lines = [
+        "| real against real | people | p below 0.05 | below 0.1 | below 0.5 | uniform, KS p |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, cohort in (("phantoms", phantoms()), ("hippocampus", hippocampus(root))):
+        p = p_values(tabled(cohort[0], cohort[1])["descriptor"], 0)
+        below = [f"{100 * np.mean(p <= limit):.1f} %" for limit in (0.05, 0.1, 0.5)]
+        # p takes multiples of 1 / 200: a grain of noise makes it continuous
+        smooth = p - np.random.default_rng(1).random(len(p)) / (PERMUTATIONS + 1)
+        fit = reference.kstest(smooth, "uniform").pvalue
+        lines.append(f"| {name} | {len(cohort[0])} | {' | '.join(below)} | {fit:.2f} |")
+    lines += [
+        "",
+        "| Gaussians, shift a number | `mmd2` covered | `mmd2_excess` covered |",
+        "|---|---|---|",
+    ]
+    for shift in (0.0, 0.2, 0.4, 0.8):
+        both = [f"{100 * c:.1f} %" for c in covered(shift, round(10 * shift))]
+        lines.append(f"| {shift:g} standard deviations | {' | '.join(both)} |")
+    text = f"`python tests/benchmarks/calibration.py`, {SPLITS} times each:\n\n" + "\n".join(lines)
+    publish(options.page, text, BEGIN, END)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
