@@ -224,7 +224,7 @@ def test_a_place_that_cannot_hold_a_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match="cannot be made") as error:
         Run(tmp_path / "file/run")
-    assert "--run" in str(error.value)
+    assert "Name another run folder" in str(error.value)
 
 
 def test_a_run_of_somebody_else(run: Run) -> None:
