@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from synthmed.metrics.base import Base
-from synthmed.metrics.blocks import blocks
 from synthmed.metrics.shared import Shared, Side
 from synthmed.metrics.sides import Sides
 from synthmed.metrics.stats import Z95, Floats
@@ -47,7 +46,7 @@ class RegionVolumeSMD(Base):
 
     def estimate(self, sides: Sides, shared: Shared) -> list[Estimate]:
         """All regions and the worst; null with fewer than three patients a side."""
-        real: Side = "holdout" if shared.has_holdout else "train"
+        real = shared.reference
         used: tuple[Side, ...] = ("synthetic", "train", real)
         masks = [i for i, c in enumerate(sides.channels) if c.mask is not None and not c.given]
         names = [sides.channels[i].name for i in masks] or list(CLASSES)
@@ -100,7 +99,7 @@ class RegionVolumeSMD(Base):
             "tenth; large-sample interval.",
             seed=sides.seed,
             note=note,
-            n_holdout=len(shared.patients("holdout")) if shared.has_holdout else None,
+            n_holdout=shared.n_holdout,
         )
 
 
@@ -120,7 +119,7 @@ def thresholds(shared: Shared) -> Floats:
     otsu: Any = filters.threshold_multiotsu  # carries no types
     counts = np.zeros(256)
     bins = np.linspace(FOREGROUND, 1.25, len(counts) + 1)
-    for block in blocks(shared.cases("train"), shared.images[:1], shared.scans("train")):
+    for block in shared.blocks("train", shared.images[:1]):
         counts += np.histogram(block, bins)[0]
     if np.count_nonzero(counts) < len(CLASSES):  # nothing to divide
         return np.quantile(bins, [1 / 3, 2 / 3])
@@ -132,7 +131,7 @@ def _volumes(shared: Shared, side: Side, masks: Sequence[int], edges: Floats | N
     """(n_patients, regions) volumes in cubic millimetres, means over a patient's scans."""
     voxel = float(np.prod(shared.sides.spacing_mm))
     rows = []
-    for block in blocks(shared.cases(side), masks or shared.images[:1], shared.scans(side)):
+    for block in shared.blocks(side, masks or shared.images[:1]):
         if edges is None:
             rows.append(block.sum(axis=(2, 3, 4), dtype=np.float64))
             continue

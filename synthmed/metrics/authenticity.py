@@ -64,7 +64,7 @@ class Authenticity(Base):
                 ),
                 seed=sides.seed,
                 note=note,
-                n_holdout=len(shared.patients("holdout")) if shared.has_holdout else None,
+                n_holdout=shared.n_holdout,
             )
         ]
 

@@ -64,6 +64,11 @@ def block_means(block: Singles, size: Sequence[int]) -> Singles:
     return np.ascontiguousarray(out, dtype=np.float32)
 
 
+def smallest(block: Singles, grid: Sequence[int]) -> Floats:
+    """(b, C voxels) area averages of (b, C, X, Y, Z) on a grid, as rows."""
+    return np.asarray(block_means(block, grid).reshape(len(block), -1), dtype=np.float64)
+
+
 def _averaging(n: int, wanted: int) -> Floats:
     """(wanted, n) matrix whose rows average n voxels over `wanted` equal stretches."""
     edges = np.linspace(0, n, wanted + 1)

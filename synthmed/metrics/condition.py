@@ -16,7 +16,6 @@ from synthmed.metrics.reader import (
     fit,
     left_out,
     patient_weights,
-    small,
 )
 from synthmed.metrics.shared import Shared, Side
 from synthmed.metrics.sides import Sides
@@ -58,7 +57,7 @@ class ConditionAccuracy(Base):
         if not sides.categorical and not sides.continuous:
             return []
         used: tuple[Side, ...] = ("train", "holdout", "synthetic")
-        scans = {side: small(shared, side, self.side) for side in used}
+        scans = {side: shared.small(side, self.side) for side in used}
         each = [self._category(c, sides, shared, scans) for c in sides.categorical]
         numbers = [self._number(c, sides, shared, scans) for c in sides.continuous]
         worst = min(each or numbers, key=_shortfall)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -10,7 +10,6 @@ from pydantic import Field
 
 from synthmed.keys import Key
 from synthmed.metrics.base import Base
-from synthmed.metrics.reader import small
 from synthmed.metrics.shared import Shared, Side, pick
 from synthmed.metrics.sides import Sides
 from synthmed.metrics.stats import Floats, auc, auc_interval
@@ -48,14 +47,15 @@ class DiscriminatorAUC(Base):
 
     def estimate(self, sides: Sides, shared: Shared) -> list[Estimate]:
         """One estimate; null with fewer than four patients a side."""
-        real: Side = "holdout" if shared.has_holdout else "train"
+        real = shared.reference
         used: tuple[Side, ...] = ("train", real, "synthetic")
         count = min(len(shared.patients(side)) for side in used)
         key = sides.key.fold("discriminator_auc")
         value = ci = floor = ceiling = None
         note = "a side has fewer than four patients"
         if count >= 4:
-            seen = self._seen(shared, used)
+            controls: tuple[Side, ...] = ("blurred",) if shared.has_holdout else ()
+            seen = self._seen(shared, (*used, *controls))
             made, people = self._scores(shared, seen, "synthetic", real, count, key.fold("value"))
             value = auc(made, people)
             rng = key.fold("ci").numpy()
@@ -63,7 +63,6 @@ class DiscriminatorAUC(Base):
             ci = (min(low, value), max(high, value))
             note = "no held-out patients: told from training patients; no floor and no ceiling"
             if shared.has_holdout:
-                seen |= self._seen(shared, ("train", "blurred"))
                 floor = auc(*self._scores(shared, seen, "train", real, count, key.fold("floor")))
                 ceiling = auc(
                     *self._scores(shared, seen, "blurred", "train", count, key.fold("ceiling"))
@@ -85,26 +84,17 @@ class DiscriminatorAUC(Base):
                 "train; bootstrap interval by patient.",
                 seed=sides.seed,
                 note=note,
-                n_holdout=len(shared.patients("holdout")) if shared.has_holdout else None,
+                n_holdout=shared.n_holdout,
             )
         ]
 
     def _seen(self, shared: Shared, sides: Sequence[Side]) -> dict[Side, Floats]:
         """(n_scans, features) what the classifier sees of each side."""
-        from sklearn.decomposition import PCA
-        from sklearn.preprocessing import StandardScaler
-
-        train = small(shared, "train", self.side)
-        scale = StandardScaler().fit(train)
-        kept = max(1, min(self.components, len(train) // 3, train.shape[1]))
-        axes = PCA(kept, svd_solver="full").fit(scale.transform(train))
-        spread = np.sqrt(np.maximum(axes.explained_variance_, 1e-12))
-
-        def features(side: Side) -> Floats:
-            own = scale.transform(small(shared, side, self.side))
-            return np.hstack([shared.features(side), axes.transform(own) / spread])
-
-        return {side: features(side) for side in dict.fromkeys(sides)}
+        placed = places(shared.small("train", self.side), self.components)
+        return {
+            side: np.hstack([shared.features(side), placed(shared.small(side, self.side))])
+            for side in dict.fromkeys(sides)
+        }
 
     def _scores(
         self,
@@ -116,20 +106,39 @@ class DiscriminatorAUC(Base):
         key: Key,
     ) -> tuple[Floats, Floats]:
         """Scores of `count` patients of either side, by classifiers that never saw them."""
-        from sklearn.linear_model import LogisticRegression
-
         rng = key.numpy()
         rows = []
         for side in (a, b):
             groups = shared.patients(side)
             chosen = np.sort(rng.permutation(len(groups))[:count])
             rows.append(seen[side][pick([groups[i] for i in chosen], rng)])
-        x = np.concatenate(rows)
-        y = np.repeat([1, 0], count)
-        fold = np.concatenate([rng.permutation(np.arange(count) % self.folds) for _ in (a, b)])
-        scores = np.empty(2 * count)
-        for k in range(min(self.folds, count)):
-            test = fold == k
-            reader = LogisticRegression(C=1 / self.ridge, max_iter=2000)
-            scores[test] = reader.fit(x[~test], y[~test]).decision_function(x[test])
-        return scores[:count], scores[count:]
+        return told_apart(rows[0], rows[1], self.folds, self.ridge, rng)
+
+
+def places(train: Floats, components: int) -> Callable[[Floats], Floats]:
+    """Whitened principal components of small images of train, as a function of small images."""
+    from sklearn.decomposition import PCA
+    from sklearn.preprocessing import StandardScaler
+
+    scale = StandardScaler().fit(train)
+    kept = max(1, min(components, len(train) // 3, train.shape[1]))
+    axes = PCA(kept, svd_solver="full").fit(scale.transform(train))
+    spread = np.sqrt(np.maximum(axes.explained_variance_, 1e-12))
+    return lambda scans: np.asarray(axes.transform(scale.transform(scans)) / spread)
+
+
+def told_apart(
+    x: Floats, y: Floats, folds: int, ridge: float, rng: np.random.Generator
+) -> tuple[Floats, Floats]:
+    """Scores of (n, D) and (m, D) scans by logistic regressions that never saw them."""
+    from sklearn.linear_model import LogisticRegression
+
+    both, label = np.concatenate([x, y]), np.repeat([1, 0], [len(x), len(y)])
+    fold = np.concatenate([rng.permutation(np.arange(len(v)) % folds) for v in (x, y)])
+    scores = np.empty(len(both))
+    for k in range(min(folds, len(both))):
+        test = fold == k
+        if test.any():
+            reader = LogisticRegression(C=1 / ridge, max_iter=2000)
+            scores[test] = reader.fit(both[~test], label[~test]).decision_function(both[test])
+    return scores[: len(x)], scores[len(x) :]

@@ -78,7 +78,7 @@ def compare(
         smallest: fewest patients a side for which the statistic is defined.
     """
     key = shared.sides.key.fold(label)
-    reference: Side = "holdout" if shared.has_holdout else "train"
+    reference = shared.reference
     real, made = shared.patients(reference), shared.patients("synthetic")
     train = shared.patients("train")
     sizes = [len(real), len(made), len(train)]
@@ -149,7 +149,7 @@ def one_distance(
         method=method,
         seed=sides.seed,
         note=note,
-        n_holdout=len(shared.patients("holdout")) if shared.has_holdout else None,
+        n_holdout=shared.n_holdout,
     )
 
 
@@ -195,7 +195,7 @@ def one_variety(
         method=method,
         seed=sides.seed,
         note=note,
-        n_holdout=len(shared.patients("holdout")) if shared.has_holdout else None,
+        n_holdout=shared.n_holdout,
     )
 
 

@@ -42,8 +42,8 @@ class Frechet(Base):
 
     def estimate(self, sides: Sides, shared: Shared) -> list[Estimate]:
         """One estimate; null when a side has fewer than ten patients."""
-        used: tuple[Side, ...] = ("train", "holdout" if shared.has_holdout else "train")
-        count = min(len(shared.patients(side)) for side in (*used, "synthetic"))
+        used: tuple[Side, ...] = ("train", shared.reference, "synthetic")
+        count = min(len(shared.patients(side)) for side in used)
         # half of the patients stand behind the interval, in the same components
         d = max(1, min(self.components, count // (2 * PATIENTS_A_COMPONENT)))
         axes = principal_axes(shared.features("train"), d)

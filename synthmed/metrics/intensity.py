@@ -8,9 +8,9 @@ import numpy as np
 from pydantic import Field
 
 from synthmed.metrics.base import Base
-from synthmed.metrics.blocks import Singles, blocks
+from synthmed.metrics.blocks import Singles
 from synthmed.metrics.equal import compare, one_distance
-from synthmed.metrics.shared import BLUR_VOXELS, Shared, Side
+from synthmed.metrics.shared import Shared, Side
 from synthmed.metrics.sides import Sides
 from synthmed.metrics.stats import Floats, Ints
 from synthmed.types import Estimate
@@ -46,10 +46,7 @@ class IntensityW1(Base):
 
         def cumulative(side: Side) -> Floats:
             if side not in kept:
-                blur = BLUR_VOXELS if side == "blurred" else 0.0
-                scans = shared.scans(side)
-                parts = blocks(shared.cases(side), shared.images, scans, blur)
-                kept[side] = np.concatenate([cdfs(b, self.bins) for b in parts])
+                kept[side] = np.concatenate([cdfs(b, self.bins) for b in shared.blocks(side)])
             return kept[side]
 
         def statistic(a: Side, a_scans: Ints, b: Side, b_scans: Ints) -> Floats:

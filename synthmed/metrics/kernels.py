@@ -76,7 +76,7 @@ def discrepancy(shared: Shared, kernel: Kernel, times: int, key: Key) -> Discrep
         times: permutations.
         key: of the permutations.
     """
-    real: Side = "holdout" if shared.has_holdout else "train"
+    real = shared.reference
     used: tuple[Side, ...] = ("synthetic", "train", real)
     if min(len(shared.patients(side)) for side in used) < FEWEST:
         return None

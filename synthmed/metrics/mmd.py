@@ -83,7 +83,7 @@ def of_distance(
         f"{_CONTROLS}",
         seed=sides.seed,
         note=REASON if found is None else found.note,
-        n_holdout=len(shared.patients("holdout")) if shared.has_holdout else None,
+        n_holdout=shared.n_holdout,
     )
 
 

@@ -85,7 +85,7 @@ class PRDC(Base):
                     method=method,
                     seed=sides.seed,
                     note=note,
-                    n_holdout=len(shared.patients("holdout")) if shared.has_holdout else None,
+                    n_holdout=shared.n_holdout,
                 )
             )
         return out

@@ -2,41 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from synthmed.metrics.blocks import Singles, block_means, blocks
-from synthmed.metrics.shared import BLUR_VOXELS, Shared, Side
+from synthmed.metrics.shared import Shared, Side
 from synthmed.metrics.stats import Floats
 
 Names = npt.NDArray[np.str_]
-
-
-def small(shared: Shared, side: Side, voxels: int) -> Floats:
-    """(n_scans, voxels) block averages of the image channels, at most `voxels` a side."""
-    cases = shared.cases(side)
-    blur = BLUR_VOXELS if side == "blurred" else 0.0
-    parts = blocks(cases, shared.images, shared.scans(side), blur)
-    size = small_size(shared, voxels)
-    return stacked((smallest(b, size) for b in parts), len(shared.images) * int(np.prod(size)))
-
-
-def small_size(shared: Shared, voxels: int) -> list[int]:
-    """The grid that a reader sees."""
-    return [min(voxels, n) for n in shared.cases("train").volumes.shape[2:]]
-
-
-def smallest(block: Singles, size: Sequence[int]) -> Floats:
-    """(b, C voxels) block averages of a block of scans."""
-    return np.asarray(block_means(block, size).reshape(len(block), -1), dtype=np.float64)
-
-
-def stacked(rows: Iterable[Floats], width: int) -> Floats:
-    """Rows below each other; none of them is (0, width)."""
-    return np.concatenate([np.zeros((0, width)), *rows])
 
 
 def fit(
@@ -45,7 +20,7 @@ def fit(
     """Standardised, reduced by PCA, and read by logistic regression or ridge regression.
 
     Args:
-        x: (n, voxels) from `small`.
+        x: (n, voxels) from `Shared.small`.
         y: (n,) categories or numbers.
         weight: (n,) of each scan in the regression.
         kind: of the condition.

@@ -7,12 +7,12 @@ copies test and the membership attack see everyone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
 
-from synthmed.metrics.blocks import blocks, image_channels
+from synthmed.metrics.blocks import Singles, blocks, image_channels, smallest
 from synthmed.metrics.copies import Copies, Matches, find_copies, match
 from synthmed.metrics.descriptor import RESOLUTION, describe
 from synthmed.metrics.sides import Cases, Sides
@@ -46,6 +46,7 @@ class Shared:
         self._groups: dict[Side, list[Ints]] = {}
         self._scans: dict[Side, Ints] = {}
         self._features: dict[Side, Floats] = {}
+        self._small: dict[tuple[Side, int], Floats] = {}
         self._distances: dict[tuple[Side, Side], Floats] = {}
         self._scale: tuple[Floats, Floats] | None = None
         self._matches: Matches | None = None
@@ -54,6 +55,16 @@ class Shared:
     def has_holdout(self) -> bool:
         """Whether any patient is held out."""
         return len(self.sides.holdout) > 0
+
+    @property
+    def reference(self) -> Side:
+        """What the synthetic side is compared with: the holdout, or train where nobody is."""
+        return "holdout" if self.has_holdout else "train"
+
+    @property
+    def n_holdout(self) -> int | None:
+        """Held-out patients, null without any."""
+        return len(self.patients("holdout")) if self.has_holdout else None
 
     def cases(self, side: Side) -> Cases:
         """The scans of a side; `blurred` gives the holdout as it is."""
@@ -82,12 +93,29 @@ class Shared:
         self.patients(side)
         return self._scans[side]
 
+    def blocks(self, side: Side, channels: Sequence[int] | None = None) -> Iterator[Singles]:
+        """The kept scans of a side in order, as blocks; by default their image channels."""
+        blur = BLUR_VOXELS if side == "blurred" else 0.0
+        chosen = self.images if channels is None else channels
+        return blocks(self.cases(side), chosen, self.scans(side), blur)
+
+    def small_grid(self, voxels: int) -> list[int]:
+        """The grid of `small`."""
+        return [min(voxels, n) for n in self.sides.train.volumes.shape[2:]]
+
+    def small(self, side: Side, voxels: int) -> Floats:
+        """(n_scans, C voxels) area averages of the image channels, at most `voxels` a side."""
+        if (side, voxels) not in self._small:
+            grid = self.small_grid(voxels)
+            rows = [smallest(b, grid) for b in self.blocks(side)]
+            empty = np.zeros((0, len(self.images) * int(np.prod(grid))))
+            self._small[side, voxels] = np.concatenate([empty, *rows])
+        return self._small[side, voxels]
+
     def descriptors(self, side: Side) -> Floats:
         """(n_scans, 53 per image channel) descriptors of a side."""
         if side not in self._features:
-            blur = BLUR_VOXELS if side == "blurred" else 0.0
-            scans = self.scans(side)
-            rows = [describe(b) for b in blocks(self.cases(side), self.images, scans, blur)]
+            rows = [describe(b) for b in self.blocks(side)]
             empty = np.zeros((0, len(self.images) * len(RESOLUTION)))
             self._features[side] = np.concatenate([empty, *rows])
         return self._features[side]

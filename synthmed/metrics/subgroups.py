@@ -72,8 +72,8 @@ class Part(Shared):
         return bool(self._people.get("holdout"))
 
     def patients(self, side: Side) -> list[Ints]:
-        ends = np.cumsum([len(g) for g in self._kept(side)])
         kept = self._kept(side)
+        ends = np.cumsum([len(g) for g in kept])
         return [np.arange(end - len(g), end) for g, end in zip(kept, ends, strict=True)]
 
     def scans(self, side: Side) -> Ints:
@@ -85,8 +85,8 @@ class Part(Shared):
     def features(self, side: Side) -> Floats:
         return self._whole.features(side)[self._of(side)]
 
-    def distances(self, a: Side, b: Side) -> Floats:
-        return self._whole.distances(a, b)[np.ix_(self._of(a), self._of(b))]
+    def small(self, side: Side, voxels: int) -> Floats:
+        return self._whole.small(side, voxels)[self._of(side)]
 
     def _kept(self, side: Side) -> list[Ints]:
         names, scans = self._whole.cases(side).patients, self._whole.scans(side)

@@ -10,17 +10,13 @@ from pydantic import Field
 
 from synthmed.keys import Key
 from synthmed.metrics.base import Base
-from synthmed.metrics.blocks import Singles, blocks
+from synthmed.metrics.blocks import Singles, smallest
 from synthmed.metrics.reader import (
     asked,
     first_scans,
     fit,
     left_out,
     patient_weights,
-    small,
-    small_size,
-    smallest,
-    stacked,
 )
 from synthmed.metrics.shared import Shared, Side
 from synthmed.metrics.sides import Sides
@@ -102,16 +98,16 @@ class Utility(Base):
     def _scans(self, shared: Shared) -> dict[str, Floats]:
         """What a reader sees of every side, and of altered copies of train, copy after copy."""
         used: tuple[Side, ...] = ("train", "holdout", "synthetic")
-        scans = {str(side): small(shared, side, self.side) for side in used}
+        scans = {str(side): shared.small(side, self.side) for side in used}
         n = len(scans["train"])
         times = max(1, round(len(scans["synthetic"]) / max(1, n)))
-        size = small_size(shared, self.side)
+        grid = shared.small_grid(self.side)
         rows = [
-            smallest(altered(block, first, shared.sides, copy, self.flip), size)
+            smallest(altered(block, first, shared.sides, copy, self.flip), grid)
             for copy in range(times)
             for first, block in _numbered(shared)
         ]
-        return {**scans, "altered": stacked(rows, scans["train"].shape[1])}
+        return {**scans, "altered": np.concatenate([scans["train"][:0], *rows])}
 
     def _condition(
         self, condition: str, sides: Sides, shared: Shared, scans: Mapping[str, Floats] | None
@@ -274,7 +270,7 @@ def altered(block: Singles, first: int, sides: Sides, copy: int, flip: bool) -> 
 def _numbered(shared: Shared) -> Iterator[tuple[int, Singles]]:
     """Blocks of train, each with the number of its first scan."""
     first = 0
-    for block in blocks(shared.cases("train"), shared.images, shared.scans("train")):
+    for block in shared.blocks("train"):
         yield first, block
         first += len(block)
 

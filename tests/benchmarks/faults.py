@@ -25,17 +25,15 @@ import numpy.typing as npt
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 from skimage.restoration import estimate_sigma
-from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 from synthmed.metrics import anatomy, kernels
 from synthmed.metrics.authenticity import authentic_share
+from synthmed.metrics.blocks import smallest
 from synthmed.metrics.descriptor import N_BINS, RESOLUTION, describe
+from synthmed.metrics.discriminator import places, told_apart
 from synthmed.metrics.frechet import frechet, principal_axes
 from synthmed.metrics.intensity import cdfs
 from synthmed.metrics.prdc import prdc
-from synthmed.metrics.reader import smallest
 from synthmed.metrics.stats import auc
 from synthmed.metrics.vendi import vendi
 from tests.benchmarks.cohorts import publish
@@ -177,7 +175,8 @@ def figures(s: Table, h: Table, t: Table, rng: np.random.Generator) -> dict[str,
              for a, u in zip("xy", (x, y), strict=True)
              for b, v in zip("xy", (x, y), strict=True)}  # fmt: skip
     axes = principal_axes(z, 5)
-    u, v = places(s, h, t)
+    placed = places(t["small"], 30)
+    u, v = (placed(part["small"]) for part in (s, h))
     overlap = dict(zip(("precision", "recall", "density", "coverage"),
                        prdc(d["yy"], d["xx"], d["yx"], 5), strict=True))  # fmt: skip
     m = min(len(x), len(z))  # rows are in random order; the score grows with their number
@@ -194,31 +193,10 @@ def figures(s: Table, h: Table, t: Table, rng: np.random.Generator) -> dict[str,
         "region_volume_smd": max(
             anatomy.smd(a, b)[0] for a, b in zip(s["volume"].T, h["volume"].T, strict=True)
         ),
-        "discriminator_auc": told_apart(np.hstack([x, u]), np.hstack([y, v]), rng),
+        "discriminator_auc": auc(*told_apart(np.hstack([x, u]), np.hstack([y, v]), 5, 10.0, rng)),
         "authenticity": -authentic_share(d["xz"], d["zz"]),
     }
     return {name: float(value) for name, value in out.items()}
-
-
-def places(s: Table, h: Table, t: Table) -> tuple[Volume, Volume]:
-    """Whitened principal components of small images, as the discriminator sees them."""
-    scale = StandardScaler().fit(t["small"])
-    axes = PCA(min(30, len(t["small"]) // 3), svd_solver="full").fit(scale.transform(t["small"]))
-    spread = np.sqrt(np.maximum(axes.explained_variance_, 1e-12))
-    u, v = (axes.transform(scale.transform(part["small"])) / spread for part in (s, h))
-    return u, v
-
-
-def told_apart(x: Volume, y: Volume, rng: np.random.Generator) -> float:
-    """The discriminator's AUC, as in synthmed/metrics/discriminator.py."""
-    both, label = np.concatenate([x, y]), np.repeat([1, 0], [len(x), len(y)])
-    fold = np.concatenate([rng.permutation(np.arange(len(v)) % 5) for v in (x, y)])
-    scores = np.empty(len(both))
-    for k in range(5):
-        reader = LogisticRegression(C=0.1, max_iter=2000)
-        reader.fit(both[fold != k], label[fold != k])
-        scores[fold == k] = reader.decision_function(both[fold == k])
-    return auc(scores[: len(x)], scores[len(x) :])
 
 
 def found(

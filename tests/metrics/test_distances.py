@@ -330,6 +330,7 @@ def test_half_interval_covers_the_expected_figure() -> None:
 
     class Fake:
         has_holdout = False
+        reference = "train"
 
         def __init__(self, seed: int) -> None:
             self.sides = sides(EMPTY, EMPTY, EMPTY, resamples=100, seed=seed)
