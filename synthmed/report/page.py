@@ -9,8 +9,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from synthmed.metrics.subgroups import WORST
 from synthmed.report.chart import chart
+from synthmed.report.cited import cited
 from synthmed.report.curves import WAYS, curves
 from synthmed.report.viewer import cost, scripts
 from synthmed.report.words import direction, words
@@ -54,7 +54,7 @@ def render(report: Mapping[str, Any], content: Mapping[str, bytes]) -> str:
         r=report,
         images=shown,
         n_left_out=left_out,
-        slices=_worst_slices(report["estimates"]),
+        slices=_worst_slices(report),
         curves=curves(report["estimates"]),
         viewer=scripts(list(volumes.values())),
         ways=[said for _, said in WAYS],
@@ -74,7 +74,7 @@ def environment() -> Environment:
     )
     env.filters.update(num=number, line=one_line)
     env.globals.update(
-        words=words, direction=direction, chart=chart, status_of=STATUS, group_of=GROUP
+        words=words, direction=direction, chart=chart, cited=cited, status_of=STATUS, group_of=GROUP
     )
     return env
 
@@ -97,16 +97,16 @@ def one_line(x: Any) -> str:
     return " ".join(plain.split())
 
 
-def _worst_slices(estimates: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _worst_slices(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """For each estimate measured in subgroups, the subgroup where it is worst.
 
-    Slices `condition=NAME` and `region=NAME` are no subgroups but parts of what was asked of all.
+    Other slices (a region, a feature space, an attack) are parts of what was asked of everybody.
     """
+    conditions = report["data"]["conditions"].items()
+    subgroups = {f"{k}={c}" for k, v in conditions for c in v.get("categories", ())}
     worst: dict[str, tuple[float, dict[str, Any]]] = {}
-    for e in estimates:
-        if e["value"] is None or e["slice"] in (None, WORST):
-            continue
-        if e["slice"].startswith(("condition=", "region=")):
+    for e in report["estimates"]:
+        if e["value"] is None or e["slice"] not in subgroups:
             continue
         badness = {
             "lower": e["value"],

@@ -91,6 +91,59 @@ def drawn(page: Page, index: int) -> int:
     return int((grey & (seen.min(axis=2) > 120)).sum())
 
 
+CONTRAST = """
+(() => {
+  const channels = text => {
+    const [r, g, b, a] = text.match(/[\\d.]+/g).map(Number);
+    return [r, g, b, a === undefined ? 1 : a];
+  };
+  const light = ([r, g, b]) => {
+    const one = v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+    return 0.2126 * one(r) + 0.7152 * one(g) + 0.0722 * one(b);
+  };
+  const behind = node => {
+    for (; node; node = node.parentElement) {
+      const colour = channels(getComputedStyle(node).backgroundColor);
+      if (colour[3] === 1) return colour;
+    }
+    return [255, 255, 255, 1];
+  };
+  const low = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  let seen = 0;
+  while (walker.nextNode()) {
+    const node = walker.currentNode.parentElement;
+    if (!walker.currentNode.data.trim() || !node.getClientRects().length) continue;
+    if (['SCRIPT', 'STYLE'].includes(node.tagName) || node.closest('.hidden, .skip')) continue;
+    const style = getComputedStyle(node);
+    const size = parseFloat(style.fontSize), bold = Number(style.fontWeight) >= 700;
+    const least = size >= 24 || (bold && size >= 18.66) ? 3 : 4.5;
+    const ink = node.closest('svg') ? style.fill : style.color;
+    const [a, b] = [light(channels(ink)), light(behind(node))].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05);
+    seen += 1;
+    const text = walker.currentNode.data.trim().slice(0, 40);
+    if (ratio < least) low.push(`${text} ${ratio.toFixed(2)}`);
+  }
+  return {seen, low};
+})()
+"""
+"""Texts whose contrast is below the AA level of WCAG 2.1 (success criterion 1.4.3)."""
+
+
+@pytest.mark.parametrize("kind", ["restricted", "shareable"])
+def test_every_text_has_the_contrast_of_wcag_aa(
+    page: Page, tmp_path: Path, whole_report: dict[str, Any], kind: str  # noqa: F811
+) -> None:  # fmt: skip
+    page.size(1200, 900)
+    page.open(written(tmp_path, whole_report, report=kind))
+    found = page.run(CONTRAST)
+    assert found["seen"] > 100 and found["low"] == []
+    # the measure itself sees grey on white
+    page.run("document.querySelector('h1').style.color = '#999'")
+    assert len(page.run(CONTRAST)["low"]) == 1
+
+
 def test_what_a_config_says_cannot_run(
     page: Page, tmp_path: Path, whole_report: dict[str, Any]  # noqa: F811
 ) -> None:  # fmt: skip

@@ -12,6 +12,7 @@ import pytest
 
 from synthmed.report.cards import card
 from synthmed.report.chart import chart
+from synthmed.report.cited import cited
 from synthmed.report.images import legend
 from synthmed.report.mosaic import png
 from synthmed.report.page import MAX_PAGE_BYTES, render
@@ -225,6 +226,27 @@ def test_the_worst_subgroup_is_named(report: dict[str, Any]) -> None:
     part = page(report).split("<h3>Worst subgroup</h3>")[1].split("</table>")[0]
     assert "sex=F" in part
     assert "sex=M" not in part
+
+
+def test_parts_that_are_no_subgroup_are_not_the_worst_one(report: dict[str, Any]) -> None:
+    report["estimates"].append(estimate("mmd2", "fidelity", slice="features=x", value=0.9))
+    part = page(report).split("<h3>Worst subgroup</h3>")[1].split("</table>")[0]
+    assert "sex=F" in part and "features=x" not in part
+
+
+def test_the_text_to_cite_tells_what_the_report_tells(report: dict[str, Any]) -> None:
+    text = cited(report)
+    assert text.startswith("30 synthetic T1w scans were generated with the backbone cvae")
+    assert "120 scans of 100 patients, split by patient: 40 to learn from, 60 held out" in text
+    assert "share of training patients copied, before the filter 0.1" in text
+    assert "No formal privacy guarantee applies." in text
+    assert "1 of 2 lines of the release policy were met. Decision: REVIEW." in text
+    assert text in page(report)
+    # neither a figure that is not in the report, nor one without a value
+    assert "coverage" not in text and "AUC of a classifier" not in text
+    report["signature"] = {"name": "A", "when": "now", "reason": "r"}
+    report["decision"] = "RELEASE"
+    assert cited(report).endswith("Decision: RELEASE after review by a named person.")
 
 
 def test_an_estimate_without_a_rule_is_not_called_inconclusive(report: dict[str, Any]) -> None:
