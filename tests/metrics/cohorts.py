@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
@@ -84,3 +86,25 @@ class Remembered:
         if pair not in self.kept:
             self.kept[pair] = self.inner.compare(queries, references)
         return self.kept[pair]
+
+
+Disguise = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+
+def moved(x: np.ndarray, by: tuple[int, int, int]) -> np.ndarray:
+    return np.roll(x, by, (0, 1, 2))
+
+
+DISGUISES: dict[str, Disguise] = {
+    "exact": lambda x, rng: x,
+    "noise": lambda x, rng: x + 0.05 * rng.standard_normal(x.shape),
+    "blur": lambda x, rng: gaussian_filter(x, 0.7),
+    "flip": lambda x, rng: x[::-1],
+    "shift": lambda x, rng: moved(x, (1, -2, 1)),
+    "intensity": lambda x, rng: 0.1 + 0.7 * np.clip(x, 0, None) ** 0.6,
+    "combined": lambda x, rng: (
+        moved(0.8 * np.clip(x[::-1], 0, None) ** 0.8, (1, 0, -1))
+        + 0.02 * rng.standard_normal(x.shape)
+    ),
+}
+"""What may be done to a copy, intensities being about 0 to 1."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 from scipy import stats as reference
-from scipy.ndimage import gaussian_filter
 
 from synthmed.keys import Key
 from synthmed.metrics import Copied
@@ -19,28 +16,17 @@ from synthmed.metrics.similarity import (
     ImageSimilarity,
     normal_scores,
 )
-from tests.metrics.cohorts import GRID, Remembered, cases, made, sides
+from tests.metrics.cohorts import (
+    DISGUISES,
+    GRID,
+    Disguise,
+    Remembered,
+    cases,
+    made,
+    sides,
+)
 
 IMAGE = Remembered(ImageSimilarity((0,)), {})
-Disguise = Callable[[np.ndarray, np.random.Generator], np.ndarray]
-
-
-def moved(x: np.ndarray, by: tuple[int, int, int]) -> np.ndarray:
-    return np.roll(x, by, (0, 1, 2))
-
-
-DISGUISES: dict[str, Disguise] = {
-    "exact": lambda x, rng: x,
-    "noise": lambda x, rng: x + 0.05 * rng.standard_normal(x.shape),
-    "blur": lambda x, rng: gaussian_filter(x, 0.7),
-    "flip": lambda x, rng: x[::-1],
-    "shift": lambda x, rng: moved(x, (1, -2, 1)),
-    "intensity": lambda x, rng: 0.1 + 0.7 * np.clip(x, 0, None) ** 0.6,
-    "combined": lambda x, rng: (
-        moved(0.8 * np.clip(x[::-1], 0, None) ** 0.8, (1, 0, -1))
-        + 0.02 * rng.standard_normal(x.shape)
-    ),
-}
 
 
 @pytest.fixture(scope="module")
