@@ -462,6 +462,29 @@ def prove_canaries(folder: Path) -> Result:
     return Result(never_more and enough, f"20 seeds; {'; '.join(said)}")
 
 
+def prove_posing(folder: Path) -> Result:
+    from tests.proofs import evidence
+
+    made_up = [evidence.posing(folder, seed, 300, 300, 300) for seed in range(1, 6)]
+    first = made_up[0]
+    figures = f"phantoms, {first.n_train} + {first.n_holdout}: {evidence.said(made_up)}"
+    passed = all(j.decision == "RELEASE" for j in made_up)
+    data = os.environ.get("SYNTHMED_REAL_DATA")
+    for cohort in evidence.REAL if data else ():
+        real = [evidence.real_posing(Path(str(data)), cohort, folder, seed) for seed in range(3)]
+        figures += f"; {cohort}, {real[0].n_train} + {real[0].n_holdout}: {evidence.said(real)}"
+        passed &= all(j.decision != "WITHHELD" for j in real)
+    return Result(passed, figures if data else f"{figures}; real cohorts not at hand")
+
+
+def prove_overfit(folder: Path) -> Result:
+    from tests.proofs import evidence
+
+    found = evidence.overfit(folder, steps=6000)
+    passed = found.decision == "WITHHELD" and "copied_patients" in found.failed
+    return Result(passed, f"{found.n_train} people: {evidence.said([found])}")
+
+
 class NotHere(Exception):
     """A proof needs something that this machine has not."""
 
@@ -503,6 +526,15 @@ PROOFS = {
         "1000 canaries at epsilon 8 and delta 1e-5: no bound above the claim, and a mean of at "
         "least 0.3 of it at full batches.",
         prove_canaries,
+    ),
+    "posing": Proof(
+        "People nobody trained on, handed in as a synthetic cohort, are released where 300 are "
+        "held out (five cohorts of phantoms), and never withheld on real cohorts.",
+        prove_posing,
+    ),
+    "overfit": Proof(
+        "A diffusion model that was trained on twenty people until it copies them is withheld.",
+        prove_overfit,
     ),
 }
 
