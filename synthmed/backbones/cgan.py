@@ -29,7 +29,8 @@ from synthmed.backbones.generative import (
     VolumeSpec,
     submodule,
 )
-from synthmed.keys import torch_generator
+from synthmed.backbones.nets.altered import altered, draw
+from synthmed.keys import Key, torch_generator
 
 if TYPE_CHECKING:
     from synthmed.config import Optimizer
@@ -63,6 +64,9 @@ class CGAN(BaseModel):
         hidden: H, features of the critic that the condition is projected on.
         dropout: share of these that is dropped, for cohorts so small that the critic learns them
             by heart.
+        alter: whether the critic sees scans and samples moved, brightened and partly hidden, the
+            same kinds of change on both: few scans are then not learned by heart so soon
+            (`nets.altered`).
         ema: decay of the moving average of the generator that is kept.
     """
 
@@ -88,6 +92,7 @@ class CGAN(BaseModel):
     )
     hidden: Annotated[int, Field(ge=4, le=4096)] = 128
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    alter: bool = True
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.995
 
     @model_validator(mode="after")
@@ -183,11 +188,15 @@ class ConditionalGAN:
         if self.config.dropout:
             kept = torch.rand(n, self.config.hidden, generator=generator) >= self.config.dropout
             draws["keep_SH"] = kept / (1 - self.config.dropout)
+        if self.config.alter:
+            draws.update({f"made_{k}": v for k, v in draw(generator, n).items()})
         return draws
 
     def _draw_critic(self, generator: Generator, n_scans: int) -> Draws:
         draws = self._draw_both(generator, n_scans)
         draws["between_S"] = torch.rand(n_scans, generator=generator)
+        if self.config.alter:
+            draws.update({f"scan_{k}": v for k, v in draw(generator, n_scans).items()})
         return draws
 
     def _draw_generator(self, generator: Generator, n_scans: int) -> Draws:
@@ -226,6 +235,17 @@ class ConditionalGAN:
 
         return score
 
+    def _altered(self, x: Tensor, given: Tensor, draws: Draws, side: str) -> tuple[Tensor, Tensor]:
+        """What the critic sees of (B S, ...) volumes and their masks."""
+        if not self.config.alter:
+            return x, given
+        drawn = {
+            k.removeprefix(f"{side}_"): v.flatten(0, 1)
+            for k, v in draws.items()
+            if k.startswith(f"{side}_")
+        }
+        return altered(x, given, drawn)
+
     def _critic_loss(
         self, params: Params, batch: Batch | None, draws: Draws, progress: float
     ) -> Tensor:
@@ -238,10 +258,14 @@ class ConditionalGAN:
         keep = draws["keep_SH"].flatten(0, 1) if "keep_SH" in draws else None
         with torch.no_grad():
             made = self._made(params, draws, c, given)
+        given_made = given
+        x, given = self._altered(x, given, draws, "scan")
+        made, given_made = self._altered(made, given_made, draws, "made")
         score = self._scorer(params)
         # one pass for both: the convolutions see twice the batch
         kept = keep if keep is None else torch.cat([keep, keep])
-        scores = score(torch.cat([x, made]), torch.cat([c, c]), torch.cat([given, given]), kept)
+        both = torch.cat([x, made]), torch.cat([c, c]), torch.cat([given, given_made])
+        scores = score(*both, kept)
         of_scan, of_made = scores.chunk(2)
         if self.config.loss == "wasserstein":
             loss = of_made - of_scan
@@ -266,7 +290,8 @@ class ConditionalGAN:
         else:
             mask, c, given = batch.mask, batch.c.flatten(0, 1), batch.given.flatten(0, 1)
         keep = draws["keep_SH"].flatten(0, 1) if "keep_SH" in draws else None
-        scores = self._scorer(params)(self._made(params, draws, c, given), c, given, keep)
+        made, given = self._altered(self._made(params, draws, c, given), given, draws, "made")
+        scores = self._scorer(params)(made, c, given, keep)
         loss = -scores if self.config.loss == "wasserstein" else softplus(-scores)
         return _mean_scan(loss, mask)
 
@@ -333,6 +358,18 @@ class ConditionalGAN:
             apart = self._scores(*sides[0]).mean() - self._scores(*sides[1]).mean()
             figures["critic_gap_holdout"] = float(apart)
         return Examination(figures=figures)
+
+    @torch.no_grad()
+    def membership_scores(
+        self, x: Tensor, c: Tensor, given: Tensor, key: Key
+    ) -> Mapping[str, Tensor]:
+        """The critic's score under the scan's own condition and mask, nothing dropped.
+
+        The critic is kept beside the generator as it was last trained: it has no average.
+
+        Source: Hayes et al. 2019 (arXiv:1705.07663), the white-box attack.
+        """
+        return {"critic": self._scores(x, c, given).double()}
 
     @torch.no_grad()
     def sample(self, conditions: Tensor, keys: Tensor, given: Tensor) -> Tensor:

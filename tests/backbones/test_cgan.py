@@ -24,7 +24,8 @@ from synthmed.loader import Loader
 from synthmed.training import Training, named_state, one_step
 
 GRID = (8, 8, 8)
-SMALL: dict[str, Any] = {"widths": (4, 8), "latent": 4, "hidden": 8}
+SMALL: dict[str, Any] = {"widths": (4, 8), "latent": 4, "hidden": 8, "alter": False}
+"""Without alteration the losses are those of the papers; what it does is in test_altered.py."""
 DARK, BRIGHT = 0.2, 0.8
 
 
@@ -83,6 +84,7 @@ def test_default_is_the_wgan_gp_of_its_paper() -> None:
     assert critic.optimizer.weight_decay == generator.optimizer.weight_decay == 0
     assert critic.optimizer.learning_rate != generator.optimizer.learning_rate
     assert critic.ema is None and generator.ema is not None
+    assert CGAN().alter
 
 
 def test_a_wasserstein_critic_without_a_bound_is_refused() -> None:
@@ -146,9 +148,12 @@ def test_penalty_is_taken_on_the_line_between_a_scan_and_a_sample() -> None:
     assert expected.min() > 0.01
 
 
+@pytest.mark.parametrize("alter", [False, True])
 @pytest.mark.parametrize(("loss", "bound"), BOUNDS)
-def test_every_variant_gives_per_patient_gradients_by_vmap(loss: str, bound: str) -> None:
-    model = build(loss=loss, lipschitz=bound, dropout=0.3)
+def test_every_variant_gives_per_patient_gradients_by_vmap(
+    loss: str, bound: str, alter: bool
+) -> None:
+    model = build(loss=loss, lipschitz=bound, dropout=0.3, alter=alter)
     critic = phases(model)[0]
     params = {k: p.detach() for k, p in named_parameters(model).items()}
     mine = {k: p for k, p in params.items() if critic.trainable(k)}
