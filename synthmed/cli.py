@@ -311,20 +311,30 @@ def plan(
 @app.command()
 def audit(
     run: RunArg,
-    canaries: Annotated[int, typer.Option("--canaries", min=20, help="How many.")] = 1000,
+    canaries: Annotated[
+        int, typer.Option("--canaries", min=20, help="How many, for a private run.")
+    ] = 1000,
     worlds: Annotated[
-        int, typer.Option("--worlds", min=0, help="Trainings with and without one person.")
+        int,
+        typer.Option(
+            "--worlds", min=0, help="Trainings with and without one person, for a private run."
+        ),
     ] = 60,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the audit.")] = 0,
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
-    """Check a private run: its records against its claim, and what an attacker can find out."""
+    """Attack a run's own weights; of a private run check also its records against its claim."""
     from synthmed import configfile
     from synthmed.privacy.run_audit import describe, perform
+    from synthmed.progress import Progress
 
     _require_run(run)
+    on = pick_device(device)
     with opened(run, configfile.load(run / "config.yaml"), overwrite=False) as (there, config):
-        result = perform(there, config, there.require("model"), canaries, worlds, seed)
+        model, progress = there.require("model"), Progress("audit", quiet)
+        result = perform(there, config, model, canaries, worlds, seed, on, progress)
     if as_json:
         print_json(result)
     else:

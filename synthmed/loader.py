@@ -29,8 +29,9 @@ Side = Literal["train", "holdout"]
 class Loader:
     """Streams training patients from the memory map.
 
-    Held-out patients are read by `watched_batch("holdout", ...)` alone, which no training step
-    calls: its batches only feed a warning and the private examination, and select nothing.
+    Held-out patients are read by `watched_batch("holdout", ...)` and `read` alone, which no
+    training step calls: their batches only feed a warning, the private examination and the audit,
+    and select nothing.
 
     Args:
         dataset: the prepared cohort.
@@ -164,7 +165,7 @@ class Loader:
     def watched_batch(self, side: Side, device: str, part: slice = slice(None)) -> Batch | None:
         """The scans of `watched`, or a part of them, unchanged; None where the side has none."""
         rows = self.watched(side)[part]
-        return self._read(rows, device) if rows else None
+        return self.read(rows, device) if rows else None
 
     def description(self) -> dict[str, Any]:
         """What sampling has to know of the data beside the config: nothing of a patient."""
@@ -198,7 +199,7 @@ class Loader:
             return x
         return fill(x, self.dataset.views[row].tolist())
 
-    def _read(self, rows: Sequence[int], device: str) -> Batch:
+    def read(self, rows: Sequence[int], device: str) -> Batch:
         """These scans, unchanged, one a row."""
         batch = self._batch([self._voxels(i) for i in rows], self.encoded[list(rows)])
         return Batch(*(t.to(device) for t in batch))
@@ -238,7 +239,7 @@ class _Batches(Sequence[Batch]):
     def __getitem__(self, at: int | slice) -> Batch | Sequence[Batch]:
         if isinstance(at, slice):
             return _Batches(self.loader, self.parts[at], self.device)
-        return self.loader._read(self.parts[at].tolist(), self.device)
+        return self.loader.read(self.parts[at].tolist(), self.device)
 
 
 def unaugmented(encoded: Array, views: Array | None, augment: Augment) -> Array:

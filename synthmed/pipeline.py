@@ -226,11 +226,12 @@ class Line:
         progress = Progress("release", self.quiet)
         evidence = evaluate.read_estimates(made["evidence"].path)
         evidence += audited.estimates(self.run, made["model"])
+        inside = audited.inside(self.run, made["model"])
         made_from = store.digest(
             [
                 made["evidence"].digest(),
                 DEPENDS["release"](self.config),
-                *[e.model_dump(mode="json") for e in evidence if e.group == "audit"],
+                *[e.model_dump(mode="json") for e in [*evidence, *inside] if e.group == "audit"],
             ]
         )
         decision = release.standing(self.run, made_from)
@@ -261,6 +262,7 @@ class Line:
             real=Dataset.open(made["dataset"].path),
             made_from=made_from,
             forbidden=source_names(self.config),
+            inside=inside,
         )
         self.run.log("release", decision=decision.decision)
         self.run.record(__version__)

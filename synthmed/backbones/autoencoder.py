@@ -18,7 +18,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from synthmed.backbones.corruption import Corruption, Untouched
-from synthmed.backbones.examining import in_chunks, likeness, scans, sheet, traversal, units
+from synthmed.backbones.examining import (
+    closeness,
+    in_chunks,
+    likeness,
+    scans,
+    sheet,
+    traversal,
+    units,
+)
 from synthmed.backbones.generative import (
     Batch,
     Draws,
@@ -195,6 +203,13 @@ class Compressor:
         return (
             torch.zeros_like(white) if self.config.residual == "none" else self.noise.sample(white)
         )
+
+    def membership_scores(self, x: Tensor, c: Tensor) -> Mapping[str, Tensor]:
+        """Minus the log of a scan's reconstruction error (n,), nothing of it spoilt.
+
+        Source: Hilprecht et al. 2019 (arXiv:1906.03006), the reconstruction attack.
+        """
+        return {"reconstruction": closeness(x, self.decode(self.encode(x, c), c))}
 
     def phase(self) -> Phase:
         """The phase that trains encoder, decoder and residual together."""
@@ -380,6 +395,13 @@ class GenerativeAutoencoder:
         each = [corruption.draw(self.spec, key.fold(i).torch(), 1) for i in range(len(x))]
         draws = {k: torch.stack([d[k] for d in each]).to(x.device) for k in each[0]}
         return corruption.apply(x, draws)
+
+    @torch.no_grad()
+    def membership_scores(
+        self, x: Tensor, c: Tensor, given: Tensor, key: Key
+    ) -> Mapping[str, Tensor]:
+        """The compressor's."""
+        return self.compressor.membership_scores(x, c)
 
     @torch.no_grad()
     def sample(self, conditions: Tensor, keys: Tensor, given: Tensor) -> Tensor:

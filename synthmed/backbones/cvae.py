@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
-from synthmed.backbones.examining import beside, in_chunks, scans, traversal, units
+from synthmed.backbones.examining import beside, closeness, in_chunks, scans, traversal, units
 from synthmed.backbones.generative import (
     Batch,
     Draws,
@@ -31,13 +31,15 @@ from synthmed.backbones.generative import (
 )
 from synthmed.backbones.nets.aggregate import AggregatePosterior, gaussian_total_correlation
 from synthmed.backbones.nets.mixture import regress
-from synthmed.keys import torch_generator
+from synthmed.keys import Key, torch_generator
 
 if TYPE_CHECKING:
     from synthmed.config import Optimizer
 
 N_SHOWN = 6
 """Scans of either side, and latents, that are drawn when a model is examined."""
+N_DRAWS = 8
+"""Latents of a posterior over which the evidence lower bound of a scan is averaged."""
 
 
 class CVAE(BaseModel):
@@ -227,6 +229,29 @@ class ConditionalVAE:
         return in_chunks(lambda a, k: torch.cat(self.encoder(a, k), 1), x, c)
 
     @torch.no_grad()
+    def membership_scores(
+        self, x: Tensor, c: Tensor, given: Tensor, key: Key
+    ) -> Mapping[str, Tensor]:
+        """The evidence lower bound in nats a voxel, and the reconstruction at the posterior mean.
+
+        The bound is that of the model that is sampled: E_q log p(x | z, c) under the learned
+        covariance, less KL(q(z | x, c) || p(z | c)) from the prior as it was fitted.
+
+        Source: Hilprecht et al. 2019 (arXiv:1906.03006), the reconstruction attack.
+        """
+        mean, log_var = self.encoder(x, c)
+        bound = -self.prior.divergence(mean, log_var, c)
+        for k in range(N_DRAWS):
+            eps = torch.randn(self.config.latent, generator=key.fold("posterior", k).torch())
+            z = mean + (0.5 * log_var).exp() * eps.to(mean.device)
+            bound -= self.noise.full(x - self.decoder(z, c)).double() / N_DRAWS
+        rebuilt = self.decoder(mean, c)
+        return {
+            "evidence lower bound": bound / x[0].numel(),
+            "reconstruction": closeness(x, rebuilt),
+        }
+
+    @torch.no_grad()
     def sample(self, conditions: Tensor, keys: Tensor, given: Tensor) -> Tensor:
         """Draw from p(x | z, c) with z from the prior: (B, C, X, Y, Z)."""
         device = conditions.device
@@ -265,6 +290,25 @@ class LatentPrior(nn.Module):
         self.weight_DL.copy_(weight)
         self.bias_L.copy_(bias)
         self.factor_LL.copy_(torch.linalg.cholesky(covariance))
+
+    def divergence(self, mean: Tensor, log_var: Tensor, c: Tensor) -> Tensor:
+        """KL(N(mean, diag(exp(log_var))) || p(z | c)) in nats, (n,) float64.
+
+        Args:
+            mean: (n, L).
+            log_var: (n, L).
+            c: (n, D) encoded conditions.
+        """
+        centre = c.double() @ self.weight_DL.double() + self.bias_L.double()
+        factor = self.factor_LL.double()
+        inverse = torch.linalg.solve_triangular(
+            factor, torch.eye(len(factor)).to(factor), upper=False
+        )
+        apart = (mean.double() - centre) @ inverse.T
+        variance = log_var.double().exp() @ inverse.square().sum(0)
+        log_det = 2 * factor.diagonal().log().sum() - log_var.double().sum(1)
+        kl: Tensor = 0.5 * (variance + apart.square().sum(1) - len(factor) + log_det)
+        return kl
 
     def forward(self, unit: Tensor, c: Tensor) -> Tensor:
         """(B, L) latents from standard normal numbers and (B, D) conditions."""

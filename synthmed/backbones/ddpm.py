@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 # with a linear start, the log of the noise level (in units of the data) is drawn from N(m, s^2), as
 # in Karras et al. 2022, table 1: far above and below, the linear denoiser leaves nothing to learn
 _LOG_SIGMA = (math.log(0.8), 1.6)
+_ATTACKED_AT = (0.1, 0.2, 0.5, 1.0)  # noise levels of the membership attack
+_ATTACK_DRAWS = 4  # noises at each of them
 _LOOKED_AT = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # noise levels of the examination
 
 
@@ -275,6 +277,34 @@ class Diffusion:
         return self.space.leave(y, conditions, white)
 
     # --- what is seen of it -------------------------------------------------------------------
+
+    @torch.no_grad()
+    def membership_scores(
+        self, x: Tensor, c: Tensor, given: Tensor, key: Key
+    ) -> Mapping[str, Tensor]:
+        """Minus the log of the denoising error, mean over noise levels; of codes also theirs.
+
+        The error at a level is the squared one of the clean tensor, mean over its numbers and over
+        draws: whatever the network puts out, it is the loss of Ho et al. 2020, eq. 14 times a
+        constant of the level, which the log takes out, so that levels count alike. The levels are
+        the middle ones: with little noise everything is denoised from itself, with much from what
+        all scans have in common.
+
+        Source: Carlini et al. 2023 (arXiv:2301.13188), Matsumoto et al. 2023
+        (arXiv:2302.03262); on the times Duan et al. 2023 (arXiv:2302.01316).
+        """
+        y, place = self.space.enter(x, c), self.space.place(given)
+        score = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        for i, sigma in enumerate(_ATTACKED_AT):
+            t = float(self.process.time_of_sigma(torch.tensor(sigma, dtype=torch.float64)))
+            alpha, noise = (float(v) for v in self.process.alpha_sigma(torch.tensor(t)))
+            error = torch.zeros_like(score)
+            for k in range(_ATTACK_DRAWS):
+                eps = torch.randn(self.space.shape, generator=key.fold("noise", i, k).torch())
+                clean = self._denoised(alpha * y + noise * eps.to(y.device), t, c, place)
+                error += (clean.double() - y.double()).square().flatten(1).mean(1)
+            score -= (error / _ATTACK_DRAWS).clamp(min=1e-30).log() / len(_ATTACKED_AT)
+        return {"denoising loss": score, **self.space.membership_scores(x, c)}
 
     def remarks(
         self, recent: Sequence[Mapping[str, float]], figures: Mapping[str, float]

@@ -35,6 +35,12 @@ def in_chunks(function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
     return torch.cat([function(*(r[i : i + CHUNK] for r in rows)) for i in starts])
 
 
+def closeness(x: Tensor, copy: Tensor) -> Tensor:
+    """Minus the log of the mean squared error of volumes (n, C, X, Y, Z): (n,) float64."""
+    error = (copy.double() - x.double()).square().flatten(1).mean(1)
+    return -error.clamp(min=1e-30).log()
+
+
 def likeness(original: Tensor, copy: Tensor, side: str) -> dict[str, float]:
     """Mean PSNR (dB) and SSIM over volumes (n, C, X, Y, Z), data range 1: `psnr_SIDE`, `ssim_SIDE`.
 

@@ -22,6 +22,7 @@ from synthmed.errors import UsageError
 
 if TYPE_CHECKING:
     from synthmed.config import Optimizer
+    from synthmed.keys import Key
 
 Params = Mapping[str, Tensor]
 """Parameters of all modules by full name, `module.parameter`."""
@@ -168,6 +169,23 @@ class Generative(Protocol):
         Args:
             train: patients that were trained on.
             holdout: patients that were not; None under differential privacy.
+        """
+        ...
+
+    def membership_scores(
+        self, x: Tensor, c: Tensor, given: Tensor, key: Key
+    ) -> Mapping[str, Tensor]:
+        """How well the trained weights know each scan: white-box membership attacks.
+
+        Args:
+            x: (n, C, X, Y, Z) float32 scans, as in `Batch`.
+            c: (n, D) float32 encoded conditions of their own.
+            given: (n, K, X, Y, Z) float32 masks that the model is told; K may be 0.
+            key: of all randomness; every scan gets the same draws, so that scores compare.
+
+        Returns:
+            Name of each attack to (n,) float64, higher for a scan that is better known; row i
+            depends on row i of the three alone.
         """
         ...
 

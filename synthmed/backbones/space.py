@@ -50,6 +50,10 @@ class Room(Protocol):
         """The inverse; `white` are (B, C, X, Y, Z) normal numbers for what `enter` has lost."""
         ...
 
+    def membership_scores(self, x: Tensor, c: Tensor) -> Mapping[str, Tensor]:
+        """What its own networks know of volumes, by name (B,); nothing where it has none."""
+        ...
+
     def place(self, given: Tensor) -> Tensor:
         """(B, given_channels, x, y, z) of masks (B, K, X, Y, Z)."""
         ...
@@ -135,6 +139,10 @@ class Bands:
         """The volume, exactly."""
         return (crop_to(self.haar.inverse(y), self.spec.grid) + 1) / 2
 
+    def membership_scores(self, x: Tensor, c: Tensor) -> Mapping[str, Tensor]:
+        """None."""
+        return {}
+
     def place(self, given: Tensor) -> Tensor:
         """Bands of the masks."""
         if not self.spec.given:
@@ -180,6 +188,11 @@ class Codes:
     def leave(self, y: Tensor, c: Tensor, white: Tensor) -> Tensor:
         """The decoded volume, with the texture that the decoder leaves out."""
         return self.compressor.decode(y, c) + self.compressor.texture(white)
+
+    @torch.no_grad()
+    def membership_scores(self, x: Tensor, c: Tensor) -> Mapping[str, Tensor]:
+        """The autoencoder's."""
+        return self.compressor.membership_scores(x, c)
 
     def place(self, given: Tensor) -> Tensor:
         """Local means of the masks."""

@@ -32,7 +32,7 @@ from synthmed.backbones.generative import (
     refuse_given,
     submodule,
 )
-from synthmed.keys import torch_generator
+from synthmed.keys import Key, torch_generator
 
 if TYPE_CHECKING:
     from synthmed.config import Optimizer
@@ -145,6 +145,14 @@ class SpectralGaussian:
         what = "the mean for its condition"
         figures, pictures = beside(train, holdout, mean, "means", what, N_SHOWN)
         return Examination(figures=figures, pictures=pictures)
+
+    @torch.no_grad()
+    def membership_scores(
+        self, x: Tensor, c: Tensor, given: Tensor, key: Key
+    ) -> Mapping[str, Tensor]:
+        """Minus the squared distance of what a scan shows to the moments: its training loss."""
+        mine = dict(self.moments.named_parameters())
+        return {"distance to the moments": -self.moments.distance(mine, x, c).double()}
 
     @torch.no_grad()
     def sample(self, conditions: Tensor, keys: Tensor, given: Tensor) -> Tensor:

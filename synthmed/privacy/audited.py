@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from synthmed.store import Artifact, Run
 from synthmed.types import Estimate
@@ -10,13 +11,20 @@ from synthmed.types import Estimate
 FILE = "audit.json"
 
 
+def inside(run: Run, model: Artifact) -> list[Estimate]:
+    """The attacks on the weights, for the restricted report alone.
+
+    The weights stay in the house, so these figures judge no cohort and no policy may ask for them.
+    Empty where this very model has had no audit, or one before there were such attacks.
+    """
+    result = _result(run, model)
+    return [Estimate.model_validate(e) for e in result.get("membership", [])]
+
+
 def estimates(run: Run, model: Artifact) -> list[Estimate]:
-    """What a report says of the audit; nothing where this very model has had none."""
-    file = run.private / "audit" / FILE
-    if not file.is_file():
-        return []
-    result = json.loads(file.read_text(encoding="utf-8"))
-    if result["model"] != model.digest():
+    """What the audit says of the claim; empty where this very model has had none, or no claim."""
+    result = _result(run, model)
+    if not result.get("canaries"):
         return []
     found = result["canaries"]
     failed = [c["name"] for c in result["records"] if not c["passed"]]
@@ -44,3 +52,12 @@ def estimates(run: Run, model: Artifact) -> list[Estimate]:
             n_holdout=None,
         )
     ]
+
+
+def _result(run: Run, model: Artifact) -> dict[str, Any]:
+    """What the audit of this very model found; empty where it has had none."""
+    file = run.private / "audit" / FILE
+    if not file.is_file():
+        return {}
+    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return result if result["model"] == model.digest() else {}

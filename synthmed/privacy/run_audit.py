@@ -1,4 +1,7 @@
-"""The audit of one private run: its records, and canaries under its own mechanism."""
+"""The audit of one run: attacks on its weights, and of a private one also its claim.
+
+The claim is held against the run's records, and against canaries under its own mechanism.
+"""
 
 from __future__ import annotations
 
@@ -13,42 +16,89 @@ from synthmed.backbones.generative import named_parameters, trained_by
 from synthmed.config import Config
 from synthmed.errors import InputError, UsageError
 from synthmed.keys import Key
-from synthmed.privacy import audit
+from synthmed.pipeline import loader_of
+from synthmed.privacy import audit, whitebox
 from synthmed.privacy.audited import FILE
 from synthmed.privacy.gradients import per_patient
 from synthmed.privacy.ledger import Ledger
 from synthmed.privacy.patient_step import Mechanism
+from synthmed.progress import Progress
 from synthmed.stages import train
 from synthmed.store import Artifact, Run, write_json
 from synthmed.training import LOG
 from synthmed.trial import noise_loader
+from synthmed.types import Estimate
 
 COMPANY = 2
 """Made-up patients in each step of the canaries' training."""
 
 
 def perform(
-    run: Run, config: Config, model: Artifact, n_canaries: int, n_trials: int, seed: int
+    run: Run,
+    config: Config,
+    model: Artifact,
+    n_canaries: int,
+    n_trials: int,
+    seed: int,
+    device: str,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Audit a trained model, and write RUN/private/audit/audit.json.
 
-    `n_trials` is how often a small network is trained in each of two worlds; 0 leaves it out.
+    Args:
+        run: the run, locked by the caller.
+        config: its config.
+        model: its trained model.
+        n_canaries: of a private run.
+        n_trials: how often a small network is trained in each of two worlds, for a private run; 0
+            leaves it out.
+        seed: of all randomness.
+        device: where the model is attacked.
+        progress: told how far that is.
 
     Raises:
-        UsageError: the run was trained without a promise, or has too few parameters for canaries.
+        UsageError: the model has too few parameters for canaries, or the config promises privacy
+            that it states nothing of.
         InputError: the ledger is another one.
     """
     stated = model.manifest.facts["privacy"]
-    if config.privacy is None or stated is None:
+    if config.privacy is not None and stated is None:
         raise UsageError(
-            f"run {run.path}: it was trained without differential privacy, so there is no claim to "
-            "audit",
-            "Membership is attacked in every run: see membership_auc in its report.",
+            f"run {run.path}: its config promises privacy, of which its model states nothing",
+            "Train the model anew with --overwrite.",
         )
+    key = Key.root(seed).fold("audit")
+    checked = (
+        {
+            **dict.fromkeys(("epsilon_claimed", "delta", "canaries", "two_worlds")),
+            "records": [],
+            "passed": True,
+        }
+        if stated is None
+        else _claim(run, config, model, n_canaries, n_trials, key)
+    )
+    loader = loader_of(config, run.require("dataset").path)
+    found = whitebox.attack(config, model, loader, device, key.fold("membership"), seed, progress)
+    result = {
+        "model": model.digest(),
+        "seed": seed,
+        **checked,
+        "membership": [e.model_dump(mode="json") for e in found],
+    }
+    folder = run.private / "audit"
+    folder.mkdir(exist_ok=True)
+    write_json(folder / FILE, result)
+    return result
+
+
+def _claim(
+    run: Run, config: Config, model: Artifact, n_canaries: int, n_trials: int, key: Key
+) -> dict[str, Any]:
+    """What records and canaries say of the claim of a private run."""
+    stated = model.manifest.facts["privacy"]
     mechanism = Mechanism(
         stated["sample_rate"], stated["noise_multiplier"], stated["clip"], stated["divisor"]
     )
-    key = Key.root(seed).fold("audit")
     loader = noise_loader(config, 2 * COMPANY, COMPANY)
     made = train.build(config, loader, key.fold("weights"), "cpu")
     train.restricted(made, config, key)
@@ -91,9 +141,7 @@ def perform(
             mechanism, account.steps.n, stated["delta"], n_trials, key.fold("two worlds")
         )
     bounds = [x["epsilon_lower_bound"] for x in (found, worlds) if x is not None]
-    result = {
-        "model": model.digest(),
-        "seed": seed,
+    return {
         "epsilon_claimed": stated["epsilon"],
         "delta": stated["delta"],
         "canaries": found,
@@ -101,15 +149,19 @@ def perform(
         "records": [asdict(c) for c in checks],
         "passed": all(c.passed for c in checks) and max(bounds) <= stated["epsilon"],
     }
-    folder = run.private / "audit"
-    folder.mkdir(exist_ok=True)
-    write_json(folder / FILE, result)
-    return result
 
 
 def describe(result: Mapping[str, Any]) -> str:
     """The audit as text."""
-    found = result["canaries"]
+    attacks = whitebox.describe([Estimate.model_validate(e) for e in result["membership"]])
+    if (found := result["canaries"]) is None:
+        return "\n".join(
+            [
+                "claim      none: the run was trained without differential privacy",
+                *attacks,
+                "audit      no promise was made, so none can be broken",
+            ]
+        )
     lines = [
         f"claim      epsilon {result['epsilon_claimed']:.2f} at delta {result['delta']:g}",
         f"canaries   at least {found['epsilon_lower_bound']:.2f} (confidence 0.95; "
@@ -128,5 +180,6 @@ def describe(result: Mapping[str, Any]) -> str:
         lines.append(
             f"record     {c['name']}: {c['found']:.6g}, claimed {c['claimed']:.6g}: {mark}"
         )
+    lines += attacks
     lines.append("audit      " + ("passed" if result["passed"] else "FAILED: do not release"))
     return "\n".join(lines)

@@ -57,6 +57,7 @@ def release(
     made_from: str = "",
     forbidden: Collection[str] = (),
     with_volumes: bool = True,
+    inside: Sequence[Estimate] = (),
 ) -> Decision:
     """Decide, write both reports, and fill RUN/release or RUN/withheld.
 
@@ -75,6 +76,7 @@ def release(
             the pseudonyms and the names of refused files, which are looked up in the run.
         with_volumes: False for a cohort that was made elsewhere: the folder then holds the
             shareable report and SHA256SUMS alone, and names no model.
+        inside: estimates that the restricted report shows and no policy judges.
 
     Raises:
         UsageError: the config promises privacy that the model states nothing of.
@@ -117,7 +119,7 @@ def release(
         "restricted",
         config,
         decision,
-        evidence,
+        [*evidence, *inside],
         told,
         findings=findings,
         n_searched=len(searched),

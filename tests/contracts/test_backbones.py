@@ -11,6 +11,7 @@ from torch.func import grad, vmap
 from synthmed.backbones import Backbone
 from synthmed.backbones.generative import Batch, Phase, VolumeSpec, named_parameters
 from synthmed.config import Optimizer
+from synthmed.keys import Key
 
 GRID, CHANNELS, WIDTH, PATIENTS, SCANS = (9, 12, 10), 2, 3, 3, 2
 SPEC = VolumeSpec(CHANNELS, GRID, WIDTH)
@@ -177,6 +178,23 @@ def test_samples_have_the_shape_and_depend_on_their_own_row_alone(model: Any) ->
     assert torch.equal(a[[0, 3]], b[[0, 3]])
     assert not torch.equal(a[1], b[1])
     assert not torch.equal(a[2], b[2])
+
+
+def test_membership_scores_are_one_a_scan_and_depend_on_their_own_row_alone(model: Any) -> None:
+    g = torch.Generator().manual_seed(0)
+    x, c = torch.rand(4, CHANNELS, *GRID, generator=g), torch.rand(4, WIDTH, generator=g)
+    changed = x.clone()
+    changed[1] = 1 - changed[1]
+    before = torch.random.get_rng_state()
+    a, again, b = (model.membership_scores(v, c, NOTHING, Key.root(0)) for v in (x, x, changed))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert a and a.keys() == b.keys()
+    for name, score in a.items():
+        assert score.shape == (4,) and score.dtype == torch.float64 and not score.requires_grad
+        assert torch.isfinite(score).all()
+        assert torch.equal(score, again[name])
+        assert torch.equal(score[[0, 2, 3]], b[name][[0, 2, 3]])
+        assert score[1] != b[name][1]
 
 
 def test_parameters_and_kept_buffers_survive_a_round_trip(model: Any) -> None:

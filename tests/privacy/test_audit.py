@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Finished, Result
+from conftest import Result
 from scipy.stats import binom
 
 from synthmed.errors import SynthmedError
@@ -185,9 +185,6 @@ def test_a_step_that_was_not_paid_for_is_found() -> None:
     assert not verdicts(log_of(0), n_charged=N_STEPS - 1)["steps charged"].passed
 
 
-def test_only_a_private_run_has_a_claim_to_audit(
-    finished: Finished, synthmed: Callable[..., Result], tmp_path: Path
-) -> None:
-    result = synthmed("audit", finished.path)
-    assert result.code == 2 and "there is no claim to audit" in result.err
-    assert synthmed("audit", tmp_path).code == 2
+def test_what_is_no_run_is_not_audited(synthmed: Callable[..., Result], tmp_path: Path) -> None:
+    result = synthmed("audit", tmp_path)
+    assert result.code == 2 and "no run in this folder" in result.err

@@ -200,13 +200,17 @@ def test_an_audit_stands_beside_the_claim_in_the_restricted_report(
     assert found["passed"] and len(found["records"]) == 5
     assert 0 <= found["canaries"]["epsilon_lower_bound"] <= found["epsilon_claimed"] <= 6
     assert synthmed("release", run).code == 0
-    (estimate,) = [e for e in report(run / "private")["estimates"] if e["group"] == "audit"]
-    assert estimate["name"] == "epsilon_lower_bound"
+    shown = [e for e in report(run / "private")["estimates"] if e["group"] == "audit"]
+    (estimate,) = [e for e in shown if e["name"] == "epsilon_lower_bound"]
     bounds = [found[k]["epsilon_lower_bound"] for k in ("canaries", "two_worlds")]
     assert estimate["value"] == max(bounds) <= found["epsilon_claimed"]
     assert estimate["ceiling"] == found["epsilon_claimed"]
-    # the audit looked at nobody's scan, but the number of records is the cohort's: it stays inside
+    attacks = [e for e in shown if e["name"].startswith("whitebox_")]
+    assert [e["value"] for e in attacks] == [e["value"] for e in found["membership"]]
+    assert len(attacks) == 4 and all(e["value"] is not None for e in attacks)
+    # the attacks looked at patients, and the number of records is the cohort's: all stays inside
     assert before != b"" and report(run / "release")["estimates"] == []
+    assert "whitebox" not in (run / "release/report/report.json").read_text()
 
 
 def test_a_record_that_was_tampered_with_fails_the_audit(
