@@ -13,7 +13,13 @@ from typing import Literal
 import numpy as np
 
 from synthmed.metrics.blocks import Singles, blocks, image_channels, smallest
-from synthmed.metrics.copies import Copies, Matches, find_copies, match
+from synthmed.metrics.copies import (
+    Copies,
+    Matches,
+    find_copies,
+    find_copies_by_image,
+    match,
+)
 from synthmed.metrics.descriptor import RESOLUTION, describe
 from synthmed.metrics.sides import Cases, Sides
 from synthmed.metrics.similarity import DescriptorSimilarity, ImageSimilarity
@@ -23,6 +29,7 @@ Side = Literal["train", "holdout", "synthetic", "blurred"]
 """`blurred` is the holdout after a Gaussian blur of `BLUR_VOXELS`: the known-bad control."""
 
 BLUR_VOXELS = 0.4
+BLURRED = "holdout blurred by 0.4 voxel"
 MAX_PATIENTS = 2000
 
 
@@ -35,6 +42,11 @@ class Shared:
             (a cohort of unknown making) the synthetic side itself is screened.
         false_discovery_rate: of the copies test where it has to be run here.
     """
+
+    numbers: str = "descriptors"
+    """What `features` are, for the method sentences."""
+    control: str = BLURRED
+    """What stands behind the side `blurred`, for the same."""
 
     def __init__(
         self, sides: Sides, as_sampled: Copies | None = None, false_discovery_rate: float = 0.01
@@ -128,10 +140,7 @@ class Shared:
     def features(self, side: Side) -> Floats:
         """Descriptors z-scored on real train, as `descriptor` defines it."""
         if self._scale is None:
-            d, groups = self.descriptors("train"), self.patients("train")
-            weight = np.concatenate([np.full(len(g), 1 / len(g)) for g in groups]) / len(groups)
-            mean = weight @ d
-            sd = np.sqrt(weight @ (d - mean) ** 2)
+            mean, sd = moments(self.descriptors("train"), self.patients("train"))
             self._scale = mean, np.maximum(sd, np.tile(RESOLUTION, len(self.images)))
         mean, scale = self._scale
         return (self.descriptors(side) - mean) / scale
@@ -155,12 +164,12 @@ class Shared:
         """The screening that was handed in, or else that of the synthetic side."""
         if self._as_sampled is None:
             s = self.sides
-            self._as_sampled = find_copies(
+            self._as_sampled = find_copies_by_image(
                 s.train,
                 s.holdout,
                 s.synthetic,
                 self.false_discovery_rate,
-                ImageSimilarity(self.images),
+                self.images,
                 s.key.fold("copies"),
                 self.matches(),
             )
@@ -183,6 +192,13 @@ class Shared:
     def _real(side: Side) -> str:
         # the blurred holdout must keep the same patients as the holdout
         return "holdout" if side == "blurred" else side
+
+
+def moments(features: Floats, groups: Sequence[Ints]) -> tuple[Floats, Floats]:
+    """Mean and standard deviation of (n_scans, D) features; each patient weighs the same."""
+    weight = np.concatenate([np.full(len(g), 1 / len(g)) for g in groups]) / len(groups)
+    mean = weight @ features
+    return mean, np.sqrt(weight @ (features - mean) ** 2)
 
 
 def pick(groups: Sequence[Ints], rng: np.random.Generator) -> Ints:

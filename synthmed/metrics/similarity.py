@@ -1,7 +1,8 @@
 """Two similarities of scans, made so that a disguised copy still matches its original.
 
-`ImageSimilarity` asks whether a transform of one scan shows the detail of another; it screens what
-was sampled. `DescriptorSimilarity` compares descriptors; it retests what ships.
+`ImageSimilarity` asks whether a transform of one scan shows the detail of another; in two views,
+of all voxels and of tissue, it screens what was sampled. `DescriptorSimilarity` compares
+descriptors; it retests what ships.
 """
 
 from __future__ import annotations
@@ -32,6 +33,12 @@ LEVELS = 4096
 """Grey levels that ranks are taken over."""
 FAR_SHIFT = 2
 """Whole-voxel shifts up to this, along every axis at once, of the untransformed scan."""
+HALF_SHIFT = 2.0
+"""Length in voxels of the furthest shift by half voxels, of the view of tissue."""
+BACKGROUND = 0.1
+"""Share of a scan's range of intensity below which a voxel shows no tissue."""
+RANGE_QUANTILES = (0.005, 0.995)
+"""What counts as a scan's range."""
 SCALES = (0.95, 1.05)
 ROTATE_DEGREES = 6.0
 LARGEST_R = 0.9999
@@ -94,16 +101,23 @@ class ImageSimilarity:
 
     Args:
         channels: image channels.
+        tissue: the view of tissue instead of that of all voxels.
     """
 
     channels: tuple[int, ...]
-    name: str = "image"
+    tissue: bool = False
     same: float = float(np.arctanh(LARGEST_R))
+
+    @property
+    def name(self) -> str:
+        """Which of the two views."""
+        return "tissue" if self.tissue else "image"
 
     def features(self, cases: Cases) -> Singles:
         """(n, C, x, y, z) high-pass normal scores, mean 0 and variance 1 a channel."""
         size = [min(SIDE, n) for n in cases.volumes.shape[2:]]
-        parts = [_detail(block_means(b, size)) for b in blocks(cases, self.channels)]
+        means = (block_means(b, size) for b in blocks(cases, self.channels))
+        parts = [_detail(_tissue(b) if self.tissue else b) for b in means]
         empty = np.zeros((0, len(self.channels), *size), dtype=np.float32)
         return np.concatenate([empty, *parts])
 
@@ -119,7 +133,7 @@ class ImageSimilarity:
         best = np.full((len(queries), len(flat)), -1, dtype=np.float32)
         for start in range(0, len(queries), CHUNK_SCANS):
             rows = slice(start, start + CHUNK_SCANS)
-            for query in _moves(queries[rows]):
+            for query in _moves(queries[rows], self.tissue):
                 score = query.reshape(len(query), -1) @ flat.T
                 np.maximum(best[rows], _over_norm(score, query), out=best[rows])
         return np.arctanh(np.clip(best, -LARGEST_R, LARGEST_R).astype(np.float64))
@@ -215,11 +229,24 @@ def _over_norm(score: Singles, query: Singles) -> Singles:
     return np.asarray(np.divide(score, norm, out=np.zeros_like(score), where=norm > 1e-3))
 
 
-def _moves(volumes: Singles) -> Iterator[Singles]:
+def _tissue(block: Singles) -> Singles:
+    """(b, C, x, y, z) with every voxel of the background at one value."""
+    low, high = np.quantile(block, RANGE_QUANTILES, axis=(2, 3, 4), keepdims=True)
+    least = (low + BACKGROUND * (high - low)).astype(np.float32)
+    return np.asarray(np.maximum(block, least), dtype=np.float32)
+
+
+def _moves(volumes: Singles, half: bool) -> Iterator[Singles]:
     """The bank: every transform of (n, C, x, y, z), one at a time."""
     for flipped in (volumes, volumes[:, :, ::-1]):
-        for shift in _far_shifts():
-            yield _shifted(flipped, shift)
+        if half:
+            for between, shifts in _half_shifts().items():
+                parted = _between(flipped, between)
+                for shift in shifts:
+                    yield _shifted(parted, shift)
+        else:
+            for shift in _far_shifts():
+                yield _shifted(flipped, shift)
         for moved in _affines(flipped):
             for shift in _near_shifts():
                 yield _shifted(moved, shift)
@@ -228,6 +255,29 @@ def _moves(volumes: Singles) -> Iterator[Singles]:
 def _far_shifts() -> list[Shift]:
     reach = range(-FAR_SHIFT, FAR_SHIFT + 1)
     return list(itertools.product(reach, reach, reach))
+
+
+@lru_cache(maxsize=1)
+def _half_shifts() -> dict[Shift, list[Shift]]:
+    """Shifts by half voxels: along which axes half a voxel more (1), and the whole voxels."""
+    out: dict[Shift, list[Shift]] = {}
+    reach = range(-int(2 * HALF_SHIFT), int(2 * HALF_SHIFT) + 1)
+    for halves in itertools.product(reach, reach, reach):
+        if sum(h * h for h in halves) <= (2 * HALF_SHIFT) ** 2:
+            x, y, z = (h % 2 for h in halves)
+            whole_x, whole_y, whole_z = (h // 2 for h in halves)
+            out.setdefault((x, y, z), []).append((whole_x, whole_y, whole_z))
+    return out
+
+
+def _between(volumes: Singles, axes: Shift) -> Singles:
+    """Moved by half a voxel along the axes marked 1, by linear interpolation."""
+    out = volumes
+    for axis, marked in enumerate(axes):
+        if marked:
+            one: Shift = (int(axis == 0), int(axis == 1), int(axis == 2))
+            out = np.asarray((out + _shifted(out, one)) / 2, dtype=np.float32)
+    return out
 
 
 def _near_shifts() -> list[Shift]:

@@ -18,9 +18,8 @@ from synthmed.config import Config
 from synthmed.formats import synthetic
 from synthmed.keys import Key
 from synthmed.metrics.blocks import image_channels
-from synthmed.metrics.copies import Copies, find_copies
+from synthmed.metrics.copies import Copies, find_copies_by_image
 from synthmed.metrics.sides import Cases
-from synthmed.metrics.similarity import ImageSimilarity
 from synthmed.progress import Progress
 from synthmed.stages.sample import Sampler, write_samples
 from synthmed.store import write_bytes, write_json
@@ -48,12 +47,12 @@ def screen(
         Facts: how many samples were flagged and dropped, and how many patients were copied.
     """
     progress.update(0, 1)
-    copies = find_copies(
+    copies = find_copies_by_image(
         real_cases(dataset, held_out=False),
         real_cases(dataset, held_out=True),
         synthetic_cases(cohort.samples, [cohort.path] * len(cohort.samples), dataset),
         config.screen.false_discovery_rate,
-        ImageSimilarity(image_channels(dataset.channels)),
+        image_channels(dataset.channels),
         Key.root(config.seed).fold("screen"),
     )
     write_bytes(target / "copies.json", copies.model_dump_json().encode())

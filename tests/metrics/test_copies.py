@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import stats as reference
+from scipy.ndimage import gaussian_filter
+from scipy.ndimage import shift as shift_of_scipy
 
 from synthmed.keys import Key
-from synthmed.metrics import Copied
-from synthmed.metrics.copies import Copies, Matches, find_copies, match
+from synthmed.metrics import Copied, similarity
+from synthmed.metrics.copies import Copies, Matches, find_copies, find_copies_by_image, match
 from synthmed.metrics.shared import Shared
 from synthmed.metrics.sides import Cases
 from synthmed.metrics.similarity import (
@@ -16,6 +21,7 @@ from synthmed.metrics.similarity import (
     ImageSimilarity,
     normal_scores,
 )
+from tests.benchmarks.faults import hippocampus
 from tests.metrics.cohorts import (
     DISGUISES,
     GRID,
@@ -27,6 +33,7 @@ from tests.metrics.cohorts import (
 )
 
 IMAGE = Remembered(ImageSimilarity((0,)), {})
+TISSUE = Remembered(ImageSimilarity((0,), tissue=True), {})
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +193,109 @@ def test_similarity_is_the_largest_pearson_correlation_of_a_loop() -> None:
     assert np.tanh(IMAGE.compare(shifted, shifted - shifted.mean())[0, 0]) == pytest.approx(
         min(direct, 0.9999), abs=1e-4
     )
+
+
+def test_half_shifts_are_linear_interpolation() -> None:
+    rng = np.random.default_rng(6)
+    x = rng.standard_normal((1, 1, 9, 8, 10)).astype(np.float32)
+    seen = []
+    for axes, shifts in similarity._half_shifts().items():
+        for whole in shifts:
+            by = np.array(whole) + np.array(axes) / 2
+            seen.append(tuple(by))
+            if len(seen) % 40 == 1:
+                got = similarity._shifted(similarity._between(x, axes), whole)
+                # scipy's, away from where nothing moves in
+                expected = shift_of_scipy(x[0, 0], by, order=1)
+                inside = (slice(3, -3),) * 3
+                np.testing.assert_allclose(got[0, 0][inside], expected[inside], atol=1e-5)
+    assert len(seen) == len(set(seen)) == 257
+    assert max(np.linalg.norm(by) for by in seen) == 2
+    assert {(0.5, -1.5, 0.5), (0, 0, 0), (-2, 0, 0)} <= set(seen)
+
+
+def test_the_view_of_tissue_does_not_see_the_background(
+    cohort: tuple[Cases, Cases, Cases],
+) -> None:
+    """Noise where there is no tissue, below a tenth of the range: one view is lost, one is not."""
+    rng = np.random.default_rng(7)
+    head = cohort[0].volumes[:1, 0].astype(np.float32)
+    clean = np.where(head > 0.15, head, 0)
+    noisy = np.where(head > 0.15, head, 0.03 * np.abs(rng.standard_normal(head.shape)))
+    found = {}
+    for view in (False, True):
+        look = ImageSimilarity((0,), view)
+        a, b = (look.features(made(x[:, None])) for x in (clean, noisy))
+        found[look.name] = float(look.compare(a, b)[0, 0])
+    assert found["tissue"] > found["image"] + 0.5
+
+
+@pytest.mark.parametrize("name", ["exact", "flip", "intensity"])
+def test_the_view_of_tissue_finds_planted_copies_too(
+    cohort: tuple[Cases, Cases, Cases], name: str
+) -> None:
+    """Of these heads, which are alike but for a little tissue; of real ones see below."""
+    scans = [3, 20, 44]
+    few = plant(cohort, scans, DISGUISES[name])
+    samples = Cases(few.volumes[:20], few.patients[:20], [{}] * 20)
+    found = find_copies(cohort[0], cohort[1], samples, 0.01, TISSUE, Key.root(1))
+    assert found.flagged == (0, 1, 2) and found.similarity == "tissue"
+    named = [found.matches[i].copy_of for i in range(3)]
+    assert named == [str(cohort[0].patients[s]) for s in scans]
+
+
+def crops(rng: np.random.Generator, n: int, prefix: str) -> Cases:
+    """Fields of view full of tissue, each person's own, and finer than the grid is wide."""
+    fields = gaussian_filter(rng.standard_normal((n, *GRID)), (0, 0.7, 0.7, 0.7))
+    volumes = (0.5 + 0.1 * fields / fields.std())[:, None].astype(np.float16)
+    return Cases(volumes, np.array([f"{prefix}{i:03d}" for i in range(n)]), [{}] * n)
+
+
+def test_either_view_makes_a_copy(cohort: tuple[Cases, Cases, Cases]) -> None:
+    """Moved by half voxels a copy stands out in one view; by its background in the other."""
+    rng = np.random.default_rng(8)
+    train, holdout, people = crops(rng, 30, "t"), crops(rng, 30, "h"), crops(rng, 20, "s")
+    volumes = people.volumes.astype(np.float32)
+    for place, scan in enumerate((4, 9)):
+        original = train.volumes[scan, 0].astype(np.float32)
+        apart = shift_of_scipy(original, (0.5, -1.5, 0.5), order=3, mode="nearest")
+        volumes[place, 0] = apart + 0.05 * rng.standard_normal(GRID)
+    pairs = [((train, holdout, made(volumes)), "tissue", [train.patients[i] for i in (4, 9)])]
+    few = plant(cohort, [3, 20], DISGUISES["noise"])
+    samples = Cases(few.volumes[:20], few.patients[:20], [{}] * 20)
+    pairs.append(((*cohort[:2], samples), "image", [cohort[0].patients[i] for i in (3, 20)]))
+    for of, by, copied in pairs:
+        each = {
+            v.name: find_copies(*of, 0.005, v, Key.root(1))
+            for v in (ImageSimilarity((0,)), ImageSimilarity((0,), True))
+        }
+        other = each["image" if by == "tissue" else "tissue"]
+        assert each[by].flagged == (0, 1)
+        assert all(each[by].matches[i].gap > other.matches[i].gap for i in (0, 1))
+        both = find_copies_by_image(*of, 0.01, (0,), Key.root(1))
+        assert both.flagged == (0, 1) and both.false_discovery_rate == 0.01
+        assert [both.matches[i].copy_of for i in (0, 1)] == [str(p) for p in copied]
+        assert both.power == max(e.power for e in each.values())
+        honest = Cases(of[2].volumes[2:], of[2].patients[2:], [{}] * 18)
+        assert find_copies_by_image(*of[:2], honest, 0.01, (0,), Key.root(1)).flagged == ()
+
+
+@pytest.mark.real_data
+def test_noisy_smoothed_and_mirrored_copies_of_real_scans_are_found() -> None:
+    """The view of all voxels finds less than half of the noisy ones."""
+    scans = np.stack(hippocampus(Path(os.environ["SYNTHMED_REAL_DATA"]))[0])[:, None]
+    order = np.random.default_rng(0).permutation(len(scans))
+    train, holdout, others = (
+        Cases(scans[rows].astype(np.float16), np.array([f"{rows[0]}-{i}" for i in rows]), [])
+        for rows in (order[:40], order[40:80], order[80:100])
+    )
+    rng = np.random.default_rng(1)
+    for name in ("noise", "blur", "flip"):
+        copies = [DISGUISES[name](train.volumes[i, 0].astype(np.float32), rng) for i in range(4)]
+        samples = made(np.concatenate([np.stack(copies)[:, None], others.volumes]))
+        found = find_copies_by_image(train, holdout, samples, 0.01, (0,), Key.root(1))
+        assert found.flagged == (0, 1, 2, 3), name
+        assert [m.copy_of for m in found.matches[:4]] == [str(p) for p in train.patients[:4]]
 
 
 def test_descriptor_similarity_must_be_fitted() -> None:

@@ -45,7 +45,12 @@ def run(n: int, first: int = FIRST_SEED) -> dict[str, int]:
         rng = Key.root(i).fold("proof", "screen_sampler").numpy()
         train, holdout = cases(rng, N_TRAIN, "t", twice=5), cases(rng, N_HOLDOUT, "h", twice=4)
         similarities = [
-            Remembered(s, {}) for s in (ImageSimilarity((0,)), DescriptorSimilarity((0,)))
+            Remembered(s, {})
+            for s in (
+                ImageSimilarity((0,)),
+                ImageSimilarity((0,), True),
+                DescriptorSimilarity((0,)),
+            )
         ]
         for name, samples in samplers(rng, train).items():
             for similarity in similarities:
