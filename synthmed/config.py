@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from synthmed.backbones import Backbone
 from synthmed.formats import address
 from synthmed.metrics import DEFAULT_METRICS, Metric
+from synthmed.metrics.spaced import Feature, InSpace
 from synthmed.trainable import Choice
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=40)]
@@ -360,17 +361,39 @@ class Screen(Part):
 
 
 class Evaluate(Part):
-    """What is measured, and the resampling behind intervals and permutation p-values."""
+    """What is measured, and the resampling behind intervals and permutation p-values.
+
+    `features` names further spaces in which distributions are compared, after all metrics: networks
+    that the user brings, and radiomics.
+    """
 
     resamples: Annotated[int, Field(ge=100, le=10_000)] = 500
     metrics: tuple[Metric, ...] = DEFAULT_METRICS
+    features: tuple[Feature, ...] = ()
+
+    @property
+    def asked(self) -> tuple[Metric, ...]:
+        """All that is measured, in the order of the report."""
+        return (*self.metrics, *(InSpace(space=f) for f in self.features))
+
+    @model_validator(mode="after")
+    def _spaces_told_apart(self) -> Evaluate:
+        names = [m.space.name for m in self.asked if isinstance(m, InSpace)]
+        if twice := sorted({n for n in names if names.count(n) > 1}):
+            raise ValueError(
+                f"features: two are called {twice[0]}, which stands in the slice of both; "
+                "give each a name of its own"
+            )
+        return self
 
 
 class Rule(Part):
     """One line of a policy: which side of an estimate's interval, against what, and the limits.
 
     With `relative_to`, the limit is a factor on the estimate's own floor or ceiling. Beyond
-    `at_most` (or below `at_least`) but within `review`, a person may sign.
+    `at_most` (or below `at_least`) but within `review`, a person may sign. A rule that is not
+    `required` is left out where a run has no such estimate, as one without labels has no utility;
+    one that is there and has no value still has to be decided.
     """
 
     estimate: str
@@ -380,6 +403,7 @@ class Rule(Part):
     at_most: float | None = None
     at_least: float | None = None
     review: float | None = None
+    required: bool = True
 
     @model_validator(mode="after")
     def _one_limit(self) -> Rule:
@@ -400,6 +424,21 @@ DEFAULT_POLICY: tuple[Mapping[str, Any], ...] = (
     {"estimate": "mmd2_excess", "bound": "upper", "relative_to": "ceiling", "at_most": 0.25},
     {"estimate": "coverage", "relative_to": "floor", "at_least": 0.85, "review": 0.7},
     {"estimate": "recall", "relative_to": "floor", "at_least": 0.8, "review": 0.6},
+    {"estimate": "region_volume_smd", "bound": "upper", "at_most": 0.3, "review": 0.5},
+    {
+        "estimate": "mmd2_excess",
+        "slice": "worst subgroup",
+        "bound": "upper",
+        "relative_to": "ceiling",
+        "at_most": 0.5,
+        "required": False,
+    },
+    {
+        "estimate": "auc_tstr_minus_trtr",
+        "bound": "lower",
+        "at_least": -0.1,
+        "required": False,
+    },
 )
 """The starting policy: what a release must meet unless the config says otherwise."""
 

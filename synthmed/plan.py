@@ -27,6 +27,15 @@ from synthmed.stages.train import CANONICAL_BATCH, parameters
 from synthmed.trial import noise_loader
 from synthmed.watch import FORWARD, look_steps
 
+ABOUT_PEOPLE = frozenset(
+    {
+        *("copies", "copied_patients", "copies_shipped", "authenticity"),
+        *("membership_auc", "membership_tpr_at_fpr10"),
+        *("singling_out", "linkability", "attribute_inference"),
+    }
+)
+"""Estimates of privacy, which need no `MIN_HOLDOUT`."""
+
 
 def fingerprint(config: Config, device: str, quiet: bool) -> dict[str, Any]:
     """Read the source, try a few steps on noise of the right shape, and extrapolate.
@@ -96,12 +105,9 @@ def cannot_pass(config: Config, n_holdout: int) -> list[str]:
     """Policy lines that are inconclusive whatever is generated, because the holdout is small."""
     if n_holdout >= MIN_HOLDOUT:
         return []
-    fidelity = {m.name for m in config.evaluate.metrics} - {"copies", "authenticity", "membership"}
-    spoken = {"mmd2_excess": "mmd2", "precision": "prdc", "recall": "prdc", "density": "prdc"}
-    spoken["coverage"] = "prdc"
-    return sorted(
-        {r.estimate for r in config.policy.rules if spoken.get(r.estimate, r.estimate) in fidelity}
-    )
+    labelled = any(c.kind == "categorical" for c in config.data.conditions.values())
+    asked = {r.estimate for r in config.policy.rules if r.required or labelled}
+    return sorted(asked - ABOUT_PEOPLE)
 
 
 def cost(config: Config, n_train: int, n_holdout: int, n_scans: int, device: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ looser limit R opens a band in which a person may sign. Read `at_most` below; `a
 
 | case, the first that holds | status |
 |---|---|
+| no estimate of that name and slice, and the rule is not `required` | no line |
 | no estimate of that name and slice | inconclusive |
 | a value, bound, floor or ceiling that the rule needs is null or not finite | inconclusive |
 | the floor or ceiling is 0 or less, so that a share of it means nothing | inconclusive |
@@ -61,7 +62,8 @@ def decide(rules: Sequence[Rule], estimates: Sequence[Estimate], *, n_holdout: i
         if (e.name, e.slice) in known:
             raise ValueError(f"estimates: two are called {e.name} with slice {e.slice}")
         known[e.name, e.slice] = e
-    return conclude([judge(r, known.get((r.estimate, r.slice)), n_holdout) for r in rules])
+    asked = [r for r in rules if r.required or (r.estimate, r.slice) in known]
+    return conclude([judge(r, known.get((r.estimate, r.slice)), n_holdout) for r in asked])
 
 
 def conclude(verdicts: Sequence[Verdict]) -> Decision:

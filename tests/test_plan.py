@@ -75,7 +75,7 @@ def test_enough_held_out_people_leave_nothing_open(config: Callable[..., Config]
     chosen = config(policy={})  # the default policy
     few = plan.cannot_pass(chosen, MIN_HOLDOUT - 1)
     assert plan.cannot_pass(chosen, MIN_HOLDOUT) == []
-    assert {"coverage", "recall"} <= set(few)
+    assert {"coverage", "recall", "region_volume_smd"} <= set(few)
     assert not {"copied_patients", "copies_shipped", "authenticity"} & set(few)
 
 

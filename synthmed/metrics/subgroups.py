@@ -100,22 +100,33 @@ class Part(Shared):
         return self._rows[side]
 
 
-def worst(estimates: Sequence[Estimate], name: str, left_out: Sequence[str]) -> list[Estimate]:
+def worst(
+    estimates: Sequence[Estimate], name: str, judged: Sequence[str], left_out: Sequence[str]
+) -> list[Estimate]:
     """The estimate of the subgroup with the largest upper bound, as a slice of its own.
+
+    Null where there are subgroups and none of them can be judged, so that a policy sees it; nothing
+    where there are none.
 
     Args:
         estimates: all of them.
         name: an estimate that is better the lower it is.
+        judged: the slices that are subgroups.
         left_out: subgroups that nothing can be said of, for the note.
     """
-    known = [e for e in estimates if e.name == name and e.slice is not None and e.ci is not None]
-    if not known:
+    few = f"too few people to judge: {', '.join(left_out)}" if left_out else ""
+    mine = [e for e in estimates if e.name == name and e.slice in judged]
+    known = [e for e in mine if e.ci is not None]
+    if known:
+        found = max(known, key=lambda e: e.ci[1] if e.ci else -np.inf)
+        note = "; ".join(filter(None, (f"worst of {len(known)}: {found.slice}", few)))
+        return [found.model_copy(update={"slice": WORST, "note": note})]
+    whole = [e for e in estimates if e.name == name and e.slice is None]
+    if not whole or not (judged or left_out):
         return []
-    found = max(known, key=lambda e: e.ci[1] if e.ci else -np.inf)
-    note = f"worst of {len(known)}: {found.slice}"
-    if left_out:
-        note += f"; too few people to judge: {', '.join(left_out)}"
-    return [found.model_copy(update={"slice": WORST, "note": note})]
+    nothing = {"value": None, "ci": None, "floor": None, "ceiling": None, "n": 0}
+    why = "; ".join(filter(None, (*(e.note for e in mine[:1]), few)))
+    return [whole[0].model_copy(update={**nothing, "slice": WORST, "note": why})]
 
 
 def _labels(cases: Cases, condition: str) -> dict[str, str | float]:

@@ -58,7 +58,7 @@ def evaluate(
         resamples=config.evaluate.resamples,
     )
     shared = Shared(sides, copies, config.screen.false_discovery_rate)
-    estimates = judge(sides, shared, config.evaluate.metrics, progress)
+    estimates = judge(sides, shared, config.evaluate.asked, progress)
     write_bytes(
         target / "estimates.jsonl", "".join(e.model_dump_json() + "\n" for e in estimates).encode()
     )
@@ -82,7 +82,8 @@ def judge(
         estimates += metric.estimate(sides, shared)
     groups = subgroups(sides)
     small = {name: few for name, people in groups.items() if (few := too_small(people))}
-    for name in [n for n in groups if n not in small]:
+    large = [name for name in groups if name not in small]
+    for name in large:
         part = Part(shared, name, groups[name])
         for metric in metrics:
             if metric.by_subgroup:
@@ -91,7 +92,7 @@ def judge(
                 whole = [e for e in found if e.slice is None]
                 estimates += [e.model_copy(update={"slice": name}) for e in whole]
     left_out = [f"{name} ({few})" for name, few in small.items()]
-    return estimates + worst(estimates, "mmd2_excess", left_out)
+    return estimates + worst(estimates, "mmd2_excess", large, left_out)
 
 
 def read_estimates(path: Path) -> list[Estimate]:

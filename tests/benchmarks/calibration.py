@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "|---|---|---|---|---|---|",
     ]
     for name, cohort in (("phantoms", phantoms()), ("hippocampus", hippocampus(root))):
-        p = p_values(tabled(cohort[0], cohort[1])["descriptor"], 0)
+        p = p_values(tabled(*cohort[:3])["descriptor"], 0)
         below = [f"{100 * np.mean(p <= limit):.1f} %" for limit in (0.05, 0.1, 0.5)]
         # p takes multiples of 1 / 200: a grain of noise makes it continuous
         smooth = p - np.random.default_rng(1).random(len(p)) / (PERMUTATIONS + 1)

@@ -27,15 +27,19 @@ from scipy.spatial.distance import cdist
 from skimage.restoration import estimate_sigma
 
 from synthmed.metrics import anatomy, kernels
+from synthmed.metrics.adjusted import encoded, without_labels
 from synthmed.metrics.authenticity import authentic_share
 from synthmed.metrics.blocks import smallest
+from synthmed.metrics.condition import balanced
 from synthmed.metrics.descriptor import N_BINS, RESOLUTION, describe
 from synthmed.metrics.discriminator import places, told_apart
 from synthmed.metrics.frechet import frechet, principal_axes
 from synthmed.metrics.intensity import cdfs
 from synthmed.metrics.prdc import prdc
+from synthmed.metrics.reader import fit
 from synthmed.metrics.stats import auc
 from synthmed.metrics.vendi import vendi
+from synthmed.types import Labels
 from tests.benchmarks.cohorts import publish
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,8 +53,9 @@ PHANTOMS, GRID = 240, 32
 HIPPOCAMPUS = (40, 56, 40)
 
 Volume = npt.NDArray[Any]
-Table = Mapping[str, npt.NDArray[np.float64]]
-"""Descriptors, small images, cumulative intensities and region volumes, a person a row."""
+Table = Mapping[str, npt.NDArray[Any]]
+"""Descriptors, small images, cumulative intensities, region volumes, and labels, a person a row."""
+AGES = (45.0, 95.0)
 
 
 def blurred(x: Volume, rng: np.random.Generator) -> Volume:
@@ -96,8 +101,8 @@ REGION = "a region 10 % larger"
 COLLAPSE, COPIES, DROPPED = "five people over and over", "copies of train", "a subgroup missing"
 
 
-def phantoms() -> tuple[list[Volume], list[Volume], list[str], list[tuple[Volume, Volume]]]:
-    """Scans, masks of the ventricles, diagnoses, and both again with larger ventricles."""
+def phantoms() -> tuple[list[Volume], list[Volume], list[Labels], list[tuple[Volume, Volume]]]:
+    """Scans, masks of the ventricles, labels, and both again with larger ventricles."""
     sys.path.insert(0, str(ROOT / "sample_data"))
     from cohort import make_patient, render  # type: ignore[import-not-found,unused-ignore]
 
@@ -115,12 +120,12 @@ def phantoms() -> tuple[list[Volume], list[Volume], list[str], list[tuple[Volume
             pairs.append((x / np.percentile(x, 99.5), np.asarray(parts.dataobj) == 1))
         scans.append(pairs[0][0])
         masks.append(pairs[0][1][None])
-        labels.append(patient.diagnosis)
+        labels.append({"kind": patient.diagnosis, "age": patient.age})
         grown.append((pairs[1][0], pairs[1][1][None]))
     return scans, masks, labels, grown
 
 
-def hippocampus(root: Path) -> tuple[list[Volume], list[Volume], list[str], None]:
+def hippocampus(root: Path) -> tuple[list[Volume], list[Volume], list[Labels], None]:
     """The first scan of each person, its mask's two labels, and the class of its volume."""
     import pandas as pd
 
@@ -134,7 +139,7 @@ def hippocampus(root: Path) -> tuple[list[Volume], list[Volume], list[str], None
         x, y = (centred(np.asarray(i.dataobj, dtype=np.float32)) for i in (image, parts))
         scans.append(x / np.percentile(x, 99.5))
         masks.append(np.stack([y == 1, y == 2]))
-    return scans, masks, list(table["volume_class"]), None
+    return scans, masks, [{"kind": kind} for kind in table["volume_class"]], None
 
 
 def centred(x: Volume) -> Volume:
@@ -149,7 +154,7 @@ def centred(x: Volume) -> Volume:
     return out
 
 
-def tabled(scans: Sequence[Volume], masks: Sequence[Volume]) -> Table:
+def tabled(scans: Sequence[Volume], masks: Sequence[Volume], labels: Sequence[Labels]) -> Table:
     """What the figures are made of."""
     block = np.stack(scans)[:, None].astype(np.float16).astype(np.float32)
     return {
@@ -159,6 +164,12 @@ def tabled(scans: Sequence[Volume], masks: Sequence[Volume]) -> Table:
         "small": smallest(block, [min(12, n) for n in block.shape[2:]]),
         "cdf": np.concatenate([cdfs(block[i : i + 20], 1000) for i in range(0, len(block), 20)]),
         "volume": np.stack([m.sum(axis=(1, 2, 3)) for m in masks]).astype(np.float64),
+        "kind": np.array([x["kind"] for x in labels]),
+        "labels": encoded(
+            labels,
+            {"kind": sorted({str(x["kind"]) for x in labels})},
+            {"age": AGES} if "age" in labels[0] else {},
+        ),
     }
 
 
@@ -181,6 +192,10 @@ def figures(s: Table, h: Table, t: Table, rng: np.random.Generator) -> dict[str,
                        prdc(d["yy"], d["xx"], d["yx"], 5), strict=True))  # fmt: skip
     m = min(len(x), len(z))  # rows are in random order; the score grows with their number
     variety = abs(np.log(vendi(k["xx"][:m, :m]) / vendi(k["zz"][:m, :m])))
+    reader = fit(t["small"], t["kind"], np.ones(len(t["kind"])), "category", 40)
+    left = without_labels(t["labels"], t["volume"])
+    assert left is not None
+    given = [left(v["labels"], v["volume"]) for v in (s, h)]
     gap = 10 / np.log(10) * (s["descriptor"].mean(axis=0) - h["descriptor"].mean(axis=0))[:N_BINS]
     out = {
         "mmd2": kernels.mmd2(k["xx"], k["yy"], k["xy"]),
@@ -193,18 +208,27 @@ def figures(s: Table, h: Table, t: Table, rng: np.random.Generator) -> dict[str,
         "region_volume_smd": max(
             anatomy.smd(a, b)[0] for a, b in zip(s["volume"].T, h["volume"].T, strict=True)
         ),
+        "region_volume_smd, given labels": max(
+            anatomy.smd(a, b)[0] for a, b in zip(given[0].T, given[1].T, strict=True)
+        ),
+        "region_volume_smd, worst label": max(
+            anatomy.smd(a, b)[0]
+            for kind in set(h["kind"])
+            for a, b in zip(
+                s["volume"][s["kind"] == kind].T, h["volume"][h["kind"] == kind].T, strict=True
+            )
+        ),
+        "condition_accuracy": -balanced(s["kind"], reader.predict(s["small"]))[0],
         "discriminator_auc": auc(*told_apart(np.hstack([x, u]), np.hstack([y, v]), 5, 10.0, rng)),
         "authenticity": -authentic_share(d["xz"], d["zz"]),
     }
     return {name: float(value) for name, value in out.items()}
 
 
-def found(
-    tables: Mapping[str, Table], labels: Sequence[str], rng: np.random.Generator
-) -> dict[str, dict[str, float]]:
+def found(tables: Mapping[str, Table], rng: np.random.Generator) -> dict[str, dict[str, float]]:
     """Fault to figure to the share of draws that raise the alarm."""
-    label = np.array(labels)
-    n = len(label)
+    kind = tables[""]["kind"]
+    n, n_kinds, lost = len(kind), len(set(kind)), min(kind)
 
     def drawn(fault: str) -> dict[str, float]:
         order = rng.permutation(n)
@@ -216,9 +240,13 @@ def found(
             cohort = rng.choice(train, SIDE, replace=len(train) < SIDE)
         elif fault == DROPPED:
             rest = np.concatenate([cohort, train])
-            cohort = rest[label[rest] != sorted(set(labels))[0]][:SIDE]
+            cohort = rest[kind[rest] != lost][:SIDE]
         rows = lambda table, at: {name: v[at] for name, v in table.items()}  # noqa: E731
         made = rows(own, cohort)
+        if fault == DROPPED:  # asked for as often as ever, and shown as somebody of another kind
+            asked = rng.permutation(len(cohort))[: round(np.mean(kind == lost) * len(cohort))]
+            made["kind"][asked] = lost
+            made["labels"][asked, 1:n_kinds] = tables[""]["labels"][kind == lost][0, 1:n_kinds]
         if fault in (COLLAPSE, COPIES):  # never twice the same bytes: a copy has noise of its own
             made["descriptor"] = made["descriptor"] + 0.02 * RESOLUTION * rng.standard_normal(
                 made["descriptor"].shape
@@ -250,17 +278,17 @@ def of_cohort(cohort: Any, seed: int) -> str:
     """The matrix of a cohort."""
     scans, masks, labels, grown = cohort
     rng = np.random.default_rng(seed)
-    tables: dict[str, Table] = {"": tabled(scans, masks)}
+    tables: dict[str, Table] = {"": tabled(scans, masks, labels)}
     for fault, change in CHANGES.items():
         moved = [m[:, ::-1] for m in masks] if change is flipped else masks
         if change is scaled:
             moved = [np.stack([scaled(p.astype(np.float32), rng) for p in m]) for m in masks]
-        tables[fault] = tabled([change(x, rng) for x in scans], moved)
+        tables[fault] = tabled([change(x, rng) for x in scans], moved, labels)
     if grown is not None:
-        tables[REGION] = tabled([x for x, _ in grown], [m for _, m in grown])
+        tables[REGION] = tabled([x for x, _ in grown], [m for _, m in grown], labels)
     else:  # the mask alone: nobody can warp a real scan as if it had grown
         tables[REGION] = {**tables[""], "volume": tables[""]["volume"] * 1.1}
-    return matrix(found(tables, labels, rng))
+    return matrix(found(tables, rng))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from synthmed.config import Policy
 from synthmed.metrics import DEFAULT_METRICS, MMD, Membership
 from synthmed.metrics.shared import Shared
 from synthmed.metrics.sides import Cases, Sides
-from synthmed.metrics.subgroups import WORST, Part, subgroups, too_small
+from synthmed.metrics.subgroups import WORST, Part, subgroups, too_small, worst
+from synthmed.policy import decide
 from synthmed.progress import Progress
 from synthmed.stages.evaluate import judge
 from synthmed.types import Estimate
@@ -95,6 +97,25 @@ def test_too_few_people_are_named_and_not_judged() -> None:
     assert ("mmd2_excess", "kind=rare") not in found
     note = found["mmd2_excess", WORST].note
     assert "kind=rare (9 training, 9 held-out, 9 synthetic)" in note
+
+
+def test_a_policy_sees_that_no_subgroup_can_be_judged() -> None:
+    rng = np.random.default_rng(3)
+    few = [two(rng, 12, prefix, 4) for prefix in "ths"]
+    of = sides(few[0], few[1], few[2], categorical={"kind": ("common", "rare")})
+    worst = estimates(of)["mmd2_excess", WORST]
+    assert worst.value is None and "kind=common (8 training, 8 held-out, 8" in worst.note
+    rules = [r for r in Policy().rules if r.slice == WORST]
+    assert [v.status for v in decide(rules, [worst], n_holdout=60).verdicts] == ["inconclusive"]
+    # without labels there is no such line
+    assert not decide(rules, [], n_holdout=60).verdicts
+
+
+def test_only_subgroups_are_among_the_worst() -> None:
+    other = estimates(given(False))["mmd2_excess", None].model_copy(
+        update={"slice": "features=x", "ci": (5.0, 6.0)}
+    )
+    assert worst([other], "mmd2_excess", [], []) == []
 
 
 def test_every_metric_that_says_so_can_be_asked_of_a_part() -> None:
