@@ -22,6 +22,7 @@ from synthmed.config import CATEGORY, Config
 from synthmed.errors import InputError, UsageError
 from synthmed.formats import synthetic as synthetic_files
 from synthmed.inventory import versions
+from synthmed.pipeline import verify_features
 from synthmed.progress import Progress
 from synthmed.stages import evaluate, release, screen
 from synthmed.stages.ingest import ingest
@@ -72,6 +73,7 @@ def assess(
             f"--out {out}: holds files that no assessment wrote", "Choose a new folder."
         )
     chosen = _config(real, synthetic, config, patient, seed)
+    verify_features(chosen)
     run = Run(out)
     with run.lock():
         store.write_json(out / MARK, {"schema_version": 1})

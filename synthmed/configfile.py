@@ -21,6 +21,7 @@ from synthmed.config import Condition, Config
 from synthmed.errors import UsageError
 from synthmed.formats import address
 from synthmed.metrics import Metric
+from synthmed.metrics.spaced import Feature
 
 
 def shipped_folder(name: Literal["configs", "pipelines"]) -> Path:
@@ -228,7 +229,11 @@ def _union_at(loc: list[str]) -> Any:
         here = _annotation_at(loc)
         return None if isinstance(here, type) else here
     # a condition has its own name, and a metric its place in the list, in between
-    many = {"data.conditions": Condition, "evaluate.metrics": Metric}
+    many = {
+        "data.conditions": Condition,
+        "evaluate.metrics": Metric,
+        "evaluate.features": Feature,
+    }
     return many.get(".".join(loc[:2])) if len(loc) == 3 else None
 
 
@@ -236,7 +241,7 @@ def _tags(annotation: Any) -> set[str]:
     """The discriminators of the config parts in an annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         fields = [annotation.model_fields.get(d) for d in ("name", "kind")]
-        return {f.default for f in fields if f is not None}
+        return {f.default for f in fields if f is not None and not f.is_required()}
     return {t for a in getattr(annotation, "__args__", ()) for t in _tags(a)}
 
 

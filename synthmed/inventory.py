@@ -21,6 +21,8 @@ _OPTIONAL = {
     "dicomweb_client": "scans from a PACS (synthmed[pacs])",
     "rapidocr_onnxruntime": "text in pixels (synthmed[text])",
     "deepbet": "faces removed from heads (synthmed[faces])",
+    "onnxruntime": "feature networks in ONNX (synthmed[onnx])",
+    "mirp": "radiomics in the evidence (synthmed[radiomics])",
     "snakemake": "cluster workflows (synthmed[cluster])",
 }
 

@@ -83,6 +83,7 @@ class Line:
 
     def generate(self) -> Decision:
         """The product: every stage that is missing, then the decision."""
+        verify_features(self.config)
         self.ingest()
         self.prepare()
         self.train()
@@ -330,6 +331,17 @@ class Line:
         self.run.record(__version__)
         progress.done(summary(facts))
         return self.run.require(kind)
+
+
+def verify_features(config: Config) -> None:
+    """See that what will judge the cohort is there, before hours are spent on making it.
+
+    Raises:
+        UsageError: a network of `evaluate.features` is missing or is another file, or the engine
+            of radiomics is not installed.
+    """
+    for feature in config.evaluate.features:
+        feature.verify()
 
 
 def loader_of(config: Config, dataset: Path) -> Loader:

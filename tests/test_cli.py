@@ -85,6 +85,19 @@ def test_an_unknown_device(make_config: Callable[..., Path], synthmed: Cli, tmp_
     assert not run.exists()
 
 
+def test_a_network_that_is_not_there_is_told_before_anything_is_made(
+    make_config: Callable[..., Path], synthmed: Cli, tmp_path: Path
+) -> None:
+    network = {"kind": "network", "name": "net", "file": str(tmp_path / "net.pt")}
+    features = json.dumps([{**network, "sha256": "0" * 64}])
+    words = ("--run", tmp_path / "run", "--device", "cpu", "--set", f"evaluate.features={features}")
+    refused(
+        synthmed("generate", make_config(), *words), 2, "evaluate.features, network net",
+        "net.pt cannot be read",
+    )  # fmt: skip
+    assert not (tmp_path / "run/private/ingest").exists()
+
+
 def people(cohort: Path, folder: Path, n: int) -> Path:
     """The first n patients of the cohort, with their table."""
     persons = sorted(p.name for p in cohort.glob("sub-*") if p.is_dir())[:n]

@@ -132,8 +132,8 @@ def one_distance(
     if found is not None:
         method = (
             f"{what}, synthetic against {found.against} patients, {found.count} a side; floor: "
-            "real train against the same; ceiling: holdout blurred by 0.4 voxel; interval from "
-            "halves of the patients."
+            f"real train against the same; ceiling: {shared.control}; interval from halves of the "
+            "patients."
         )
         note = found.limits
     return Estimate(

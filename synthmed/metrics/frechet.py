@@ -53,7 +53,8 @@ class Frechet(Base):
             return np.array([frechet(x, y)])
 
         found = compare(shared, statistic, "frechet", self.draws, 2 * PATIENTS_A_COMPONENT)
-        what = f"Squared Frechet distance in {axes.shape[1]} principal components of descriptors"
+        where = f"{axes.shape[1]} principal components of {shared.numbers}"
+        what = f"Squared Frechet distance in {where}"
         return [one_distance("frechet", what, "1", found, sides, shared, 2 * PATIENTS_A_COMPONENT)]
 
 

@@ -35,4 +35,5 @@ class KID(Base):
             return np.asarray((x @ y.T / x.shape[1] + 1) ** 3)
 
         found = discrepancy(shared, kernel, sides.resamples, sides.key.fold("kid", "permutation"))
-        return [of_distance("kid", "Unbiased cubic MMD^2 of descriptors", found, sides, shared)]
+        what = f"Unbiased cubic MMD^2 of {shared.numbers}"
+        return [of_distance("kid", what, found, sides, shared)]

@@ -46,7 +46,7 @@ class MMD(Base):
 
         key = sides.key.fold("mmd2", "permutation")
         found = discrepancy(shared, kernel, sides.resamples, key)
-        what = "Unbiased RBF MMD^2 of descriptors"
+        what = f"Unbiased RBF MMD^2 of {shared.numbers}"
         value = of_distance("mmd2", what, found, sides, shared)
         ceiling = None if found is None else found.ceiling
         excess = value.model_copy(
@@ -56,14 +56,15 @@ class MMD(Base):
                 "ci": None if found is None else found.excess_ci,
                 "floor": None if ceiling is None else 0.0,
                 "method": "mmd2 of the synthetic cohort minus that of real train, on the same "
-                f"held-out patients; {_CONTROLS}",
+                f"held-out patients; {_controls(shared)}",
                 "note": REASON if found is None else "" if ceiling else "no held-out patients",
             }
         )
         return [value, excess]
 
 
-_CONTROLS = "ceiling: holdout blurred by 0.4 voxel; jackknife interval by patient."
+def _controls(shared: Shared) -> str:
+    return f"ceiling: {shared.control}; jackknife interval by patient."
 
 
 def of_distance(
@@ -80,7 +81,7 @@ def of_distance(
         floor=None if found is None else found.floor,
         ceiling=None if found is None else found.ceiling,
         method=f"{what}, synthetic against held-out patients (floor: real train against the same); "
-        f"{_CONTROLS}",
+        f"{_controls(shared)}",
         seed=sides.seed,
         note=REASON if found is None else found.note,
         n_holdout=shared.n_holdout,
