@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from synthmed.keys import Key
+from synthmed.metrics.attacks import Attack, by_descriptor, descriptor_scores, ratio
 from synthmed.metrics.base import Base
 from synthmed.metrics.shared import Shared
 from synthmed.metrics.sides import Cases, Sides
@@ -16,16 +17,30 @@ from synthmed.metrics.stats import (
     auc_interval,
     auc_permutation_p,
     clopper_pearson,
+    wins,
 )
 from synthmed.metrics.subgroups import subgroups, too_small
 from synthmed.types import Estimate
 
 FALSE_POSITIVES = 0.1
 CONTROL_SPLITS = 200
+CONTROL = "control=members only"
+DENSITY, DESCRIPTOR = "attack=density ratio", "attack=descriptor"
+METHODS = {
+    CONTROL: "Best image similarity of each patient to the cohort, one random half of the training "
+    f"patients against the other: mean and central 95 % of {CONTROL_SPLITS} halves; ceiling: as of "
+    "the attack.",
+    DENSITY: "Ratio of the cohort's density to that of held-out patients at each patient, in "
+    "principal components of small images; training against held-out, neither of a pair in the "
+    "reference; ceiling: the training set as samples",
+    DESCRIPTOR: "Distance of each patient's descriptor to the nearest sample, training against "
+    "held-out; ceiling: the training set as samples",
+}
+"""Slice of an estimate to what was done."""
 
 
 class Membership(Base):
-    """A membership attack by each patient's best match in the synthetic cohort; lower is better.
+    """Membership attacks, the first by each patient's best match in the cohort; lower is better.
 
     The score of a patient is the best image similarity of any of their scans to any sample. Real
     train are the members, the holdout the non-members, split at random, so that scores are
@@ -39,18 +54,33 @@ class Membership(Base):
     - `membership_tpr_at_fpr10`: share of members above the score that at most 10 % of non-members
       exceed, with Clopper-Pearson. Floor 0.1; ceiling 1.
 
-    Source: Yeom et al. 2018; Carlini et al. 2022 (report the low false-positive end as well).
+    Both again for two more attacks, whose ceilings are computed:
+
+    - slice `attack=density ratio`: where has the cohort more mass than the population
+      (`attacks.ratio`). It sees what was learned by heart where people are few, which a plain
+      density hides behind how common a patient is.
+    - slice `attack=descriptor`: the nearest sample by descriptor (`attacks.descriptor_scores`). It
+      sees texture and contrast that was kept where the anatomy was not.
+
+    `membership_auc`, slice `control=members only`: the members-only control as a figure, the mean
+    over random halves with their central 95 %. It says how far from 0.5 the attack strays where
+    there is nothing to tell; 0.5 outside of it would be a fault of the attack.
+
+    Source: Yeom et al. 2018; Carlini et al. 2022 (report the low false-positive end as well); van
+    Breugel et al. 2023 (density ratio).
     """
 
     name: Literal["membership"] = "membership"
 
     def estimate(self, sides: Sides, shared: Shared) -> list[Estimate]:
-        """Both estimates; null without two held-out patients."""
+        """All attacks, subgroups and the control; null without two held-out patients."""
         n_train, n_holdout = len(set(sides.train.patients)), len(set(sides.holdout.patients))
         if n_holdout < 2 or n_train < 4 or len(sides.synthetic) == 0:
+            why = "too few patients"
             return [
-                self._one(name, None, None, None, n_train, floor, sides, "too few patients", None)
-                for name, floor in (("membership_auc", 0.5), ("membership_tpr_at_fpr10", 0.1))
+                *self._nothing(None, n_train, sides, why),
+                *self._nothing(DENSITY, n_train, sides, why),
+                *self._nothing(DESCRIPTOR, n_train, sides, why),
             ]
         found = shared.matches()
         members = patient_scores(found.to_train, sides.train.patients)
@@ -63,10 +93,7 @@ class Membership(Base):
             order = rng.permutation(members)
             control[i] = auc(order[: n_train // 2], order[n_train // 2 :])
         control_low, control_high = np.quantile(control, [0.025, 0.975])
-        # the smallest threshold that at most a tenth of the non-members exceed
-        allowed = int(FALSE_POSITIVES * n_holdout)
-        threshold = np.sort(others)[n_holdout - allowed - 1]
-        true = int(np.sum(members > threshold))
+        true = named(wins(members, others))
         out = [
             self._one(
                 "membership_auc",
@@ -103,7 +130,45 @@ class Membership(Base):
                         "membership_auc", name, value, ci, len(some), 0.5, sides, note, len(rest)
                     )
                 )
-        return out
+        middle = float(control.mean())
+        span = (float(control_low), float(control_high))
+        out.append(
+            self._one("membership_auc", CONTROL, middle, span, n_train, 0.5, sides, "", None)
+        )
+        return out + self._attacks(sides, shared)
+
+    def _attacks(self, sides: Sides, shared: Shared) -> list[Estimate]:
+        """The figures of the attacks by density and by descriptor."""
+        key, times = sides.key.fold("membership", "attacks"), sides.resamples
+        near = by_descriptor(shared, times, key.fold("descriptor"))
+        copies = wins(*descriptor_scores(shared, "train"))
+        out = self._both(DESCRIPTOR, near, copies, sides)
+        density, stored = ratio(shared, "synthetic"), ratio(shared, "train")
+        if density is None or stored is None:
+            n = len(shared.patients("train"))
+            return out + self._nothing(DENSITY, n, sides, "all scans of a side are alike")
+        found = density.attack(times, key.fold("density"))
+        return out + self._both(DENSITY, found, stored.wins(), sides)
+
+    def _both(self, where: str, found: Attack, copies: Floats, sides: Sides) -> list[Estimate]:
+        """AUC and true-positive rate of an attack; `copies`: its wins over a cohort of copies."""
+        n, m = found.wins.shape
+        true, stored = named(found.wins), named(copies)
+        value, worst = float(found.wins.mean()), float(copies.mean())
+        told = f"permutation p = {found.p:.3g}"
+        auc_of = self._one("membership_auc", where, value, found.ci, n, 0.5, sides, told, m, worst)
+        told = f"the error of the threshold ({m} patients) is not in the interval"
+        span = clopper_pearson(true, n)
+        name, floor = "membership_tpr_at_fpr10", FALSE_POSITIVES
+        share = self._one(name, where, true / n, span, n, floor, sides, told, m, stored / n)
+        return [auc_of, share]
+
+    def _nothing(self, where: str | None, n: int, sides: Sides, why: str) -> list[Estimate]:
+        """Both estimates of an attack that could not be made."""
+        return [
+            self._one(name, where, None, None, n, floor, sides, why, None)
+            for name, floor in (("membership_auc", 0.5), ("membership_tpr_at_fpr10", 0.1))
+        ]
 
     @staticmethod
     def _auc(
@@ -127,13 +192,18 @@ class Membership(Base):
         sides: Sides,
         note: str,
         n_holdout: int | None,
+        ceiling: float = 1.0,
     ) -> Estimate:
         what = "Best image similarity of each patient to the cohort, training against held-out"
+        what = METHODS.get(subgroup or "", what)
+        worst = "" if "ceiling" in what else "; ceiling: the training set as samples"
         how = (
-            f"{what}; ceiling: the training set as samples; bootstrap interval by patient."
+            f"{what}{worst}; bootstrap interval by patient."
             if name == "membership_auc"
             else f"{what}: share of members above all but 10 % of the others; Clopper-Pearson."
         )
+        if subgroup == CONTROL:
+            how = what
         return Estimate(
             name=name,
             group="membership",
@@ -143,12 +213,21 @@ class Membership(Base):
             n=n,
             better="lower",
             floor=floor,
-            ceiling=1.0,
+            ceiling=ceiling,
             method=how,
             seed=sides.seed,
             note=note,
             n_holdout=n_holdout,
         )
+
+
+def named(won: Floats) -> int:
+    """Members above the smallest threshold that at most a tenth of the non-members exceed.
+
+    From (n_members, n_others) wins: those who outscore all but a tenth of the non-members.
+    """
+    n_others = won.shape[1]
+    return int(np.sum(np.sum(won == 1, axis=1) >= n_others - int(FALSE_POSITIVES * n_others)))
 
 
 def patient_scores(

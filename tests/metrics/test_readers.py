@@ -1,4 +1,4 @@
-"""condition_accuracy, membership, and what every metric promises."""
+"""condition_accuracy, and what every metric promises."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 from sklearn.metrics import balanced_accuracy_score
 
-from synthmed.metrics import DEFAULT_METRICS, ConditionAccuracy, Membership, Metric, condition
-from synthmed.metrics.membership import patient_scores
+from synthmed.metrics import DEFAULT_METRICS, ConditionAccuracy, Metric, condition
 from synthmed.metrics.shared import Shared
 from synthmed.metrics.sides import Cases
-from tests.metrics.cohorts import cases, made, sides
+from tests.metrics.cohorts import cases, sides
 
 CATEGORIES = {"diagnosis": ("atrophy", "healthy")}
 
@@ -108,28 +107,6 @@ def test_balanced_accuracy_is_sklearns_and_its_count_is_n_when_balanced() -> Non
     assert value == pytest.approx(balanced_accuracy_score(truth, answer), abs=1e-12)
     even = np.repeat(["a", "b"], 20)
     assert condition.balanced(even, even) == (1.0, pytest.approx(40))
-
-
-def test_membership_sees_a_cohort_of_copies_and_not_an_honest_one(
-    cohort: tuple[Cases, Cases, Cases],
-) -> None:
-    train, holdout, honest = cohort
-    given = sides(train, holdout, honest)
-    fair, tail = Membership().estimate(given, Shared(given))
-    assert fair.ci[0] <= 0.5 <= fair.ci[1] and fair.floor == 0.5
-    assert tail.ci[0] <= 0.2
-    rng = np.random.default_rng(3)
-    noise = 0.03 * rng.standard_normal(train.volumes.shape)
-    given = sides(train, holdout, made(train.volumes + noise))
-    stored, tail = Membership().estimate(given, Shared(given))
-    assert stored.ci[0] > 0.7 and tail.ci[0] > 0.5 and (stored.n, stored.n_holdout) == (40, 24)
-    assert "p = 0.0099;" in stored.note
-
-
-def test_a_patient_scores_by_the_best_of_their_scans() -> None:
-    scores = np.array([[0.1, 0.5, 0.2], [0.3, 0.0, 0.4]])
-    found = patient_scores(scores, np.array(["b", "a", "b"]))
-    assert found.tolist() == [0.5, 0.4]
 
 
 @pytest.mark.parametrize("metric", DEFAULT_METRICS, ids=lambda m: m.name)
