@@ -23,6 +23,7 @@ TRADES = (
     ("epsilon", "mmd2_excess", "Fidelity against epsilon"),
     ("membership_auc", "mmd2_excess", "Fidelity against membership"),
     ("membership_auc", "auc_tstr", "Utility against membership"),
+    ("membership_auc", "dice_tstr", "Utility of the masks against membership"),
 )
 """Across, up, and title of each plot: what is paid in privacy, and what it buys."""
 

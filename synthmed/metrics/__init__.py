@@ -10,6 +10,7 @@ from synthmed.metrics.anatomy import RegionVolumeSMD
 from synthmed.metrics.authenticity import Authenticity
 from synthmed.metrics.condition import ConditionAccuracy
 from synthmed.metrics.copied import Copied
+from synthmed.metrics.disclosure import Disclosure
 from synthmed.metrics.discriminator import DiscriminatorAUC
 from synthmed.metrics.diversity import MSSSIMDiversity
 from synthmed.metrics.frechet import Frechet
@@ -18,6 +19,9 @@ from synthmed.metrics.kid import KID
 from synthmed.metrics.membership import Membership
 from synthmed.metrics.mmd import MMD
 from synthmed.metrics.prdc import PRDC
+from synthmed.metrics.segmentation import Segmentation
+from synthmed.metrics.spaced import InSpace
+from synthmed.metrics.spaces import RegionVolumes
 from synthmed.metrics.spectrum import SpectrumDistance
 from synthmed.metrics.utility import Utility
 from synthmed.metrics.vendi import Vendi
@@ -32,12 +36,15 @@ Metric = Annotated[
     | IntensityW1
     | SpectrumDistance
     | RegionVolumeSMD
+    | InSpace
     | DiscriminatorAUC
     | ConditionAccuracy
     | Copied
     | Authenticity
     | Membership
-    | Utility,
+    | Disclosure
+    | Utility
+    | Segmentation,
     Field(discriminator="name"),
 ]
 """Every metric; adding one is a file and its name here."""
@@ -52,11 +59,14 @@ DEFAULT_METRICS: tuple[Metric, ...] = (
     IntensityW1(),
     SpectrumDistance(),
     RegionVolumeSMD(),
+    InSpace(space=RegionVolumes()),
     DiscriminatorAUC(),
     ConditionAccuracy(),
     Copied(),
     Authenticity(),
     Membership(),
+    Disclosure(),
     Utility(),
+    Segmentation(),
 )
 """What `evaluate` computes unless told otherwise, in the order of the report."""

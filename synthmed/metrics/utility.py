@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from synthmed.keys import Key
 from synthmed.metrics.base import Base
-from synthmed.metrics.blocks import Singles, smallest
+from synthmed.metrics.blocks import smallest
 from synthmed.metrics.reader import (
     asked,
     first_scans,
@@ -21,24 +20,26 @@ from synthmed.metrics.reader import (
 from synthmed.metrics.shared import Shared, Side
 from synthmed.metrics.sides import Sides
 from synthmed.metrics.stats import Floats, Ints, wins
+from synthmed.metrics.taught import (
+    CURVE_WAYS,
+    WAYS,
+    Kind,
+    altered,
+    certain,
+    copies,
+    counts,
+    draw,
+    draws,
+    estimates,
+    names,
+    numbered,
+    of,
+    one,
+)
 from synthmed.types import Estimate
 
-Kind = Literal["category", "number"]
-
-WAYS = ("trtr", "tstr", "augmented", "classical_augmentation")
-"""What a reader learns from: real scans, synthetic ones, both, or real and altered real ones."""
-DIFFERENCES = {
-    "tstr_minus_trtr": ("tstr", "trtr"),
-    "augmented_minus_trtr": ("augmented", "trtr"),
-    "augmented_minus_classical": ("augmented", "classical_augmentation"),
-}
-"""Name to the two ways that are compared on the same patients."""
-FEWEST = 8
-"""Real patients at the start of the learning curve; it doubles from there."""
 SMALLEST_CLASS = 3
 """Held-out patients of a category without whom it cannot be asked about."""
-SHIFT_VOXELS, ROTATE_DEGREES, INTENSITY = 2.0, 8.0, 0.1
-"""Of the classical augmentation: what leaves a label as it is, and so no change of size."""
 
 
 class Utility(Base):
@@ -85,27 +86,26 @@ class Utility(Base):
         if not sides.categorical and not sides.continuous:
             return []
         scans = self._scans(shared) if shared.has_holdout else None
-        names = (*sides.categorical, *sides.continuous)
-        found = {c: self._condition(c, sides, shared, scans) for c in names}
-        whole = {c: [e for e in found[c] if e.slice == f"condition={c}"] for c in names}
+        conditions = (*sides.categorical, *sides.continuous)
+        found = {c: self._condition(c, sides, shared, scans) for c in conditions}
+        whole = {c: [e for e in found[c] if e.slice == f"condition={c}"] for c in conditions}
         worst = min(sides.categorical or sides.continuous, key=lambda c: _shortfall(whole[c]))
         leading = [
             e.model_copy(update={"slice": None, "note": "; ".join(filter(None, (e.slice, e.note)))})
             for e in whole[worst]
         ]
-        return leading + [e for c in names for e in found[c]]
+        return leading + [e for c in conditions for e in found[c]]
 
     def _scans(self, shared: Shared) -> dict[str, Floats]:
         """What a reader sees of every side, and of altered copies of train, copy after copy."""
         used: tuple[Side, ...] = ("train", "holdout", "synthetic")
         scans = {str(side): shared.small(side, self.side) for side in used}
-        n = len(scans["train"])
-        times = max(1, round(len(scans["synthetic"]) / max(1, n)))
+        times = copies(len(scans["train"]), len(scans["synthetic"]))
         grid = shared.small_grid(self.side)
         rows = [
             smallest(altered(block, first, shared.sides, copy, self.flip), grid)
             for copy in range(times)
-            for first, block in _numbered(shared)
+            for first, block in numbered(shared)
         ]
         return {**scans, "altered": np.concatenate([scans["train"][:0], *rows])}
 
@@ -122,10 +122,11 @@ class Utility(Base):
         reason = "no held-out patients" if scans is None else _reason(kind, truth, known)
         n = len(shared.patients("synthetic"))
         whole = f"condition={condition}"
+        start = "auc" if kind == "category" else "r"
         if scans is None or reason:
             return [
-                _one(name, whole, None, None, None, None, n, sides, reason, None)
-                for name in _names(kind)
+                one(name, whole, None, None, None, None, n, sides, reason, None)
+                for name in names(start)
             ]
         key = sides.key.fold("utility", condition)
         judge = Judge(known, kind, sides.resamples, key.fold("test").numpy())
@@ -152,18 +153,15 @@ class Utility(Base):
         everyone = np.arange(len(x))
         figures = {way: judge.figures([taught(everyone, way)]) for way in WAYS}
         notes = "; ".join(left_out(labels))
-        out = _estimates(kind, whole, figures, judge, n, sides, notes, len(test))
-        for count in _counts(len(set(person))):
+        out = estimates(start, whole, figures, judge, n, sides, notes, len(test))
+        for count in counts(len(set(person))):
             picks = [
-                _of(person, _draw(person, truth["train"], kind, count, key.fold("curve", count, d)))
+                of(person, draw(person, truth["train"], kind, count, key.fold("curve", count, d)))
                 for d in range(self.draws)
             ]
-            part = {
-                way: judge.figures([taught(pick, way) for pick in picks])
-                for way in ("trtr", "augmented", "classical_augmentation")
-            }
+            part = {way: judge.figures([taught(pick, way) for pick in picks]) for way in CURVE_WAYS}
             where = f"{whole}, {count} patients"
-            out += _estimates(kind, where, part, judge, n, sides, notes, len(test))
+            out += estimates(start, where, part, judge, n, sides, notes, len(test))
         return out
 
 
@@ -182,26 +180,23 @@ class Judge:
         self.categories: list[str] = sorted(set(truth)) if kind == "category" else []
         n = len(truth)
         groups = [np.nonzero(truth == c)[0] for c in self.categories] or [np.arange(n)]
-        weights = np.ones((times + 1, n))
-        for group in groups:
-            even = np.full(len(group), 1 / len(group))
-            weights[1:, group] = rng.multinomial(len(group), even, size=times)
-        self.weights = weights
+        self.weights = draws(n, times, groups, rng)
 
     @property
     def gap(self) -> float:
-        """How far from certain a figure without any spread may be: 1 - 0.025^(1 / n).
-
-        n is the number of patients of the smallest category; the exact bound of Clopper and
-        Pearson for n successes of n.
-        """
-        counts = [int(np.sum(self.truth == c)) for c in self.categories] or [len(self.truth)]
-        return float(1 - 0.025 ** (1 / min(counts)))
+        """How far from certain a figure without any spread may be, by the smallest category."""
+        sizes = [int(np.sum(self.truth == c)) for c in self.categories] or [len(self.truth)]
+        return certain(min(sizes))
 
     @property
     def guess(self) -> float:
         """The figure of a reader that knows nothing."""
         return 0.5 if self.kind == "category" else 0.0
+
+    @property
+    def least(self) -> float:
+        """The smallest that a figure can be."""
+        return 0.0 if self.kind == "category" else -1.0
 
     def figures(self, said: Sequence[Floats]) -> Floats:
         """(1 + times,) mean figure of some readers; the first is of the patients as they are.
@@ -240,41 +235,6 @@ def scored(reader: Any, x: Floats, judge: Judge) -> Floats:
     return out
 
 
-def altered(block: Singles, first: int, sides: Sides, copy: int, flip: bool) -> Singles:
-    """A block (b, C, X, Y, Z) of training scans, each changed in a way that keeps its label.
-
-    Args:
-        block: the scans.
-        first: number of the first of them.
-        sides: for voxel size and key.
-        copy: which of the copies.
-        flip: whether they may be mirrored.
-    """
-    import torch
-
-    from synthmed.augment import apply, draw_change
-    from synthmed.config import Augment
-
-    change = Augment(
-        flip=flip, shift_voxels=SHIFT_VOXELS, rotate_degrees=ROTATE_DEGREES, intensity=INTENSITY
-    )
-    images = torch.ones(block.shape[1], dtype=torch.bool)
-    out = []
-    for i, scan in enumerate(block):
-        g = sides.key.fold("utility", "altered", copy, first + i).torch()
-        x = torch.from_numpy(np.ascontiguousarray(scan))
-        out.append(apply(draw_change(change, g), x, sides.spacing_mm, images).numpy())
-    return np.stack(out)
-
-
-def _numbered(shared: Shared) -> Iterator[tuple[int, Singles]]:
-    """Blocks of train, each with the number of its first scan."""
-    first = 0
-    for block in shared.blocks("train"):
-        yield first, block
-        first += len(block)
-
-
 def _array(values: Sequence[Any], kind: Kind) -> Any:
     if kind == "category":
         return np.array([str(v) for v in values], dtype=str)
@@ -294,130 +254,6 @@ def _reason(kind: Kind, truth: Mapping[Side, Any], test: Any) -> str:
         if len(set(truth[side])) < 2:
             return f"fewer than two categories in {side}"
     return ""
-
-
-def _counts(n: int) -> list[int]:
-    """Patients at each point of the curve below all of them.
-
-    >>> _counts(40)
-    [8, 16, 32]
-    """
-    out = []
-    count = FEWEST
-    while count < n:
-        out.append(count)
-        count *= 2
-    return out
-
-
-def _draw(person: Any, truth: Any, kind: Kind, count: int, key: Key) -> Any:
-    """Some patients of train, evenly over their categories as far as these reach."""
-    people = sorted(set(person))
-    order = [people[i] for i in key.numpy().permutation(len(people))]
-    if kind == "category":
-        own = dict(zip(person, truth, strict=True))
-        turn: dict[str, int] = {}
-        ranks = []
-        for p in order:
-            ranks.append(turn.get(own[p], 0))
-            turn[own[p]] = ranks[-1] + 1
-        order = [order[i] for i in np.argsort(ranks, kind="stable")]
-    return order[:count]
-
-
-def _of(person: Any, chosen: Sequence[str]) -> Ints:
-    """The scans of some patients."""
-    return np.nonzero(np.isin(person, chosen))[0].astype(np.int64)
-
-
-def _names(kind: Kind) -> list[str]:
-    start = "auc" if kind == "category" else "r"
-    return [f"{start}_{way}" for way in (*WAYS, *DIFFERENCES)]
-
-
-_TAUGHT = {
-    "trtr": "real training scans",
-    "tstr": "the synthetic scans alone",
-    "augmented": "real training scans and the synthetic ones",
-    "classical_augmentation": "real training scans and altered copies of them",
-}
-
-
-def _estimates(
-    kind: Kind,
-    where: str,
-    figures: Mapping[str, Floats],
-    judge: Judge,
-    n: int,
-    sides: Sides,
-    note: str,
-    n_test: int,
-) -> list[Estimate]:
-    """The estimates of one condition at one number of patients."""
-    start = "auc" if kind == "category" else "r"
-    yardstick = float(figures["trtr"][0])
-    out = []
-    for way, values in figures.items():
-        floor = None if way == "trtr" else yardstick
-        more = "this is the yardstick, so no floor" if way == "trtr" else ""
-        told = "; ".join(filter(None, (more, note)))
-        name = f"{start}_{way}"
-        ci = _interval(values, judge)
-        out.append(_one(name, where, values, ci, floor, judge.guess, n, sides, told, n_test))
-    for name, (a, b) in DIFFERENCES.items():
-        if a in figures and b in figures:
-            apart = figures[a] - figures[b]
-            ceiling = judge.guess - float(figures[b][0])
-            full = f"{start}_{name}"
-            ci = _interval(apart, judge, -1.0)
-            out.append(_one(full, where, apart, ci, 0.0, ceiling, n, sides, note, n_test))
-    return out
-
-
-def _one(
-    name: str,
-    where: str,
-    values: Floats | None,
-    ci: tuple[float, float] | None,
-    floor: float | None,
-    ceiling: float | None,
-    n: int,
-    sides: Sides,
-    note: str,
-    n_holdout: int | None,
-) -> Estimate:
-    start, short = name.split("_", 1)
-    what = "AUC, one category against the rest," if start == "auc" else "Pearson r"
-    method = f"{what} on held-out patients of a reader taught by {_TAUGHT.get(short, 'scans')}"
-    if short in DIFFERENCES:
-        a, b = (_TAUGHT[w] for w in DIFFERENCES[short])
-        method = f"{what} on the same held-out patients: taught by {a}, less taught by {b}"
-    return Estimate(
-        name=name,
-        group="utility",
-        slice=where,
-        value=None if values is None else float(values[0]),
-        ci=ci,
-        unit="1" if start == "auc" else "r",
-        n=n,
-        better="higher",
-        floor=floor,
-        ceiling=ceiling,
-        method=f"{method}; bootstrap interval by patient.",
-        seed=sides.seed,
-        note=note,
-        n_holdout=n_holdout,
-    )
-
-
-def _interval(values: Floats, judge: Judge, least: float | None = None) -> tuple[float, float]:
-    """Percentiles of the resampled figures, round the first; `least` is what it can be at worst."""
-    value = float(values[0])
-    low, high = (float(q) for q in np.quantile(values[1:], [0.025, 0.975]))
-    if high - low < 1e-12:
-        low, high = value - judge.gap, value + judge.gap
-    bottom = least if least is not None else 2 * judge.guess - 1
-    return max(bottom, min(low, value)), min(1.0, max(high, value))
 
 
 def _shortfall(estimates: Sequence[Estimate]) -> float:

@@ -1,6 +1,7 @@
-"""The learning curve of a label: whether the cohort helps, and up to how many patients.
+"""The learning curve of a label or of masks: whether the cohort helps, and up to how many patients.
 
-`utility` gives each point as an estimate with a slice of its own; here they are put together again.
+`utility` and `segmentation` give each point as an estimate with a slice of its own; here they are
+put together again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ WAYS = (
 
 _POINT = re.compile(r"condition=(?P<condition>\w+), (?P<patients>\d+) patients")
 _WHOLE = re.compile(r"condition=(?P<condition>\w+)")
+_OF_MASKS = re.compile(r"(?P<patients>\d+) patients")
+MASKS = "The masks"
+"""What stands for the condition where a segmenter is taught; no condition has a space in it."""
+FIGURES = {"auc": ("AUC", 0.5), "r": ("correlation", 0.0), "dice": ("Dice coefficient", 0.0)}
+"""First word of an estimate's name to what it is called, and who guesses where no ceiling says."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Curve:
     """A condition's curve.
 
     Args:
-        condition: its name.
+        condition: its name, or `MASKS`.
         figure: what is on the axis.
         low: of the axis.
         high: of it.
@@ -63,23 +69,39 @@ def curves(estimates: Sequence[Mapping[str, Any]]) -> list[Curve]:
     """The curves among the entries of report.json's estimates, of two points at least."""
     found: dict[str, dict[int | None, dict[str, Mapping[str, Any]]]] = {}
     for e in estimates:
-        match = _POINT.fullmatch(e["slice"] or "") or _WHOLE.fullmatch(e["slice"] or "")
-        if e["group"] == "utility" and match and e["value"] is not None:
-            count = match.groupdict().get("patients")
-            points = found.setdefault(match["condition"], {})
-            points.setdefault(int(count) if count else None, {})[e["name"]] = e
+        place = _place(e)
+        if e["group"] == "utility" and place and e["value"] is not None:
+            condition, count = place
+            found.setdefault(condition, {}).setdefault(count, {})[e["name"]] = e
     out = (_curve(condition, points) for condition, points in found.items())
     return [c for c in out if len(c.points) > 1]
 
 
+def _place(estimate: Mapping[str, Any]) -> tuple[str, int | None] | None:
+    """Condition and number of patients (null for all) of a point; null where it is none."""
+    where = estimate["slice"]
+    if estimate["name"].startswith("dice_"):
+        match = _OF_MASKS.fullmatch(where or "")
+        if match is None:
+            return (MASKS, None) if where is None else None
+        return MASKS, int(match["patients"])
+    match = _POINT.fullmatch(where or "") or _WHOLE.fullmatch(where or "")
+    if match is None:
+        return None
+    count = match.groupdict().get("patients")
+    return match["condition"], int(count) if count else None
+
+
 def _curve(condition: str, found: Mapping[int | None, Mapping[str, Mapping[str, Any]]]) -> Curve:
     order = [*sorted(n for n in found if n is not None), *([None] if None in found else [])]
-    start = "auc" if any("auc_trtr" in p for p in found.values()) else "r"
+    start = next((s for s in FIGURES if any(f"{s}_trtr" in p for p in found.values())), "r")
     wanted = [f"{start}_{way}" for way, _ in WAYS]
     order = [n for n in order if all(w in found[n] for w in wanted)]
     values = [found[n][w]["value"] for n in order for w in wanted] or [0.0]
-    guess = 0.5 if start == "auc" else 0.0
-    low, high = min(guess, *values), 1.0
+    figure, guess = FIGURES[start]
+    if start == "dice" and order:
+        guess = found[order[0]]["dice_trtr"]["ceiling"] or guess
+    low, high = min(guess, *values, 0.99), 1.0  # masks can be met to the voxel
     points = [
         Point(
             label="all" if n is None else str(n),
@@ -89,7 +111,6 @@ def _curve(condition: str, found: Mapping[int | None, Mapping[str, Mapping[str, 
         )
         for i, n in enumerate(order)
     ]
-    figure = "AUC" if start == "auc" else "correlation"
     rival = [found[n][f"{start}_augmented_minus_classical"] for n in order]
     return Curve(condition, figure, low, high, points, _answer(points, rival))
 

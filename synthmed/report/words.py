@@ -20,7 +20,8 @@ WORDS: dict[str, Words] = {
     "mmd2": Words(
         "Distance of the distributions (MMD²)",
         "How far synthetic scans as a whole lie from held-out scans, in a descriptor of texture, "
-        "contrast and size. 0 means that the test cannot tell them apart.",
+        "contrast and size, or in the features that the line names. 0 means that the test cannot "
+        "tell them apart.",
         _LONGER,
     ),
     "mmd2_excess": Words(
@@ -36,7 +37,8 @@ WORDS: dict[str, Words] = {
     ),
     "frechet": Words(
         "Fréchet distance",
-        "Difference of mean and spread in the descriptor. It grows in small cohorts even when "
+        "Difference of mean and spread in the descriptor, or in the features that the line names. "
+        "It grows in small cohorts even when "
         "nothing is wrong: read it beside its floor.",
         _LONGER,
     ),
@@ -125,6 +127,25 @@ WORDS: dict[str, Words] = {
         "of the others.",
         _MEMORY,
     ),
+    "singling_out": Words(
+        "Do descriptions fit one patient alone?",
+        "Risk that a description read off the cohort (a few labels and traits of the image) fits "
+        "exactly one training patient, beyond what it does to people who were never in it.",
+        _MEMORY,
+    ),
+    "linkability": Words(
+        "Does the cohort link two records of a patient?",
+        "Risk that who holds two parts of records (one with the labels and the upper half of the "
+        "image, one with the lower half) sees by the cohort which belong together, beyond what it "
+        "links of people who were never in it.",
+        _MEMORY,
+    ),
+    "attribute_inference": Words(
+        "Does the cohort give a patient's label away?",
+        "Risk that who has a training patient's image learns the label from the most similar "
+        "synthetic scan, beyond what the cohort teaches about anybody.",
+        _MEMORY,
+    ),
     "auc_trtr": Words(
         "Classifier trained on real scans",
         "AUC on held-out patients of a classifier trained on real scans: the yardstick.",
@@ -187,6 +208,53 @@ WORDS: dict[str, Words] = {
     "r_augmented_minus_classical": Words(
         "Gain over classical augmentation, for a number",
         "Synthetic scans beside the real ones, against altered copies of the real ones.",
+    ),
+    "segmentability": Words(
+        "Do images show what their masks say?",
+        "Agreement (Dice) of each synthetic mask with what a segmenter taught by real scans sees "
+        "in its image. Above its floor the scans are easier to read than real ones.",
+        "Low values mean that image and mask do not belong together: train longer.",
+    ),
+    "dice_trtr": Words(
+        "Segmenter trained on real scans",
+        "Agreement (Dice) with the masks of held-out patients of a segmenter trained on real "
+        "scans: the yardstick.",
+    ),
+    "dice_tstr": Words(
+        "Segmenter trained on synthetic scans",
+        "The same agreement of a segmenter that saw only synthetic scans and their masks.",
+        _LONGER,
+    ),
+    "dice_augmented": Words(
+        "Segmenter trained on both",
+        "The same agreement when synthetic scans are added to the real ones.",
+    ),
+    "dice_classical_augmentation": Words(
+        "Segmenter with classical augmentation",
+        "The same agreement with shifted, turned and brightened copies instead.",
+    ),
+    "dice_tstr_minus_trtr": Words(
+        "Synthetic instead of real scans, for a segmenter",
+        "What a segmenter loses when it is taught by synthetic scans alone.",
+        _LONGER,
+    ),
+    "dice_augmented_minus_trtr": Words(
+        "Gain by adding synthetic scans, for a segmenter",
+        "What a segmenter gains when synthetic scans are added to the real ones.",
+    ),
+    "dice_augmented_minus_classical": Words(
+        "Gain over classical augmentation, for a segmenter",
+        "Synthetic scans beside the real ones, against altered copies of the real ones.",
+    ),
+    "whitebox_auc": Words(
+        "Do the weights tell who was trained on?",
+        "AUC of an attacker who has a person's scan and the trained weights themselves, which "
+        "never leave the house. 0.5 is guessing. What the cohort tells is membership_auc.",
+    ),
+    "whitebox_tpr_at_fpr10": Words(
+        "Training patients exposed by the weights at 10 % false alarms",
+        "Share of training patients that the attacker with the weights names when wrong about one "
+        "in ten of the others.",
     ),
     "epsilon_lower_bound": Words(
         "Leak found by the audit",

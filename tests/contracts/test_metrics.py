@@ -25,7 +25,10 @@ def members() -> list[Any]:
 def cases(seed: int, n: int, prefix: str) -> Cases:
     rng = np.random.default_rng(seed)
     level = rng.uniform(0.2, 0.8, n)[:, None, None, None, None]
-    volumes = np.clip(level + 0.1 * rng.standard_normal((n, 1, *GRID)), 0, 1.25)
+    volumes = np.clip(level + 0.1 * rng.standard_normal((n, 2, *GRID)), 0, 1.25)
+    volumes[:, 1] = 0  # a drawn mask, in its own place and size
+    for i, (x, y, size) in enumerate(rng.integers(3, 5, (n, 3))):
+        volumes[i, 1, x : x + size, y : y + size, 4:7] = 1
     labels = [{"group": "ab"[i % 2], "age": 40.0 + i} for i in range(n)]
     return Cases(
         volumes.astype(np.float16), np.array([f"{prefix}{i:03d}" for i in range(n)]), labels
@@ -37,7 +40,7 @@ def sides(n_holdout: int = 12) -> Sides:
         train=cases(1, 20, "t"),
         holdout=cases(2, n_holdout, "h"),
         synthetic=cases(3, 14, "s"),
-        channels=[ChannelInfo("T1w")],
+        channels=[ChannelInfo("T1w"), ChannelInfo("parts:box", mask="parts", label_value=1)],
         spacing_mm=(1.0, 1.0, 1.0),
         categorical={"group": ("a", "b")},
         continuous={"age": (40.0, 80.0)},

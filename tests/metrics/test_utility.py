@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from synthmed.metrics import DiscriminatorAUC, Utility, utility
+from synthmed.metrics import DiscriminatorAUC, Utility, taught, utility
 from synthmed.metrics.shared import Shared
 from synthmed.metrics.sides import Cases
 from synthmed.types import Estimate
@@ -88,7 +88,7 @@ def test_a_draw_is_even_over_the_categories() -> None:
     person = np.array([f"p{i}" for i in range(30)])
     truth = np.array(["rare"] * 4 + ["common"] * 26)
     for d in range(5):
-        chosen = utility._draw(person, truth, "category", 8, Key.root(d))
+        chosen = taught.draw(person, truth, "category", 8, Key.root(d))
         assert len(set(chosen)) == 8
         assert sum(int(p[1:]) < 4 for p in chosen) == 4
 
@@ -127,16 +127,14 @@ def test_correlations_are_numpys() -> None:
 def test_altered_copies_keep_their_scan_and_differ_from_it() -> None:
     given = sides(labelled(1, 12, "t"), labelled(2, 12, "h"), as_made(labelled(3, 12, "s")))
     block = given.train.volumes.astype(np.float32)
-    copies = [utility.altered(block, 0, given, copy, flip=False) for copy in (0, 1)]
+    copies = [taught.altered(block, 0, given, copy, flip=False) for copy in (0, 1)]
     assert all(c.shape == (12, 1, *GRID) for c in copies)
     for i in range(12):
         own = np.corrcoef(copies[0][i].ravel(), block[i].ravel())[0, 1]
         assert 0.7 < own < 0.9999
     assert not np.array_equal(copies[0], copies[1])
     # the same scan is altered alike, wherever its block begins
-    np.testing.assert_array_equal(
-        utility.altered(block[5:], 5, given, 0, flip=False), copies[0][5:]
-    )
+    np.testing.assert_array_equal(taught.altered(block[5:], 5, given, 0, flip=False), copies[0][5:])
 
 
 def test_the_interval_of_a_difference_is_paired() -> None:
@@ -170,6 +168,6 @@ def test_a_figure_without_spread_keeps_an_interval() -> None:
     said = np.stack([truth == "a", truth == "b"], axis=1).astype(float)
     perfect = judge.figures([said])
     low = 0.025 ** (1 / 10)
-    assert utility._interval(perfect, judge) == (pytest.approx(low), 1.0)
-    nothing = utility._interval(perfect - perfect, judge, -1.0)
+    assert taught.interval(perfect, judge) == (pytest.approx(low), 1.0)
+    nothing = taught.interval(perfect - perfect, judge, -1.0)
     assert nothing == (pytest.approx(low - 1), pytest.approx(1 - low))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from synthmed.report.curves import curves
+from synthmed.report.curves import MASKS, curves
 from synthmed.report.page import _worst_slices
 from tests.report.test_page import Seen, estimate, page
 from tests.report.test_page import report as whole_report  # noqa: F401
@@ -73,6 +73,31 @@ def test_a_number_has_its_own_curve_and_a_lone_point_none() -> None:
     assert curves([]) == []
 
 
+def of_masks(entries: list[dict[str, Any]], ceiling: float) -> list[dict[str, Any]]:
+    """The same points as a segmenter gives them: without a condition, beside single regions."""
+    own = [{**e, "slice": e["slice"].removeprefix("condition=kind").removeprefix(", ") or None}
+           for e in entries]  # fmt: skip
+    regions = [{**e, "slice": "region=parts:left"} for e in own if e["slice"] is None]
+    return [{**e, "ceiling": ceiling} for e in own + regions]
+
+
+def test_masks_have_a_curve_beside_that_of_a_label() -> None:
+    points = ((8, HELPS, HELPS), (16, NOT, NOT), (None, NOT, NOT))
+    entries = [e for p in points for e in of_masks(point(*p, "dice"), 0.45)]
+    labels = [e for p in points for e in point(*p)]
+    # the label that falls shortest is given again with slice null, and is no point of any curve
+    labels += [{**e, "slice": None} for e in point(None, HARMS, HARMS)]
+    masks, label = curves(entries + labels)
+    assert (masks.condition, masks.figure, masks.low) == (MASKS, "Dice coefficient", 0.45)
+    assert [p.label for p in masks.points] == ["8", "16", "all"]
+    assert masks.answer.startswith("The synthetic scans help with 8 real patients, and more")
+    assert label == curves(labels)[0] and label.figure == "AUC"
+    met = [{**e, "value": 1.0} for e in of_masks(point(8, NOT, NOT, "dice"), 1.0)]
+    met += [{**e, "value": 1.0} for e in of_masks(point(None, NOT, NOT, "dice"), 1.0)]
+    (curve,) = curves(met)
+    assert {height for p in curve.points for _, height in p.ways} == {100.0}
+
+
 def test_the_page_draws_it_and_no_point_is_a_subgroup(
     whole_report: dict[str, Any],  # noqa: F811
 ) -> None:
@@ -83,5 +108,5 @@ def test_the_page_draws_it_and_no_point_is_a_subgroup(
     drawn = [a for tag, a in Seen(text).tags if str(a.get("class", "")).startswith("way ")]
     assert len([a for a in drawn if "cx" in a]) == 9  # three ways at three points
     assert len([a for a in drawn if str(a.get("x1", "")).endswith("%")]) == 6  # two lines each
-    shown = _worst_slices(whole_report["estimates"])
+    shown = _worst_slices(whole_report)
     assert [(e["name"], e["slice"]) for e in shown] == [("mmd2", "sex=F")]
