@@ -281,6 +281,7 @@ def test_either_view_makes_a_copy(cohort: tuple[Cases, Cases, Cases]) -> None:
 
 
 @pytest.mark.real_data
+@pytest.mark.skipif("SYNTHMED_REAL_DATA" not in os.environ, reason="SYNTHMED_REAL_DATA is not set")
 def test_noisy_smoothed_and_mirrored_copies_of_real_scans_are_found() -> None:
     """The view of all voxels finds less than half of the noisy ones."""
     scans = np.stack(hippocampus(Path(os.environ["SYNTHMED_REAL_DATA"]))[0])[:, None]

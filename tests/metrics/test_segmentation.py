@@ -103,6 +103,21 @@ def test_planted_masks_are_recovered_in_scans_that_were_never_seen() -> None:
     assert np.mean(scores, axis=0).min() > 0.9
 
 
+def test_voxels_that_teach_stand_for_all_of_their_kind() -> None:
+    """Rare regions are drawn more often than they are, and weigh back to their number."""
+    layout = Layout.of(compared(TRAIN, HOLDOUT, HONEST))
+    images, labels = layout.split(TRAIN.volumes[0].astype(np.float32))
+    features = segmenter.surroundings(images, layout.spacing_mm)
+    found = segmenter.lesson(features, labels, layout, np.random.default_rng(0))
+    counts = np.bincount(labels[0])
+    np.testing.assert_allclose(np.bincount(found.labels[:, 0], found.weights), counts, rtol=1e-4)
+    taken = np.bincount(found.labels[:, 0])
+    assert taken[1] == min(90, counts[1]) and taken[2] == min(90, counts[2])  # a quarter of 360
+    assert len(np.unique(found.features, axis=0)) == len(found.features)  # none twice
+    rows = {tuple(f) for f in features.tolist()}
+    assert all(tuple(f) in rows for f in found.features.tolist())
+
+
 def test_dice_is_that_of_a_loop_and_empty_regions_agree() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 4, (2, 2, 300)).astype(np.uint16)
@@ -139,6 +154,39 @@ def test_an_honest_cohort_is_read_and_teaches_like_patients(
     }  # fmt: skip
     few = honest["dice_trtr", "8 patients"]
     assert few.value < honest["dice_augmented", "8 patients"].value + 0.02
+
+
+def test_the_figures_are_those_of_a_loop(
+    honest: dict[tuple[str, str | None], Estimate],
+) -> None:
+    given = compared(TRAIN, HOLDOUT, HONEST)
+    layout = Layout.of(given)
+    school = School(Shared(given), layout, 1, False, given.key.fold("segmentation"))
+    everyone = np.arange(len(TRAIN))
+
+    def agreement(cases: Cases, way: str) -> float:
+        model = school.segmenter(way, everyone, 0)
+        found = []
+        for scan in cases.volumes:
+            features = segmenter.surroundings(scan[:1].astype(np.float32), (1, 1, 1))
+            seen = segmenter.read(school.basis, [model], features, layout.sizes)[0, 0]
+            found += [f1_score(scan[k].ravel() > 0.5, seen == k) for k in (1, 2)]
+        return float(np.mean(found))
+
+    assert honest["segmentability", None].value == pytest.approx(agreement(HONEST, "trtr"))
+    assert honest["dice_trtr", None].value == pytest.approx(agreement(HOLDOUT, "trtr"))
+    assert honest["dice_tstr", None].value == pytest.approx(agreement(HOLDOUT, "tstr"))
+    often = TRAIN.volumes[:, 1:].astype(float).mean(axis=0)
+    most = np.concatenate([1 - often.sum(0, keepdims=True), often]).argmax(0)
+    placed = [
+        f1_score(scan[k].ravel() > 0.5, most.ravel() == k)
+        for scan in HOLDOUT.volumes
+        for k in (1, 2)
+    ]
+    assert honest["dice_trtr", None].ceiling == pytest.approx(np.mean(placed))
+    assert honest["dice_augmented_minus_trtr", None].ceiling == pytest.approx(
+        np.mean(placed) - honest["dice_trtr", None].value
+    )
 
 
 def test_masks_shifted_against_their_images_are_seen_and_mislead(
@@ -281,10 +329,12 @@ def test_altered_copies_take_their_masks_along() -> None:
         assert np.all(np.diff(image.ravel()[order]) >= -1e-6)
         assert not np.array_equal(image, mask)
     school = School(Shared(given), Layout.of(given), 1, False, given.key)
-    for (images, labels), plain in zip(school._pairs("train", 0), inside, strict=True):
-        front = (labels[0] == 1).reshape(GRID)
-        assert not np.array_equal(front, plain > 0.5)
-        assert images[0][front].mean() > images[0][~front].mean() + 0.3
+    whole = TRAIN.volumes.astype(np.float32)
+    expected = taught.altered(whole, 0, given, 0, False, [True, False, False])
+    for (images, labels), scan in zip(school._pairs("train", 0), expected, strict=True):
+        np.testing.assert_array_equal(images, scan[:1])
+        shares = np.stack([1 - scan[1] - scan[2], scan[1], scan[2]])
+        np.testing.assert_array_equal(labels[0].reshape(GRID), shares.argmax(0))
 
 
 def test_fine_grids_are_averaged_and_their_labels_stay_whole(
