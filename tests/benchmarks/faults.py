@@ -211,18 +211,22 @@ def figures(s: Table, h: Table, t: Table, rng: np.random.Generator) -> dict[str,
         "region_volume_smd, given labels": max(
             anatomy.smd(a, b)[0] for a, b in zip(given[0].T, given[1].T, strict=True)
         ),
-        "region_volume_smd, worst label": max(
-            anatomy.smd(a, b)[0]
-            for kind in set(h["kind"])
-            for a, b in zip(
-                s["volume"][s["kind"] == kind].T, h["volume"][h["kind"] == kind].T, strict=True
-            )
-        ),
+        "region_volume_smd, worst label": worst_label(s, h),
         "condition_accuracy": -balanced(s["kind"], reader.predict(s["small"]))[0],
         "discriminator_auc": auc(*told_apart(np.hstack([x, u]), np.hstack([y, v]), 5, 10.0, rng)),
         "authenticity": -authentic_share(d["xz"], d["zz"]),
     }
     return {name: float(value) for name, value in out.items()}
+
+
+def worst_label(s: Table, h: Table) -> float:
+    """The largest difference of a region in people of one kind, of whom either side has three."""
+    out = 0.0
+    for kind in set(h["kind"]):
+        a, b = (t["volume"][t["kind"] == kind] for t in (s, h))
+        if min(len(a), len(b)) >= 3:
+            out = max(out, *(anatomy.smd(x, y)[0] for x, y in zip(a.T, b.T, strict=True)))
+    return out
 
 
 def found(tables: Mapping[str, Table], rng: np.random.Generator) -> dict[str, dict[str, float]]:

@@ -394,4 +394,5 @@ def test_hippocampi_are_found() -> None:
     model = school.segmenter("trtr", np.arange(len(train)), 0)
     found = school.examine("holdout", [model])
     assert found.own.mean() > 0.6
+    assert found.own.mean() > found.placed.mean() + 0.05  # it looks at the image
     assert found.others is not None and found.others.mean() < found.own.mean() - 0.1
