@@ -82,7 +82,8 @@ class MSSSIMDiversity(Base):
         rows = shared.scans(side)[scans]
         out = []
         for a, b in zip(rows[:n], rows[n:], strict=True):
-            (pair,) = blocks(shared.cases(side), shared.images, np.array([a, b]))
+            # two scans of a fine grid are in a block each
+            pair = np.concatenate(list(blocks(shared.cases(side), shared.images, np.array([a, b]))))
             out.append(np.mean([1 - ms_ssim(x, y) for x, y in zip(*pair, strict=True)]))
         return np.array(out, dtype=np.float64)
 

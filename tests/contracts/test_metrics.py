@@ -102,6 +102,15 @@ def test_order_of_scans_does_not_matter(metric: Any) -> None:
         assert a.value == pytest.approx(b.value, rel=1e-6, abs=1e-9)
 
 
+def test_blocks_do_not_matter(metric: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scans of a fine grid are read one by one; the figures are the same."""
+    at_once = measured(metric, sides())
+    monkeypatch.setattr("synthmed.metrics.blocks.BLOCK_VALUES", 1)
+    for a, b in zip(at_once, measured(metric, sides()), strict=True):
+        assert (a.name, a.slice) == (b.name, b.slice)
+        assert a.value == pytest.approx(b.value, rel=1e-6, abs=1e-9)
+
+
 def test_without_a_holdout_nothing_is_made_up(metric: Any) -> None:
     """What needs held-out people has no value; what has one says that none were needed."""
     for e in measured(metric, sides(n_holdout=0)):
