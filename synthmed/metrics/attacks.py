@@ -14,7 +14,7 @@ import numpy as np
 
 from synthmed.keys import Key
 from synthmed.metrics.descriptor import RESOLUTION
-from synthmed.metrics.principal import axes
+from synthmed.metrics.principal import SIDE, axes
 from synthmed.metrics.shared import Shared, Side, moments
 from synthmed.metrics.stats import (
     Bools,
@@ -22,21 +22,19 @@ from synthmed.metrics.stats import (
     Ints,
     auc_interval,
     auc_permutation_p,
-    clopper_pearson,
+    percentiles,
     permutation_p,
     permuted_labels,
     wins,
 )
 
-SIDE = 12
-"""Voxels a side of the small images that densities are of."""
 NARROW = 0.5
 """Width of the cohort's kernel, as a part of the reference's: overfitting is a local thing."""
 
 
 @dataclass(frozen=True)
 class Attack:
-    """What an attack made of everybody.
+    """What an attack made of everybody; `auc` is its headline.
 
     Args:
         wins: (n_members, n_others) 1 where a member scores higher, 0.5 at a tie, 0 otherwise; its
@@ -49,10 +47,21 @@ class Attack:
     ci: tuple[float, float]
     p: float
 
+    @property
+    def auc(self) -> float:
+        """P(a member scores higher than a non-member), ties half."""
+        return float(self.wins.mean())
 
-def by_descriptor(shared: Shared, times: int, key: Key) -> Attack:
-    """The attack by `descriptor_scores` on the synthetic side, resampled `times` times."""
-    members, others = descriptor_scores(shared, "synthetic")
+
+def by_scores(members: Floats, others: Floats, times: int, key: Key) -> Attack:
+    """The attack that holds higher scores for members', resampled `times` times.
+
+    Args:
+        members: one score a training patient.
+        others: one a held-out patient.
+        times: draws behind interval and p.
+        key: of these draws.
+    """
     return Attack(
         wins(members, others),
         auc_interval(members, others, times, key.fold("ci").numpy()),
@@ -134,12 +143,8 @@ class Ratio:
             rows = rng.multinomial(n, np.full(n, 1 / n))
             columns = rng.multinomial(m, np.full(m, 1 / m))
             draws[b] = rows @ self.wins(times=columns) @ columns / (n * m)
-        low, high = (float(q) for q in np.quantile(draws, [0.025, 0.975]))
-        value, few = float(found.mean()), min(n, m)
-        if low == 1.0:  # no spread: the exact bound, as in `auc_interval`
-            low = clopper_pearson(few, few)[0]
-        if high == 0.0:
-            high = clopper_pearson(0, few)[1]
+        low, high = percentiles(draws, min(n, m))
+        value = float(found.mean())
         labels = permuted_labels(n, n + m, times, key.fold("p").numpy())
         null = np.array([self.wins(members=row).mean() for row in labels])
         return Attack(found, (min(low, value), max(high, value)), permutation_p(value, null))

@@ -6,19 +6,11 @@ from typing import Literal
 
 import numpy as np
 
-from synthmed.keys import Key
-from synthmed.metrics.attacks import Attack, by_descriptor, descriptor_scores, ratio
+from synthmed.metrics.attacks import Attack, by_scores, descriptor_scores, ratio
 from synthmed.metrics.base import Base
 from synthmed.metrics.shared import Shared
 from synthmed.metrics.sides import Cases, Sides
-from synthmed.metrics.stats import (
-    Floats,
-    auc,
-    auc_interval,
-    auc_permutation_p,
-    clopper_pearson,
-    wins,
-)
+from synthmed.metrics.stats import Floats, auc_of_halves, clopper_pearson, wins
 from synthmed.metrics.subgroups import subgroups, too_small
 from synthmed.types import Estimate
 
@@ -86,24 +78,20 @@ class Membership(Base):
         members = patient_scores(found.to_train, sides.train.patients)
         others = patient_scores(found.to_holdout, sides.holdout.patients)
         key = sides.key.fold("membership")
-        value, ci, p = self._auc(members, others, sides, key)
-        rng = key.fold("control").numpy()
-        control = np.empty(CONTROL_SPLITS)
-        for i in range(CONTROL_SPLITS):
-            order = rng.permutation(members)
-            control[i] = auc(order[: n_train // 2], order[n_train // 2 :])
+        whole = by_scores(members, others, sides.resamples, key)
+        control = auc_of_halves(members, CONTROL_SPLITS, key.fold("control").numpy())
         control_low, control_high = np.quantile(control, [0.025, 0.975])
-        true = named(wins(members, others))
+        true = named(whole.wins)
         out = [
             self._one(
                 "membership_auc",
                 None,
-                value,
-                ci,
+                whole.auc,
+                whole.ci,
                 n_train,
                 0.5,
                 sides,
-                f"permutation p = {p:.3g}; members-only control {control_low:.2f} to "
+                f"permutation p = {whole.p:.3g}; members-only control {control_low:.2f} to "
                 f"{control_high:.2f}",
                 n_holdout,
             ),
@@ -123,12 +111,11 @@ class Membership(Base):
             if not too_small({side: people[side] for side in ("train", "holdout")}):
                 some = _among(members, sides.train, people["train"])
                 rest = _among(others, sides.holdout, people["holdout"])
-                value, ci, p = self._auc(some, rest, sides, key.fold("subgroup", name))
-                note = f"permutation p = {p:.3g}; against the whole cohort"
+                own = by_scores(some, rest, sides.resamples, key.fold("subgroup", name))
+                note = f"permutation p = {own.p:.3g}; against the whole cohort"
+                n, m = own.wins.shape
                 out.append(
-                    self._one(
-                        "membership_auc", name, value, ci, len(some), 0.5, sides, note, len(rest)
-                    )
+                    self._one("membership_auc", name, own.auc, own.ci, n, 0.5, sides, note, m)
                 )
         middle = float(control.mean())
         span = (float(control_low), float(control_high))
@@ -140,7 +127,7 @@ class Membership(Base):
     def _attacks(self, sides: Sides, shared: Shared) -> list[Estimate]:
         """The figures of the attacks by density and by descriptor."""
         key, times = sides.key.fold("membership", "attacks"), sides.resamples
-        near = by_descriptor(shared, times, key.fold("descriptor"))
+        near = by_scores(*descriptor_scores(shared, "synthetic"), times, key.fold("descriptor"))
         copies = wins(*descriptor_scores(shared, "train"))
         out = self._both(DESCRIPTOR, near, copies, sides)
         density, stored = ratio(shared, "synthetic"), ratio(shared, "train")
@@ -154,14 +141,15 @@ class Membership(Base):
         """AUC and true-positive rate of an attack; `copies`: its wins over a cohort of copies."""
         n, m = found.wins.shape
         true, stored = named(found.wins), named(copies)
-        value, worst = float(found.wins.mean()), float(copies.mean())
+        worst = float(copies.mean())
         told = f"permutation p = {found.p:.3g}"
-        auc_of = self._one("membership_auc", where, value, found.ci, n, 0.5, sides, told, m, worst)
+        name, floor = "membership_auc", 0.5
+        area = self._one(name, where, found.auc, found.ci, n, floor, sides, told, m, worst)
         told = f"the error of the threshold ({m} patients) is not in the interval"
         span = clopper_pearson(true, n)
         name, floor = "membership_tpr_at_fpr10", FALSE_POSITIVES
         share = self._one(name, where, true / n, span, n, floor, sides, told, m, stored / n)
-        return [auc_of, share]
+        return [area, share]
 
     def _nothing(self, where: str | None, n: int, sides: Sides, why: str) -> list[Estimate]:
         """Both estimates of an attack that could not be made."""
@@ -169,17 +157,6 @@ class Membership(Base):
             self._one(name, where, None, None, n, floor, sides, why, None)
             for name, floor in (("membership_auc", 0.5), ("membership_tpr_at_fpr10", 0.1))
         ]
-
-    @staticmethod
-    def _auc(
-        members: Floats, others: Floats, sides: Sides, key: Key
-    ) -> tuple[float, tuple[float, float], float]:
-        """The AUC, its interval, and a permutation p."""
-        return (
-            auc(members, others),
-            auc_interval(members, others, sides.resamples, key.fold("ci").numpy()),
-            auc_permutation_p(members, others, sides.resamples, key.fold("p").numpy()),
-        )
 
     @staticmethod
     def _one(

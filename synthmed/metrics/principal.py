@@ -13,6 +13,8 @@ import numpy as np
 
 from synthmed.metrics.stats import Floats
 
+SIDE = 12
+"""Voxels a side of the small images that have components."""
 MOST = 10
 """Components at most: densities and neighbours mean little among more, with some hundred people."""
 SCANS_PER_COMPONENT = 10

@@ -8,13 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from synthmed.metrics.principal import axes
+from synthmed.metrics.principal import SIDE, axes
 from synthmed.metrics.shared import Shared, Side
 from synthmed.metrics.stats import Floats
 from synthmed.types import Labels
-
-SIDE = 12
-"""Voxels a side of the small images."""
 
 
 @dataclass(frozen=True)

@@ -198,23 +198,33 @@ def auc(members: Floats, others: Floats) -> float:
 def auc_interval(
     members: Floats, others: Floats, times: int, rng: np.random.Generator
 ) -> tuple[float, float]:
-    """Percentile interval of the AUC, patients of both groups drawn with replacement.
-
-    When every member beats every non-member the bootstrap has no spread; then the end away from
-    the edge is the exact bound 0.025^(1 / min(n, m)) of Clopper and Pearson.
-    """
+    """Percentile interval of the AUC, patients of both groups drawn with replacement."""
     score = wins(members, others)
     n, m = score.shape
     by_n = rng.multinomial(n, np.full(n, 1 / n), size=times).astype(np.float64)
     by_m = rng.multinomial(m, np.full(m, 1 / m), size=times).astype(np.float64)
-    draws = np.sum((by_n @ score) * by_m, axis=1) / (n * m)
+    return percentiles(np.sum((by_n @ score) * by_m, axis=1) / (n * m), min(n, m))
+
+
+def percentiles(draws: Floats, n: int) -> tuple[float, float]:
+    """Percentile interval of a share from its bootstrap draws.
+
+    Draws that are all 1, or all 0, have no spread; then the end away from that edge is the exact
+    bound of Clopper and Pearson for n trials, 0.025^(1 / n) or 1 less it.
+    """
     low, high = (float(q) for q in np.quantile(draws, [0.025, 0.975]))
-    edge = 0.025 ** (1 / min(n, m))
     if low == 1.0:
-        low = edge
+        low = clopper_pearson(n, n)[0]
     if high == 0.0:
-        high = 1 - edge
+        high = clopper_pearson(0, n)[1]
     return low, high
+
+
+def auc_of_halves(members: Floats, times: int, rng: np.random.Generator) -> Floats:
+    """(times,) AUCs between random halves of the members, where there is nothing to tell."""
+    half_of = len(members) // 2
+    orders = (rng.permutation(members) for _ in range(times))
+    return np.array([auc(order[:half_of], order[half_of:]) for order in orders])
 
 
 def auc_permutation_p(

@@ -24,15 +24,9 @@ from synthmed.backbones.generative import Generative
 from synthmed.config import Config
 from synthmed.keys import Key
 from synthmed.loader import Loader, Side
+from synthmed.metrics.attacks import by_scores
 from synthmed.metrics.membership import CONTROL_SPLITS, FALSE_POSITIVES, named
-from synthmed.metrics.stats import (
-    Floats,
-    auc,
-    auc_interval,
-    auc_permutation_p,
-    clopper_pearson,
-    wins,
-)
+from synthmed.metrics.stats import Floats, auc_of_halves, clopper_pearson
 from synthmed.origin import WEIGHTS
 from synthmed.progress import Progress
 from synthmed.stages import train
@@ -162,18 +156,16 @@ def estimates(
             why = "some scores are no numbers: the training has diverged"
             out += [_empty(e, name, n, m, seed, why) for e in NAMES]
             continue
-        p = auc_permutation_p(a, b, resamples, k.fold("p").numpy())
-        low, high = _control(a, k.fold("control").numpy())
-        true = named(wins(a, b))
+        found = by_scores(a, b, resamples, k)
+        control = auc_of_halves(a, CONTROL_SPLITS, k.fold("control").numpy())
+        low, high = np.quantile(control, [0.025, 0.975])
+        true = named(found.wins)
         said = (
-            f"permutation p = {p:.3g}; members-only control {low:.2f} to {high:.2f}",
+            f"permutation p = {found.p:.3g}; members-only control {low:.2f} to {high:.2f}",
             f"the error of the threshold ({m} patients) is not in the interval",
         )
-        values = (auc(a, b), true / n)
-        intervals = (
-            auc_interval(a, b, resamples, k.fold("ci").numpy()),
-            clopper_pearson(true, n),
-        )
+        values = (found.auc, true / n)
+        intervals = (found.ci, clopper_pearson(true, n))
         for which, value, ci, words in zip(NAMES, values, intervals, said, strict=True):
             empty = _empty(which, name, n, m, seed, "; ".join(filter(None, (words, note))))
             out.append(empty.model_copy(update={"value": value, "ci": ci}))
@@ -189,17 +181,6 @@ def _by_patient(each: Scores, data: Dataset, rows: np.ndarray) -> dict[str, Floa
     patients = data.patients[rows]
     names = sorted(set(patients))
     return {k: np.array([v[patients == p].mean() for p in names]) for k, v in each.items()}
-
-
-def _control(members: Floats, rng: np.random.Generator) -> tuple[float, float]:
-    """Where 95 % of the AUCs lie between random halves of the members."""
-    half = len(members) // 2
-    values = []
-    for _ in range(CONTROL_SPLITS):
-        order = rng.permutation(members)
-        values.append(auc(order[:half], order[half:]))
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def _empty(name: str, attack: str | None, n: int, n_holdout: int, seed: int, note: str) -> Estimate:

@@ -9,7 +9,7 @@ from scipy.spatial.distance import cdist
 
 from synthmed.keys import Key
 from synthmed.metrics import Membership
-from synthmed.metrics.attacks import Attack, Ratio, by_descriptor, descriptor_scores, ratio
+from synthmed.metrics.attacks import Attack, Ratio, by_scores, descriptor_scores, ratio
 from synthmed.metrics.membership import CONTROL, DENSITY, DESCRIPTOR, named, patient_scores
 from synthmed.metrics.principal import MOST, axes
 from synthmed.metrics.shared import Shared
@@ -133,7 +133,7 @@ def exchangeable() -> dict[str, np.ndarray]:
         assert density is not None
         found: dict[str, Attack] = {
             "density": density.attack(PERMUTATIONS, key),
-            "descriptor": by_descriptor(shared, PERMUTATIONS, key),
+            "descriptor": by_scores(*descriptor_scores(shared, "synthetic"), PERMUTATIONS, key),
         }
         for name, attack in found.items():
             out[name].append((float(attack.wins.mean()), attack.p))
