@@ -258,9 +258,8 @@ class ConditionalGAN:
         keep = draws["keep_SH"].flatten(0, 1) if "keep_SH" in draws else None
         with torch.no_grad():
             made = self._made(params, draws, c, given)
-        given_made = given
+        made, given_made = self._altered(made, given, draws, "made")
         x, given = self._altered(x, given, draws, "scan")
-        made, given_made = self._altered(made, given_made, draws, "made")
         score = self._scorer(params)
         # one pass for both: the convolutions see twice the batch
         kept = keep if keep is None else torch.cat([keep, keep])

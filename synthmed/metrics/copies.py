@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from synthmed.keys import Key
 from synthmed.metrics.sides import Cases
-from synthmed.metrics.similarity import ImageSimilarity, Similarity
+from synthmed.metrics.similarity import Features, ImageSimilarity, Similarity
 from synthmed.metrics.stats import Floats, Ints, benjamini_hochberg, tail_p
 from synthmed.types import Frozen
 
@@ -91,10 +91,12 @@ class Copies(Frozen):
 def match(train: Cases, holdout: Cases, synthetic: Cases, similarity: Similarity) -> Matches:
     """The similarities of every synthetic scan to every real one."""
     learned = similarity.features(train)
-    fitted, made = similarity.fit(learned), similarity.features(synthetic)
-    return Matches(
-        fitted.compare(made, learned), fitted.compare(made, similarity.features(holdout))
-    )
+    fitted, held = similarity.fit(learned), similarity.features(holdout)
+    return _matched(fitted, similarity.features(synthetic), learned, held)
+
+
+def _matched(fitted: Similarity, made: Features, learned: Features, held: Features) -> Matches:
+    return Matches(fitted.compare(made, learned), fitted.compare(made, held))
 
 
 def find_copies(
@@ -138,12 +140,11 @@ def find_copies(
         found: the samples' similarities, where they are known already.
     """
     learned = similarity.features(train)
-    fitted = similarity.fit(learned)
+    fitted, held = similarity.fit(learned), similarity.features(holdout)
     if found is None:
-        found = match(train, holdout, synthetic, similarity)
+        found = _matched(fitted, similarity.features(synthetic), learned, held)
     rng = key.numpy()
     if len(holdout) > 0:
-        held = similarity.features(holdout)
         players = _one_scan_each(holdout.patients, rng)
         in_train = fitted.compare(held[players], learned)
         in_others = _without_self(
