@@ -90,6 +90,26 @@ def sides(file: Path, n: int) -> Sides:
     )
 
 
+class Clock(Progress):
+    """Seconds of each metric, and of all subgroups together, from what `judge` reports."""
+
+    def __init__(self) -> None:
+        super().__init__("", quiet=True)
+        self.marks: list[tuple[str, float]] = []
+
+    def update(self, done: int, total: int, note: str = "") -> None:
+        self.marks.append((note, time.perf_counter()))
+
+    def ended(self) -> dict[str, float]:
+        """Name to seconds; a metric asked about a subgroup counts as `subgroups`."""
+        out: dict[str, float] = {}
+        stops = [at for _, at in self.marks[1:]] + [time.perf_counter()]
+        for (name, at), stop in zip(self.marks, stops, strict=True):
+            key = "subgroups" if ", " in name else name
+            out[key] = out.get(key, 0.0) + stop - at
+        return out
+
+
 def measured(file: Path, n: int) -> dict[str, Any]:
     """Seconds of all evidence and of its dearest metrics, and the peak of memory in bytes."""
     peak = [0]
@@ -104,18 +124,11 @@ def measured(file: Path, n: int) -> dict[str, Any]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     given = sides(file, n)
-    shared = Shared(given)
-    each: dict[str, float] = {}
+    clock = Clock()
     start = time.perf_counter()
-    for metric in DEFAULT_METRICS:
-        before = time.perf_counter()
-        metric.estimate(given, shared)
-        each[metric.name] = time.perf_counter() - before
-    # what the metrics share is there by now: what is left are the subgroups
-    before = time.perf_counter()
-    judge(given, shared, [m for m in DEFAULT_METRICS if m.by_subgroup], Progress("", quiet=True))
-    each["subgroups"] = time.perf_counter() - before
+    judge(given, Shared(given), DEFAULT_METRICS, clock)
     seconds = time.perf_counter() - start
+    each = clock.ended()
     ended.set()
     watcher.join()
     return {"n": n, "seconds": seconds, "each": each, "peak_bytes": peak[0]}
