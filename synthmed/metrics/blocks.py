@@ -50,16 +50,24 @@ def blocks(
         yield block.astype(np.float16).astype(np.float32)
 
 
-def block_means(block: Singles, size: Sequence[int]) -> Singles:
+def block_means(
+    block: Singles, size: Sequence[int], ahead: Sequence[float] = (0.0, 0.0, 0.0)
+) -> Singles:
     """Area averages of (b, C, X, Y, Z) on a grid of `size` voxels, never finer than the input.
 
     Each output voxel is the mean over its share of the input's extent, partial voxels weighted.
+
+    Args:
+        block: what is averaged.
+        size: of the grid.
+        ahead: how far the grid lies along X, Y and Z of the place where it covers the input, in
+            its own voxels, at least 0 and below 1; the last voxel averages what is left to it.
     """
     out = block
-    for axis, wanted in enumerate(size, start=2):
+    for axis, (wanted, by) in enumerate(zip(size, ahead, strict=True), start=2):
         n = out.shape[axis]
-        if wanted < n:
-            means = _averaging(n, wanted).astype(np.float32)
+        if wanted < n or by:
+            means = _averaging(n, min(wanted, n), by).astype(np.float32)
             out = np.moveaxis(np.tensordot(out, means, axes=(axis, 1)), -1, axis)
     return np.ascontiguousarray(out, dtype=np.float32)
 
@@ -69,9 +77,10 @@ def smallest(block: Singles, grid: Sequence[int]) -> Floats:
     return np.asarray(block_means(block, grid).reshape(len(block), -1), dtype=np.float64)
 
 
-def _averaging(n: int, wanted: int) -> Floats:
+def _averaging(n: int, wanted: int, ahead: float = 0.0) -> Floats:
     """(wanted, n) matrix whose rows average n voxels over `wanted` equal stretches."""
-    edges = np.linspace(0, n, wanted + 1)
+    edges = np.linspace(0, n, wanted + 1) + ahead * n / wanted
     left = np.maximum(edges[:-1, None], np.arange(n)[None, :])
     right = np.minimum(edges[1:, None], np.arange(1, n + 1)[None, :])
-    return np.asarray(np.clip(right - left, 0, None) * (wanted / n))
+    shares = np.clip(right - left, 0, None)
+    return np.asarray(shares / shares.sum(axis=1, keepdims=True))

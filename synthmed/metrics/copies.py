@@ -18,6 +18,8 @@ Names = npt.NDArray[np.str_]
 
 FEW = 5
 """A copy is near fewer patients than this; a person known under a second pseudonym is allowed."""
+MOST_PLAYERS = 500
+"""Real patients who play a sample at most: more tell the tail little and cost as samples do."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Copies(Frozen):
         n_train: training patients.
         n_holdout: held-out patients, 0 when there are none.
         largest_null_gap: what a copy's gap has to pass; null when there was no null.
-        power: share of training scans whose exact copy, alone in this cohort, would be flagged.
+        power: share of training patients whose exact copy, alone in this cohort, would be flagged.
         false_discovery_rate: of the Benjamini-Hochberg step.
         similarity: name of the similarity used; `image` where both its views were.
     """
@@ -110,25 +112,28 @@ def find_copies(
 ) -> Copies:
     """Screen samples by the gap test.
 
-    gap = best match in train - best match in holdout. Null: every held-out patient (one scan of
-    theirs, drawn by key) plays a sample, matched with train and with the *other* held-out
-    patients, so that nobody meets themselves and both sides see the same set sizes (the holdout
-    less one). A sample is a copy when its gap is larger than every null gap and its p-value, from
-    a generalised Pareto tail of the null (`stats.tail_p`), passes Benjamini-Hochberg at `fdr`.
+    gap = best match in train - best match in holdout. Null: every real patient, of either side (one
+    scan of theirs, drawn by key; at most `MOST_PLAYERS`), plays a sample, matched with the *other*
+    patients of both sides, so that nobody meets themselves and set sizes differ by one at most. Who
+    was learned from plays no part in how alike two real scans are, so those of train tell the tail
+    as well as the few who were held out. A sample is a copy when its gap is larger than every null
+    gap and its p-value, from a generalised Pareto tail of the null (`stats.tail_p`), passes
+    Benjamini-Hochberg at `fdr`.
 
     It must also be near one person: its lead, best match minus that of the fifth best patient of
-    train, must be larger than every null lead with a tail p-value of at most `fdr`, and that fifth
-    patient's own gap at most the largest null gap or a tenth of the sample's. An average of many
-    training patients is nearer to all of them than to strangers, and so has a large gap, but it
-    is nobody's copy. A copy's lead is about its gap.
+    train, must be larger than every null lead, with a tail p-value that passes Benjamini-Hochberg
+    at `fdr` among the samples that pass the gap test, and that fifth patient's own gap at most the
+    largest null gap or a tenth of the sample's. An average of many training patients is nearer to
+    all of them than to strangers, and so has a large gap, but it is nobody's copy. A copy's lead is
+    about its gap.
 
     Without a holdout the gap is the best match minus the best match among all *other* patients
     than that one, and the null is every real patient against everybody else: a copy is near one
     person alone. It cannot see a model that copied two people who look alike, or one person known
     under two pseudonyms, and it says so by its power.
 
-    Guarantee: when samples and held-out patients are exchangeable, the chance that anything at
-    all is flagged is about `fdr` or less.
+    Guarantee: when samples and real patients are exchangeable, the chance that anything at all is
+    flagged is about `fdr` or less.
 
     Args:
         train: every scan the model may have learned from.
@@ -145,17 +150,20 @@ def find_copies(
         found = _matched(fitted, similarity.features(synthetic), learned, held)
     rng = key.numpy()
     if len(holdout) > 0:
-        players = _one_scan_each(holdout.patients, rng)
-        in_train = fitted.compare(held[players], learned)
-        in_others = _without_self(
-            fitted.compare(held[players], held), holdout.patients[players], holdout.patients
+        everybody = np.concatenate([train.patients, holdout.patients])
+        players = np.sort(rng.permutation(_one_scan_each(everybody, rng))[:MOST_PLAYERS])
+        mine = players < len(train)
+        theirs = np.concatenate([learned[players[mine]], held[players[~mine] - len(train)]])
+        in_train, in_holdout = (
+            _without_self(fitted.compare(theirs, side), everybody[players], names)
+            for side, names in ((learned, train.patients), (held, holdout.patients))
         )
-        null = _best(in_train) - _best(in_others)
+        null = _best(in_train) - _best(in_holdout)
         gap = _best(found.to_train) - _best(found.to_holdout)
         null_lead = _lead(in_train, train.patients, FEW)
         lead = _lead(found.to_train, train.patients, FEW)
-        # an exact copy of a training scan: its own similarity, less its best match in holdout
-        exact = fitted.same - _best(in_train.T)
+        # an exact copy of a scan: its own similarity, less its best match in holdout
+        exact = fitted.same - _best(in_holdout[mine])
     else:
         players = _one_scan_each(train.patients, rng)
         others = _without_self(
@@ -243,11 +251,13 @@ def judge(
     gaps, leads = (values[np.isfinite(values)] for values in null)
     p = tail_p(gap, gaps) if len(gaps) else np.ones(n_samples)
     largest = float(gaps.max()) if len(gaps) else math.inf
+    near = (gap > largest) & benjamini_hochberg(p, fdr)
     # gap - lead is the gap that the fifth best patient of train would have
-    one_person = gap - lead <= np.maximum(largest, gap / 10)
+    copies = near & (gap - lead <= np.maximum(largest, gap / 10))
     if len(leads):
-        one_person &= (lead > leads.max()) & (tail_p(lead, leads) <= fdr)
-    copies = (gap > largest) & one_person & benjamini_hochberg(p, fdr)
+        # among those alone that are near train, who may all be near many
+        copies[near] &= benjamini_hochberg(tail_p(lead[near], leads), fdr)
+        copies &= lead > leads.max()
     power = 0.0
     if len(gaps) and n_samples:
         power = float(np.mean((exact > largest) & (tail_p(exact, gaps) <= fdr / n_samples)))

@@ -35,6 +35,8 @@ FAR_SHIFT = 2
 """Whole-voxel shifts up to this, along every axis at once, of the untransformed scan."""
 HALF_SHIFT = 2.0
 """Length in voxels of the furthest shift by half voxels, of the view of tissue."""
+HALVES = tuple(itertools.product((0, 1), repeat=3))
+"""Along which axes the averaged grid of the view of tissue lies half a voxel ahead."""
 BACKGROUND = 0.1
 """Share of a scan's range of intensity below which a voxel shows no tissue."""
 RANGE_QUANTILES = (0.005, 0.995)
@@ -92,6 +94,10 @@ class ImageSimilarity:
     one voxel along one axis (8 x 7): 362 in all. Two voxels are 8 % of the field of view. A
     constant scan scores 0. Several image channels are each normalised, then correlated together.
 
+    The view of tissue sets the background to one value and shifts by half voxels, up to a length
+    of two (257 a flip). Half a voxel is not interpolated: the scan is averaged on a grid that lies
+    half a voxel ahead, as a moved copy was, so that the match stays sharp.
+
     Fisher's z because heads are alike: where everybody correlates at 0.8 a difference of r leaves
     an exact copy a gap of at most 0.2, close to what honest samples reach. atanh(r) is, but for a
     constant, minus the log of the distance of two unit vectors, so a gap is a ratio of distances.
@@ -113,13 +119,21 @@ class ImageSimilarity:
         """Which of the two views."""
         return "tissue" if self.tissue else "image"
 
-    def features(self, cases: Cases) -> Singles:
-        """(n, C, x, y, z) high-pass normal scores, mean 0 and variance 1 a channel."""
+    def features(self, cases: Cases) -> Features:
+        """(n, G, C, x, y, z) float16 high-pass normal scores, mean 0 and variance 1 a channel.
+
+        G is 8 in the view of tissue, a grid for each of `HALVES`, and else 1.
+        """
         size = [min(SIDE, n) for n in cases.volumes.shape[2:]]
-        means = (block_means(b, size) for b in blocks(cases, self.channels))
-        parts = [_detail(_tissue(b) if self.tissue else b) for b in means]
-        empty = np.zeros((0, len(self.channels), *size), dtype=np.float32)
-        return np.concatenate([empty, *parts])
+        grids = HALVES if self.tissue else HALVES[:1]
+        out = np.empty((len(cases), len(grids), len(self.channels), *size), dtype=np.float16)
+        done = 0
+        for block in blocks(cases, self.channels):
+            rows = slice(done, done := done + len(block))
+            for k, ahead in enumerate(grids):
+                means = block_means(block, size, [half / 2 for half in ahead])
+                out[rows, k] = _detail(_tissue(means) if self.tissue else means)
+        return out
 
     def fit(self, train: Features) -> ImageSimilarity:
         """Nothing is learned."""
@@ -127,13 +141,14 @@ class ImageSimilarity:
 
     def compare(self, queries: Features, references: Features) -> Floats:
         """(n_queries, n_references) scores, 0 for unrelated scans."""
-        flat = references.reshape(len(references), int(np.prod(references.shape[1:])))
+        first = references[:, 0].astype(np.float32)
+        flat = first.reshape(len(references), int(np.prod(references.shape[2:])))
         norm = np.linalg.norm(flat, axis=1, keepdims=True)
         flat = np.divide(flat, norm, out=np.zeros_like(flat), where=norm > 1e-6)
         best = np.full((len(queries), len(flat)), -1, dtype=np.float32)
         for start in range(0, len(queries), CHUNK_SCANS):
             rows = slice(start, start + CHUNK_SCANS)
-            for query in _moves(queries[rows], self.tissue):
+            for query in _moves(queries[rows].astype(np.float32)):
                 score = query.reshape(len(query), -1) @ flat.T
                 np.maximum(best[rows], _over_norm(score, query), out=best[rows])
         return np.arctanh(np.clip(best, -LARGEST_R, LARGEST_R).astype(np.float64))
@@ -236,18 +251,17 @@ def _tissue(block: Singles) -> Singles:
     return np.asarray(np.maximum(block, least), dtype=np.float32)
 
 
-def _moves(volumes: Singles, half: bool) -> Iterator[Singles]:
-    """The bank: every transform of (n, C, x, y, z), one at a time."""
-    for flipped in (volumes, volumes[:, :, ::-1]):
-        if half:
-            for between, shifts in _half_shifts().items():
-                parted = _between(flipped, between)
-                for shift in shifts:
-                    yield _shifted(parted, shift)
-        else:
+def _moves(features: Singles) -> Iterator[Singles]:
+    """The bank: every transform (n, C, x, y, z) of (n, G, C, x, y, z), one at a time."""
+    for mirrored in (False, True):
+        grids = features[:, :, :, ::-1] if mirrored else features
+        if grids.shape[1] == 1:
             for shift in _far_shifts():
-                yield _shifted(flipped, shift)
-        for moved in _affines(flipped):
+                yield _shifted(grids[:, 0], shift)
+        else:
+            for grid, shift in _half_shifts(mirrored):
+                yield _shifted(grids[:, grid], shift)
+        for moved in _affines(grids[:, 0]):
             for shift in _near_shifts():
                 yield _shifted(moved, shift)
 
@@ -257,26 +271,20 @@ def _far_shifts() -> list[Shift]:
     return list(itertools.product(reach, reach, reach))
 
 
-@lru_cache(maxsize=1)
-def _half_shifts() -> dict[Shift, list[Shift]]:
-    """Shifts by half voxels: along which axes half a voxel more (1), and the whole voxels."""
-    out: dict[Shift, list[Shift]] = {}
-    reach = range(-int(2 * HALF_SHIFT), int(2 * HALF_SHIFT) + 1)
-    for halves in itertools.product(reach, reach, reach):
-        if sum(h * h for h in halves) <= (2 * HALF_SHIFT) ** 2:
-            x, y, z = (h % 2 for h in halves)
-            whole_x, whole_y, whole_z = (h // 2 for h in halves)
-            out.setdefault((x, y, z), []).append((whole_x, whole_y, whole_z))
-    return out
+@lru_cache(maxsize=2)
+def _half_shifts(mirrored: bool) -> list[tuple[int, Shift]]:
+    """Shifts by half voxels: which grid of `HALVES`, and by how many whole voxels it moves.
 
-
-def _between(volumes: Singles, axes: Shift) -> Singles:
-    """Moved by half a voxel along the axes marked 1, by linear interpolation."""
-    out = volumes
-    for axis, marked in enumerate(axes):
-        if marked:
-            one: Shift = (int(axis == 0), int(axis == 1), int(axis == 2))
-            out = np.asarray((out + _shifted(out, one)) / 2, dtype=np.float32)
+    On a grid that lies half a voxel ahead a scan has moved by half a voxel back, or, mirrored, on.
+    """
+    out = []
+    reach = range(-FAR_SHIFT - 1, FAR_SHIFT + 2)
+    for grid, (ahead, y, z) in enumerate(HALVES):
+        x = -ahead if mirrored else ahead
+        for shift in itertools.product(reach, reach, reach):
+            length = sum((s - k / 2) ** 2 for s, k in zip(shift, (x, y, z), strict=True))
+            if length <= HALF_SHIFT**2:
+                out.append((grid, shift))
     return out
 
 

@@ -93,7 +93,7 @@ WORDS: dict[str, Words] = {
     ),
     "copies": Words(
         "Samples that copy a patient",
-        "Synthetic scans that are closer to one training patient than any held-out person is, "
+        "Synthetic scans that are closer to one training patient than any other person is, "
         "allowing for flips, shifts and changed contrast. Of everything sampled, before the "
         "filter.",
         _MEMORY,

@@ -74,6 +74,20 @@ def test_block_means_average_areas_also_at_fractional_ratios() -> None:
     assert found[0, 0, 0] == pytest.approx((first[0::2] + first[1::2]) / 2, abs=1e-6)
 
 
+def test_block_means_on_a_grid_that_lies_ahead() -> None:
+    volume = np.random.default_rng(1).random((1, 1, 5, 6, 4)).astype(np.float32)
+    found = block_means(volume, (2, 3, 4), (0.5, 0.0, 0.5))
+    assert found.shape == (1, 1, 2, 3, 4)
+    along_x = volume[0, 0].copy()
+    # 2.5 voxels a voxel of the grid, 1.25 ahead; the last averages the 1.25 that are left
+    first = (0.75 * along_x[1] + along_x[2] + 0.75 * along_x[3]) / 2.5
+    last = (0.25 * along_x[3] + along_x[4]) / 1.25
+    for row, expected in enumerate((first, last)):
+        pairs = (expected[0::2] + expected[1::2]) / 2
+        half = np.concatenate([(pairs[:, :-1] + pairs[:, 1:]) / 2, pairs[:, -1:]], axis=1)
+        assert found[0, 0, row] == pytest.approx(half, abs=1e-6)
+
+
 def seen(train: Cases, holdout: Cases, changed: np.ndarray) -> tuple[float, float]:
     """(lower bound, permutation p) of mmd2 of a changed holdout against train."""
     given = sides(train, train, made(changed), resamples=199)
