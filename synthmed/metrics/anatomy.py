@@ -10,6 +10,7 @@ import numpy as np
 
 from synthmed.metrics.adjusted import encoded, without_labels
 from synthmed.metrics.base import Base
+from synthmed.metrics.blocks import Singles
 from synthmed.metrics.shared import Shared, Side
 from synthmed.metrics.sides import Sides
 from synthmed.metrics.stats import Z95, Floats
@@ -19,6 +20,8 @@ FOREGROUND = 0.15
 """Prepared intensity below which a voxel is no tissue."""
 CLASSES = ("dark tissue", "middle tissue", "bright tissue")
 """What stands for regions where the cohort has no masks."""
+LEVELS = 256
+"""Steps of intensity that Otsu's thresholds are sought on."""
 GROWN = 1.1
 """Of the known-bad control: held-out people whose regions are larger by a tenth."""
 LEAST_SPREAD = 0.01
@@ -172,14 +175,23 @@ def drawn_masks(sides: Sides) -> list[int]:
 
 
 def thresholds(shared: Shared) -> Floats:
-    """(2,) Otsu's thresholds of the tissue of train, its first image channel; of everybody's."""
+    """(2,) Otsu's thresholds of the tissue of train, its first image channel.
+
+    Those of everybody, also where `shared` is a subgroup: its classes are everybody's.
+    """
     from skimage import filters
 
     otsu: Any = filters.threshold_multiotsu  # carries no types
-    counts = np.zeros(256)
-    bins = np.linspace(FOREGROUND, 1.25, len(counts) + 1)
-    for block in shared.blocks("train", shared.images[:1]):
-        counts += np.histogram(block, bins)[0]
+    bins = np.linspace(FOREGROUND, 1.25, LEVELS + 1)
+    first = shared.images[:1]
+    each = shared.everybody.per_scan(
+        "train",
+        "histogram",
+        LEVELS,
+        lambda block: np.stack([np.histogram(scan, bins)[0] for scan in block]),
+        first,
+    )
+    counts = each.sum(axis=0)
     if np.count_nonzero(counts) < len(CLASSES):  # nothing to divide
         return np.quantile(bins, [1 / 3, 2 / 3])
     centres = (bins[:-1] + bins[1:]) / 2
@@ -195,17 +207,18 @@ def scan_volumes(shared: Shared, side: Side, masks: Sequence[int], edges: Floats
         masks: the channels that are regions (`drawn_masks`); may be empty.
         edges: `thresholds`, where there are no masks.
     """
-    voxel = float(np.prod(shared.sides.spacing_mm))
-    rows = [np.zeros((0, len(masks) or len(CLASSES)))]
-    for block in shared.blocks(side, masks or shared.images[:1]):
+
+    def voxels(block: Singles) -> Floats:
         if edges is None:
-            rows.append(block.sum(axis=(2, 3, 4), dtype=np.float64))
-            continue
+            return np.asarray(block.sum(axis=(2, 3, 4), dtype=np.float64))
         tissue = block[:, 0]
         bounds = [FOREGROUND, *edges, np.inf]
         classes = [(tissue >= a) & (tissue < b) for a, b in itertools.pairwise(bounds)]
-        rows.append(np.stack([c.sum(axis=(1, 2, 3)) for c in classes], axis=1))
-    return np.concatenate(rows).astype(np.float64) * voxel
+        return np.stack([c.sum(axis=(1, 2, 3)) for c in classes], axis=1).astype(np.float64)
+
+    width = len(masks) or len(CLASSES)
+    counts = shared.per_scan(side, "region voxels", width, voxels, masks or shared.images[:1])
+    return counts * float(np.prod(shared.sides.spacing_mm))
 
 
 def _volumes(shared: Shared, side: Side, masks: Sequence[int], edges: Floats | None) -> Floats:

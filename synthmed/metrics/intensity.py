@@ -42,12 +42,12 @@ class IntensityW1(Base):
 
     def estimate(self, sides: Sides, shared: Shared) -> list[Estimate]:
         """One estimate; null when a side has fewer than two patients."""
-        kept: dict[Side, Floats] = {}
 
         def cumulative(side: Side) -> Floats:
-            if side not in kept:
-                kept[side] = np.concatenate([cdfs(b, self.bins) for b in shared.blocks(side)])
-            return kept[side]
+            width = len(shared.images) * self.bins
+            return shared.per_scan(
+                side, f"cdfs {self.bins}", width, lambda block: cdfs(block, self.bins)
+            )
 
         def statistic(a: Side, a_scans: Ints, b: Side, b_scans: Ints) -> Floats:
             gap = cumulative(a)[a_scans].mean(axis=0) - cumulative(b)[b_scans].mean(axis=0)

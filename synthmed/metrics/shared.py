@@ -7,7 +7,7 @@ copies test and the membership attack see everyone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -57,8 +57,7 @@ class Shared:
         self._as_sampled = as_sampled
         self._groups: dict[Side, list[Ints]] = {}
         self._scans: dict[Side, Ints] = {}
-        self._features: dict[Side, Floats] = {}
-        self._small: dict[tuple[Side, int], Floats] = {}
+        self._per_scan: dict[tuple[Side, str], Floats] = {}
         self._distances: dict[tuple[Side, Side], Floats] = {}
         self._scale: tuple[Floats, Floats] | None = None
         self._matches: Matches | None = None
@@ -111,26 +110,46 @@ class Shared:
         chosen = self.images if channels is None else channels
         return blocks(self.cases(side), chosen, self.scans(side), blur)
 
+    @property
+    def everybody(self) -> Shared:
+        """The caches of the whole cohort, of which these may be a part."""
+        return self
+
+    def per_scan(
+        self,
+        side: Side,
+        name: str,
+        width: int,
+        of: Callable[[Singles], Floats],
+        channels: Sequence[int] | None = None,
+    ) -> Floats:
+        """(n_scans, width) numbers of each kept scan of a side; scans are read once a name.
+
+        Args:
+            side: one of them.
+            name: tells these numbers from others.
+            width: numbers a scan.
+            of: makes (b, width) numbers from a block (b, C, X, Y, Z).
+            channels: which channels a block has; by default image channels.
+        """
+        if (side, name) not in self._per_scan:
+            rows = [of(block) for block in self.blocks(side, channels)]
+            self._per_scan[side, name] = np.concatenate([np.zeros((0, width)), *rows])
+        return self._per_scan[side, name]
+
     def small_grid(self, voxels: int) -> list[int]:
         """The grid of `small`."""
         return [min(voxels, n) for n in self.sides.train.volumes.shape[2:]]
 
     def small(self, side: Side, voxels: int) -> Floats:
         """(n_scans, C voxels) area averages of the image channels, at most `voxels` a side."""
-        if (side, voxels) not in self._small:
-            grid = self.small_grid(voxels)
-            rows = [smallest(b, grid) for b in self.blocks(side)]
-            empty = np.zeros((0, len(self.images) * int(np.prod(grid))))
-            self._small[side, voxels] = np.concatenate([empty, *rows])
-        return self._small[side, voxels]
+        grid = self.small_grid(voxels)
+        width = len(self.images) * int(np.prod(grid))
+        return self.per_scan(side, f"small {voxels}", width, lambda b: smallest(b, grid))
 
     def descriptors(self, side: Side) -> Floats:
         """(n_scans, 53 per image channel) descriptors of a side."""
-        if side not in self._features:
-            rows = [describe(b) for b in self.blocks(side)]
-            empty = np.zeros((0, len(self.images) * len(RESOLUTION)))
-            self._features[side] = np.concatenate([empty, *rows])
-        return self._features[side]
+        return self.per_scan(side, "descriptors", len(self.images) * len(RESOLUTION), describe)
 
     def patient_means(self, side: Side) -> Floats:
         """(n_patients, 53 per image channel): the mean descriptor of each patient's scans."""

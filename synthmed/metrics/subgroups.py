@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from synthmed.metrics.blocks import Singles
 from synthmed.metrics.shared import Shared, Side
 from synthmed.metrics.sides import Cases, Sides
 from synthmed.metrics.stats import Floats, Ints
@@ -79,14 +80,22 @@ class Part(Shared):
     def scans(self, side: Side) -> Ints:
         return self._whole.scans(side)[self._of(side)]
 
-    def descriptors(self, side: Side) -> Floats:
-        return self._whole.descriptors(side)[self._of(side)]
+    @property
+    def everybody(self) -> Shared:
+        return self._whole.everybody
+
+    def per_scan(
+        self,
+        side: Side,
+        name: str,
+        width: int,
+        of: Callable[[Singles], Floats],
+        channels: Sequence[int] | None = None,
+    ) -> Floats:
+        return self._whole.per_scan(side, name, width, of, channels)[self._of(side)]
 
     def features(self, side: Side) -> Floats:
         return self._whole.features(side)[self._of(side)]
-
-    def small(self, side: Side, voxels: int) -> Floats:
-        return self._whole.small(side, voxels)[self._of(side)]
 
     def _kept(self, side: Side) -> list[Ints]:
         names, scans = self._whole.cases(side).patients, self._whole.scans(side)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from synthmed.config import Policy
-from synthmed.metrics import DEFAULT_METRICS, MMD, Membership
+from synthmed.metrics import DEFAULT_METRICS, MMD, IntensityW1, Membership, RegionVolumeSMD
+from synthmed.metrics.anatomy import scan_volumes, thresholds
 from synthmed.metrics.shared import Shared
 from synthmed.metrics.sides import Cases, Sides
 from synthmed.metrics.subgroups import WORST, Part, subgroups, too_small, worst
@@ -76,6 +77,24 @@ def test_a_part_is_the_same_as_a_cohort_of_those_people_on_the_same_scale() -> N
             np.testing.assert_array_equal(part.distances(a, b), expected)
         np.testing.assert_array_equal(part.features(a), whole.features(a)[rows[a]])
     assert sum(len(g) for g in part.patients("train")) == 19
+
+
+def test_subgroups_read_no_scan_again_and_share_the_classes_of_tissue() -> None:
+    of = given(False)
+    whole = Shared(of)
+    part = Part(whole, "kind=rare", subgroups(of)["kind=rare"])
+    metrics = (IntensityW1(), RegionVolumeSMD())
+    for metric in metrics:
+        metric.estimate(of, whole)
+    for side in (of.train, of.holdout, of.synthetic):
+        side.volumes[:] = np.nan  # whoever reads now, sees nothing of people
+    found = [e for metric in metrics for e in metric.estimate(part.sides, part)]
+    assert all(e.value is not None and 0 <= e.value < 2 for e in found)
+    assert found[0].value > 0 and any(e.value > 0.01 for e in found[1:])
+    assert (thresholds(part) == thresholds(whole)).all()
+    voxels = [scan_volumes(s, "train", (), thresholds(s)) for s in (part, whole)]
+    mine = [i for i, p in enumerate(of.train.patients) if p in part._people["train"]]
+    np.testing.assert_array_equal(voxels[0], voxels[1][mine])
 
 
 def test_people_with_two_labels_or_none_are_in_no_subgroup() -> None:
