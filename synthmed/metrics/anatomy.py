@@ -216,8 +216,9 @@ def scan_volumes(shared: Shared, side: Side, masks: Sequence[int], edges: Floats
         classes = [(tissue >= a) & (tissue < b) for a, b in itertools.pairwise(bounds)]
         return np.stack([c.sum(axis=(1, 2, 3)) for c in classes], axis=1).astype(np.float64)
 
+    name = f"voxels of channels {masks}" if edges is None else f"voxels between {edges.tolist()}"
     width = len(masks) or len(CLASSES)
-    counts = shared.per_scan(side, "region voxels", width, voxels, masks or shared.images[:1])
+    counts = shared.per_scan(side, name, width, voxels, masks or shared.images[:1])
     return counts * float(np.prod(shared.sides.spacing_mm))
 
 

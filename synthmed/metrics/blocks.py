@@ -16,6 +16,9 @@ Singles = npt.NDArray[np.float32]
 BLOCK_VALUES = 4_000_000
 """Values of a block: 16 MB as float32, so that a step with a few temporaries stays below 100."""
 
+LARGEST = float(np.finfo(np.float16).max)
+"""Of the values that float16 can hold."""
+
 
 def image_channels(channels: Sequence[ChannelInfo]) -> tuple[int, ...]:
     """Which channels are images; masks are never compared as intensities."""
@@ -47,7 +50,8 @@ def blocks(
             block = gaussian_filter(block, (0, 0, blur_voxels, blur_voxels, blur_voxels))
         # prepared scans are stored as float16: every side is rounded alike, or the rounding
         # itself would tell real from synthetic in the highest frequencies
-        yield block.astype(np.float16).astype(np.float32)
+        block = np.clip(block, -LARGEST, LARGEST).astype(np.float16)
+        yield block.astype(np.float32)
 
 
 def block_means(

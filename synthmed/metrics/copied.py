@@ -89,7 +89,7 @@ class Copied(Base):
         sides: Sides,
     ) -> Estimate:
         against = (
-            f"every real patient, {found.n_holdout} of them held out"
+            f"real patients of both sides, {found.n_holdout} held out"
             if found.n_holdout
             else "every real patient against all others (no holdout)"
         )

@@ -17,9 +17,9 @@ from synthmed.types import Frozen
 Names = npt.NDArray[np.str_]
 
 FEW = 5
-"""A copy is near fewer patients than this; a person known under a second pseudonym is allowed."""
-MOST_PLAYERS = 500
-"""Real patients who play a sample at most: more tell the tail little and cost as samples do."""
+"""A copy is near fewer patients than this: a person may be known under a second pseudonym."""
+MOST_PLAYERS = 400
+"""Of a side, who play a sample: more tell the tail little, and each costs as a sample does."""
 
 
 @dataclass(frozen=True)
@@ -112,13 +112,13 @@ def find_copies(
 ) -> Copies:
     """Screen samples by the gap test.
 
-    gap = best match in train - best match in holdout. Null: every real patient, of either side (one
-    scan of theirs, drawn by key; at most `MOST_PLAYERS`), plays a sample, matched with the *other*
-    patients of both sides, so that nobody meets themselves and set sizes differ by one at most. Who
-    was learned from plays no part in how alike two real scans are, so those of train tell the tail
-    as well as the few who were held out. A sample is a copy when its gap is larger than every null
-    gap and its p-value, from a generalised Pareto tail of the null (`stats.tail_p`), passes
-    Benjamini-Hochberg at `fdr`.
+    gap = best match in train - best match in holdout. Null: every real patient, of either side,
+    plays a sample (one scan of theirs, drawn by key; at most `MOST_PLAYERS` a side), matched with
+    the *other* patients of both sides, so that nobody meets themselves and set sizes differ by one
+    at most. Who was learned from plays no part in how alike two real scans are, so those of train
+    tell the tail as well as the few who were held out. A sample is a copy when its gap is larger
+    than every null gap and its p-value, from a generalised Pareto tail of the null
+    (`stats.tail_p`), passes Benjamini-Hochberg at `fdr`.
 
     It must also be near one person: its lead, best match minus that of the fifth best patient of
     train, must be larger than every null lead, with a tail p-value that passes Benjamini-Hochberg
@@ -150,22 +150,21 @@ def find_copies(
         found = _matched(fitted, similarity.features(synthetic), learned, held)
     rng = key.numpy()
     if len(holdout) > 0:
-        everybody = np.concatenate([train.patients, holdout.patients])
-        players = np.sort(rng.permutation(_one_scan_each(everybody, rng))[:MOST_PLAYERS])
-        mine = players < len(train)
-        theirs = np.concatenate([learned[players[mine]], held[players[~mine] - len(train)]])
+        mine, held_out = _players(train.patients, rng), _players(holdout.patients, rng)
+        names = np.concatenate([train.patients[mine], holdout.patients[held_out]])
+        players = np.concatenate([learned[mine], held[held_out]])
         in_train, in_holdout = (
-            _without_self(fitted.compare(theirs, side), everybody[players], names)
-            for side, names in ((learned, train.patients), (held, holdout.patients))
+            _without_self(fitted.compare(players, scans), names, side.patients)
+            for scans, side in ((learned, train), (held, holdout))
         )
         null = _best(in_train) - _best(in_holdout)
         gap = _best(found.to_train) - _best(found.to_holdout)
         null_lead = _lead(in_train, train.patients, FEW)
         lead = _lead(found.to_train, train.patients, FEW)
         # an exact copy of a scan: its own similarity, less its best match in holdout
-        exact = fitted.same - _best(in_holdout[mine])
+        exact = fitted.same - _best(in_holdout[: len(mine)])
     else:
-        players = _one_scan_each(train.patients, rng)
+        players = _players(train.patients, rng)
         others = _without_self(
             fitted.compare(learned[players], learned), train.patients[players], train.patients
         )
@@ -239,7 +238,7 @@ def judge(
     Args:
         to_train: (n_samples, n_train_scans) similarities.
         sample: (n_samples,) gap and lead of each sample.
-        null: gap and lead of people not learned from; where one has no partner it is not finite.
+        null: gap and lead of real people; where one has no partner it is not finite.
         exact: gaps that exact copies of training scans would have.
         train_patients: the patient of each training scan.
         holdout_patients: the patient of each held-out scan.
@@ -259,7 +258,7 @@ def judge(
         copies[near] &= benjamini_hochberg(tail_p(lead[near], leads), fdr)
         copies &= lead > leads.max()
     power = 0.0
-    if len(gaps) and n_samples:
+    if len(gaps) and len(leads) and n_samples:
         power = float(np.mean((exact > largest) & (tail_p(exact, gaps) <= fdr / n_samples)))
     nearest = np.argmax(to_train, axis=1) if n_samples else np.zeros(0, dtype=np.int64)
     matches = []
@@ -288,9 +287,12 @@ def judge(
     )
 
 
-def _one_scan_each(patients: Names, rng: np.random.Generator) -> Ints:
-    """A random scan of every patient, in the order of pseudonyms."""
-    return np.array([rng.choice(np.nonzero(patients == p)[0]) for p in sorted(set(patients))])
+def _players(patients: Names, rng: np.random.Generator) -> Ints:
+    """A random scan of every patient, at most `MOST_PLAYERS`, in the order of scans."""
+    # the first of each patient in a random order of scans
+    order = rng.permutation(len(patients))
+    _, first = np.unique(patients[order], return_index=True)
+    return np.sort(rng.permutation(order[first])[:MOST_PLAYERS])
 
 
 def _without_self(scores: Floats, queries: Names, references: Names) -> Floats:

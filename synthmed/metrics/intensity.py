@@ -43,14 +43,15 @@ class IntensityW1(Base):
     def estimate(self, sides: Sides, shared: Shared) -> list[Estimate]:
         """One estimate; null when a side has fewer than two patients."""
 
-        def cumulative(side: Side) -> Floats:
-            width = len(shared.images) * self.bins
-            return shared.per_scan(
-                side, f"cdfs {self.bins}", width, lambda block: cdfs(block, self.bins)
-            )
+        used: tuple[Side, ...] = ("synthetic", "train", "holdout", "blurred")
+        width = len(shared.images) * self.bins
+        cumulative = {
+            side: shared.per_scan(side, f"cdfs {self.bins}", width, lambda b: cdfs(b, self.bins))
+            for side in used
+        }
 
         def statistic(a: Side, a_scans: Ints, b: Side, b_scans: Ints) -> Floats:
-            gap = cumulative(a)[a_scans].mean(axis=0) - cumulative(b)[b_scans].mean(axis=0)
+            gap = cumulative[a][a_scans].mean(axis=0) - cumulative[b][b_scans].mean(axis=0)
             return np.array([np.abs(gap).mean() * (HIGH - LOW)])
 
         found = compare(shared, statistic, "intensity_w1", self.draws, 2)

@@ -45,8 +45,8 @@ SCALES = (0.95, 1.05)
 ROTATE_DEGREES = 6.0
 LARGEST_R = 0.9999
 """Correlations count as equal beyond this: rounding to float16 costs a copy as much."""
-CHUNK_SCANS = 256
-"""Queries transformed at a time: bounds memory at a few chunks of 14 MB a channel."""
+CHUNK_SCANS = 64
+"""Queries transformed at a time: bounds memory at 28 MB a channel and a few copies of 4 MB."""
 
 Shift = tuple[int, int, int]
 Features = npt.NDArray[Any]
@@ -102,8 +102,8 @@ class ImageSimilarity:
     an exact copy a gap of at most 0.2, close to what honest samples reach. atanh(r) is, but for a
     constant, minus the log of the distance of two unit vectors, so a gap is a ratio of distances.
 
-    One matrix product a transform and chunk of queries; memory is that of the references at
-    24 voxels a side and of one chunk.
+    One matrix product a transform and chunk of queries; memory is that of features, 28 KB a scan
+    and channel, in the view of tissue 221 KB, and of one chunk.
 
     Args:
         channels: image channels.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,14 @@ from scipy.ndimage import shift as shift_of_scipy
 
 from synthmed.keys import Key
 from synthmed.metrics import Copied, similarity
-from synthmed.metrics.copies import Copies, Matches, find_copies, find_copies_by_image, match
+from synthmed.metrics.copies import (
+    Copies,
+    Matches,
+    find_copies,
+    find_copies_by_image,
+    judge,
+    match,
+)
 from synthmed.metrics.shared import Shared
 from synthmed.metrics.sides import Cases
 from synthmed.metrics.similarity import (
@@ -113,16 +121,40 @@ def test_without_a_holdout_copies_are_still_decided(cohort: tuple[Cases, Cases, 
     assert find_copies(cohort[0], nobody, cohort[2], 0.01, IMAGE, Key.root(1)).flagged == ()
 
 
-def test_nobody_is_matched_with_themselves() -> None:
-    """People scanned many times do not fake a null: their own scans never count as a match."""
+def test_nobody_is_matched_with_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A patient's own scans, of which there are two, are never the best match."""
+    seen = []
+
+    def spy(*given: Any) -> Copies:
+        seen.append(given[2])
+        return judge(*given)
+
+    monkeypatch.setattr("synthmed.metrics.copies.judge", spy)
     rng = np.random.default_rng(1)
-    train, holdout = cases(rng, 20, "t"), cases(rng, 20, "h", twice=20)
-    null = find_copies(train, holdout, holdout, 0.01, IMAGE, Key.root(1)).largest_null_gap
-    alone = Cases(holdout.volumes[::2], holdout.patients[::2], [{}] * 20)
-    other = find_copies(train, alone, alone, 0.01, IMAGE, Key.root(1)).largest_null_gap
-    # had they met themselves, every null gap would be far below zero
-    assert null is not None and other is not None and abs(null - other) < 0.3
-    assert null > -0.3
+    train, holdout = cases(rng, 20, "t", twice=20), cases(rng, 20, "h", twice=20)
+    find_copies(train, holdout, holdout, 0.01, IMAGE, Key.root(1))
+    ((gaps, leads),) = seen
+    assert len(gaps) == len(leads) == 40
+    # had people of train met themselves, their gaps were far above zero, and others' far below
+    assert np.abs(gaps).max() < 0.3 and leads.max() < 0.3
+
+
+def test_more_patients_than_players(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("synthmed.metrics.copies.MOST_PLAYERS", 8)
+    rng = np.random.default_rng(4)
+    train, holdout = cases(rng, 12, "t", twice=12), cases(rng, 3, "h", twice=2)
+    for seed in range(4):
+        for side in (holdout, cases(rng, 0, "h")):
+            found = find_copies(train, side, train, 0.01, IMAGE, Key.root(seed))
+            assert 0 <= found.power <= 1 and found.n_train == 12
+
+
+def test_a_single_training_patient_gives_no_power() -> None:
+    """With one patient nobody can be told from a second, so nothing is ever flagged."""
+    rng = np.random.default_rng(5)
+    one, holdout = cases(rng, 1, "t"), cases(rng, 40, "h")
+    found = find_copies(one, holdout, one, 0.01, IMAGE, Key.root(1))
+    assert found.flagged == () and found.power == 0
 
 
 def test_a_screen_without_power_says_so() -> None:

@@ -10,6 +10,7 @@ import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from unittest.mock import patch
 
 import numpy as np
 
@@ -63,8 +64,8 @@ def alarms(seed: int) -> dict[str, bool]:
 def run(n: int, first: int = FIRST_SEED) -> dict[str, int]:
     """In how many of n fresh cohorts there is an alarm, per sampler and similarity."""
     # one process a core, each with one thread: fresh processes, so that the setting holds
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+    one = patch.dict(os.environ, OMP_NUM_THREADS="1")
+    with one, ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         each = list(pool.map(alarms, range(first, first + n)))
     return {label: sum(seen[label] for seen in each) for label in each[0]}
 
