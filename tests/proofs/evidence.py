@@ -84,9 +84,16 @@ def posing(folder: Path, seed: int, n_train: int, n_holdout: int, n_posing: int)
         phantoms(folder, n, 100 * seed + k)
         for k, n in enumerate((n_train, n_holdout, n_posing), start=1)
     ]
-    out = folder / f"posing-{seed}"
-    shutil.rmtree(out, ignore_errors=True)
-    called(folder, "assess", sides[0], sides[2], "--holdout", sides[1], "--out", out, "--quiet")
+    return assessed(folder, sides, folder / f"posing-{seed}")
+
+
+def assessed(folder: Path, sides: Sequence[Path], out: Path, *options: str) -> Judged:
+    """The decision on train, holdout and cohort, made once: a proof that was stopped goes on."""
+    if not (out / "private/report/report.json").is_file():
+        shutil.rmtree(out, ignore_errors=True)
+        train, holdout, cohort = sides
+        also = ("--holdout", holdout, "--out", out, "--quiet", *options)
+        called(folder, "assess", train, cohort, *also)
     return Judged.of(out)
 
 
@@ -110,11 +117,7 @@ def real_posing(data: Path, cohort: str, folder: Path, seed: int) -> Judged:
             shutil.copyfile(data / cohort / image, side / image)
         some.to_csv(side / "participants.tsv", sep="\t", index=False)
         sides.append(side)
-    out = folder / f"{cohort}-{seed}-out"
-    shutil.rmtree(out, ignore_errors=True)
-    about = ("--patient", column, "--quiet")
-    called(folder, "assess", sides[0], sides[2], "--holdout", sides[1], "--out", out, *about)
-    return Judged.of(out)
+    return assessed(folder, sides, folder / f"{cohort}-{seed}-out", "--patient", column)
 
 
 def overfit(folder: Path, steps: int) -> Judged:
