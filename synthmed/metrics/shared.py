@@ -132,10 +132,15 @@ class Shared:
             of: makes (b, width) numbers from a block (b, C, X, Y, Z).
             channels: which channels a block has; by default image channels.
         """
-        if (side, name) not in self._per_scan:
-            rows = [of(block) for block in self.blocks(side, channels)]
-            self._per_scan[side, name] = np.concatenate([np.zeros((0, width)), *rows])
-        return self._per_scan[side, name]
+        whole = self.everybody
+        if (side, name) not in whole._per_scan:
+            rows = [of(block) for block in whole.blocks(side, channels)]
+            whole._per_scan[side, name] = np.concatenate([np.zeros((0, width)), *rows])
+        return whole._per_scan[side, name][self.rows(side)]
+
+    def rows(self, side: Side) -> Ints | slice:
+        """Which rows of everybody's numbers these are."""
+        return slice(None)
 
     def small_grid(self, voxels: int) -> list[int]:
         """The grid of `small`."""

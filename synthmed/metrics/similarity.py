@@ -96,7 +96,8 @@ class ImageSimilarity:
 
     The view of tissue sets the background to one value and shifts by half voxels, up to a length
     of two (257 a flip). Half a voxel is not interpolated: the scan is averaged on a grid that lies
-    half a voxel ahead, as a moved copy was, so that the match stays sharp.
+    half a voxel ahead, as a moved copy was, so that the match stays sharp. (At 24 voxels a side and
+    fewer there is nothing to average, and it is linear interpolation.)
 
     Fisher's z because heads are alike: where everybody correlates at 0.8 a difference of r leaves
     an exact copy a gap of at most 0.2, close to what honest samples reach. atanh(r) is, but for a

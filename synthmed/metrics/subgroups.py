@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from synthmed.metrics.blocks import Singles
 from synthmed.metrics.shared import Shared, Side
 from synthmed.metrics.sides import Cases, Sides
 from synthmed.metrics.stats import Floats, Ints
@@ -78,35 +77,25 @@ class Part(Shared):
         return [np.arange(end - len(g), end) for g, end in zip(kept, ends, strict=True)]
 
     def scans(self, side: Side) -> Ints:
-        return self._whole.scans(side)[self._of(side)]
+        return self._whole.scans(side)[self.rows(side)]
 
     @property
     def everybody(self) -> Shared:
-        return self._whole.everybody
+        return self._whole
 
-    def per_scan(
-        self,
-        side: Side,
-        name: str,
-        width: int,
-        of: Callable[[Singles], Floats],
-        channels: Sequence[int] | None = None,
-    ) -> Floats:
-        return self._whole.per_scan(side, name, width, of, channels)[self._of(side)]
+    def rows(self, side: Side) -> Ints:
+        if side not in self._rows:
+            nobody = np.zeros(0, dtype=np.int64)
+            self._rows[side] = np.concatenate([nobody, *self._kept(side)])
+        return self._rows[side]
 
     def features(self, side: Side) -> Floats:
-        return self._whole.features(side)[self._of(side)]
+        return self._whole.features(side)[self.rows(side)]
 
     def _kept(self, side: Side) -> list[Ints]:
         names, scans = self._whole.cases(side).patients, self._whole.scans(side)
         own = self._people.get("holdout" if side == "blurred" else side, frozenset())
         return [g for g in self._whole.patients(side) if names[scans[g[0]]] in own]
-
-    def _of(self, side: Side) -> Ints:
-        if side not in self._rows:
-            nobody = np.zeros(0, dtype=np.int64)
-            self._rows[side] = np.concatenate([nobody, *self._kept(side)])
-        return self._rows[side]
 
 
 def worst(

@@ -88,6 +88,12 @@ def test_block_means_on_a_grid_that_lies_ahead() -> None:
         assert found[0, 0, row] == pytest.approx(half, abs=1e-6)
 
 
+def test_values_beyond_float16_are_judged_not_infinite() -> None:
+    volumes = np.array([1e6, -1e6, np.inf, np.nan], dtype=np.float32).reshape(1, 1, 2, 2, 1)
+    (block,) = blocks(Cases(volumes, np.array(["s"]), [{}]), (0,))
+    assert block.ravel().tolist() == [65504, -65504, 0, 0]
+
+
 def seen(train: Cases, holdout: Cases, changed: np.ndarray) -> tuple[float, float]:
     """(lower bound, permutation p) of mmd2 of a changed holdout against train."""
     given = sides(train, train, made(changed), resamples=199)
