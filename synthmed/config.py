@@ -420,7 +420,7 @@ class Rule(Part):
 DEFAULT_POLICY: tuple[Mapping[str, Any], ...] = (
     {"estimate": "copied_patients", "bound": "upper", "at_most": 0.05},
     {"estimate": "copies_shipped", "at_most": 0},
-    {"estimate": "authenticity", "bound": "value", "relative_to": "floor", "at_least": 0.9},
+    {"estimate": "authenticity_excess", "at_least": -0.1},
     {"estimate": "mmd2_excess", "bound": "upper", "relative_to": "ceiling", "at_most": 0.25},
     {"estimate": "coverage", "relative_to": "floor", "at_least": 0.85, "review": 0.7},
     {"estimate": "recall", "relative_to": "floor", "at_least": 0.8, "review": 0.6},

@@ -29,7 +29,7 @@ from synthmed.watch import FORWARD, look_steps
 
 ABOUT_PEOPLE = frozenset(
     {
-        *("copies", "copied_patients", "copies_shipped", "authenticity"),
+        *("copies", "copied_patients", "copies_shipped", "authenticity", "authenticity_excess"),
         *("membership_auc", "membership_tpr_at_fpr10"),
         *("singling_out", "linkability", "attribute_inference"),
     }

@@ -12,16 +12,17 @@ looser limit R opens a band in which a person may sign. Read `at_most` below; `a
 | the floor or ceiling is 0 or less, so that a share of it means nothing | inconclusive |
 | b <= L | pass |
 | b <= R | review |
-| b is the value | fail |
+| b is the value, and there is no interval | fail |
 | b is a bound, a privacy estimate, and the value itself is beyond R (L without `review`) | fail |
-| b is a bound, a quality estimate, and the whole interval is beyond R (or L) | fail |
-| b is a bound, and the rest: the interval is too wide to tell | inconclusive |
+| the whole interval is beyond R (or L) | fail |
+| the rest: the interval is too wide to tell | inconclusive |
 
-Privacy estimates are those of the groups memorization, membership and audit; quality estimates
-those of fidelity and utility: a privacy doubt counts against the cohort, a lack of quality has
-to be shown. So 0 copied of 50 patients, whose interval reaches 7 %, is
-inconclusive under a limit of 5 % and never a pass; 5 of 50 fails, although its interval begins
-at 3 %.
+So a rule on the value takes the best guess and fails a cohort only on evidence, and a rule on a
+bound passes it only on evidence. Privacy estimates are those of the groups memorization, membership
+and audit; quality estimates those of fidelity and utility: under a bound a privacy doubt counts
+against the cohort, while a lack of quality has to be shown. So 0 copied of 50 patients, whose
+interval reaches 7 %, is inconclusive under a limit of 5 % and never a pass; 5 of 50 fails, although
+its interval begins at 3 %.
 
 Below `MIN_HOLDOUT` held-out patients a pass or review of a quality estimate becomes inconclusive;
 a fail stays a fail.
@@ -156,9 +157,10 @@ def _compare(rule: Rule, estimate: Estimate | None) -> tuple[str, str]:
     if sign * bound <= sign * last:
         return "review", f"{named} {is_beyond} the limit {_n(limit)}{of}, within the review band"
     beyond = f"{named} {is_beyond} the limit {_n(limit)}{of}"
-    if rule.bound == "value" or interval is None:
+    if interval is None:
         return "fail", beyond
-    best = value if estimate.group not in QUALITY else interval[0 if sign > 0 else 1]
+    doubt_counts = rule.bound != "value" and estimate.group not in QUALITY
+    best = value if doubt_counts else interval[0 if sign > 0 else 1]
     if sign * best > sign * last:
         return "fail", beyond
     return "inconclusive", f"{beyond}, and the interval is too wide to tell"

@@ -319,7 +319,7 @@ def test_a_source_with_an_unset_variable_names_it(monkeypatch: pytest.MonkeyPatc
 def test_the_starting_policy_asks_about_copies_first() -> None:
     """Every default rule names an estimate that the default metrics make, safety before looks."""
     names = [r["estimate"] for r in DEFAULT_POLICY]
-    assert names[:3] == ["copied_patients", "copies_shipped", "authenticity"]
+    assert names[:3] == ["copied_patients", "copies_shipped", "authenticity_excess"]
     assert Policy().rules[0].at_most == 0.05
     assert Policy().rules[0].bound == "upper", "no copy among few samples proves nothing"
     assert Policy().rules[1].at_most == 0

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from synthmed.config import DEFAULT_POLICY, Policy, Rule
+from synthmed.metrics.stats import clopper_pearson
 from synthmed.policy import conclude, decide, describe, judge, limits
 from synthmed.types import Estimate, Verdict
 
@@ -33,12 +34,21 @@ UPPER = {"bound": "upper", "at_most": 0.06}
 CASES = [
     # the rule, the estimate, the status
     ({"at_most": 0.03}, {}, "pass"),
-    ({"at_most": 0.029}, {}, "fail"),
     ({"at_most": 0.02, "review": 0.03}, {}, "review"),
-    ({"at_most": 0.01, "review": 0.02}, {}, "fail"),
     ({"at_least": 0.03}, {}, "pass"),
-    ({"at_least": 0.031}, {}, "fail"),
     ({"at_least": 0.04, "review": 0.03}, {}, "review"),
+    # the value is beyond: fail where the whole interval is, or where there is none
+    ({"at_most": 0.029}, {}, "inconclusive"),
+    ({"at_most": 0.01}, {}, "inconclusive"),
+    ({"at_most": 0.009}, {}, "fail"),
+    ({"at_most": 0.005, "review": 0.009}, {}, "fail"),
+    ({"at_most": 0.005, "review": 0.02}, {}, "inconclusive"),
+    ({"at_most": 0.029}, {"ci": None}, "fail"),
+    ({"at_least": 0.031}, {}, "inconclusive"),
+    ({"at_least": 0.051}, {}, "fail"),
+    ({"at_least": 0.031}, {"group": "utility"}, "inconclusive"),
+    ({"at_least": 0.051}, {"group": "utility"}, "fail"),
+    ({"at_least": 0.031}, {"ci": None}, "fail"),
     # a bound
     (UPPER, {}, "pass"),
     ({**UPPER, "at_most": 0.05}, {}, "pass"),
@@ -62,6 +72,7 @@ CASES = [
     ({"bound": "upper", "relative_to": "ceiling", "at_most": 0.19}, {}, "inconclusive"),
     ({"relative_to": "floor", "at_least": 0.9}, {"value": 0.45}, "pass"),
     ({"relative_to": "floor", "at_least": 0.9}, {"value": 0.44}, "fail"),
+    ({"relative_to": "floor", "at_least": 0.9}, {"value": 0.4, "ci": (0.3, 0.5)}, "inconclusive"),
     ({"relative_to": "floor", "at_least": 0.9}, {"floor": None}, "inconclusive"),
     ({"relative_to": "floor", "at_least": 0.9}, {"floor": 0.0}, "inconclusive"),
     (
@@ -93,7 +104,7 @@ def test_few_held_out_patients_cap_quality(group: str) -> None:
     few = estimate(group=group)
     assert judge(rule(**UPPER), few, 49).status == "inconclusive"
     assert judge(rule(at_most=0.02, review=0.04), few, 49).status == "inconclusive"
-    assert judge(rule(at_most=0.01), few, 49).status == "fail"
+    assert judge(rule(at_most=0.009), few, 49).status == "fail"
     assert judge(rule(**UPPER), few, 50).status == "pass"
     subgroup = estimate(group=group, n_holdout=20)
     assert judge(rule(**UPPER), subgroup, 80).status == "inconclusive"
@@ -104,7 +115,7 @@ def test_few_held_out_patients_leave_privacy_alone() -> None:
 
 
 def test_a_rule_finds_its_own_slice() -> None:
-    whole, part = estimate(value=0.0), estimate(value=1.0, slice="sex=F")
+    whole, part = estimate(value=0.0), estimate(value=1.0, ci=(0.8, 1.0), slice="sex=F")
     rules = [rule(at_most=0.5), rule(at_most=0.5, slice="sex=F"), rule(at_most=0.5, slice="sex=M")]
     verdicts = decide(rules, [part, whole], n_holdout=60).verdicts
     assert [v.status for v in verdicts] == ["pass", "fail", "inconclusive"]
@@ -150,6 +161,13 @@ def test_reason_reads_as_a_sentence() -> None:
     assert limits(given, far) == (0.0625, None)
     gone = estimate(value=None, note="Needs a mask.")
     assert judge(rule(at_most=1), gone, 60).reason == "x: has no value (Needs a mask)."
+
+
+def test_one_copy_among_many_that_ship_fails() -> None:
+    low, high = clopper_pearson(1, 10_000)
+    shipped = estimate("copies_shipped", value=1.0, ci=(1e4 * low, 1e4 * high))
+    (line,) = [r for r in Policy().rules if r.estimate == "copies_shipped"]
+    assert judge(line, shipped, 60).status == "fail"
 
 
 def test_nothing_at_all_never_releases() -> None:

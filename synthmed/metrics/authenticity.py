@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -9,22 +10,30 @@ import numpy as np
 from synthmed.metrics.base import Base
 from synthmed.metrics.shared import Shared, Side, pick
 from synthmed.metrics.sides import Sides
-from synthmed.metrics.stats import Floats, Ints, half, half_se, normal_interval
+from synthmed.metrics.stats import Floats, half, half_se, normal_interval
 from synthmed.types import Estimate
+
+FEWEST_TRAIN, FEWEST_OTHERS = 6, 4
+"""Patients of train, and of another side, whose halves can still say how much a share varies."""
 
 
 class Authenticity(Base):
     """Share of samples farther from their nearest training patient than that patient's neighbour.
 
     Sample y with nearest training patient x is authentic when |y - x| > |x - x'|, x' the nearest
-    other training patient of x; distances between z-scored descriptors, one scan a patient. Higher
-    is better up to the floor, which is the share among held-out patients posing as samples (about
-    a half for honest samples); its own interval is in the note. Near-copies go to 0, the ceiling
-    (train itself posing as samples). Sharing x between samples is respected: the interval comes
-    from halves of the patients of both sides.
+    other training patient of x; distances between z-scored descriptors, one scan a patient.
+    Near-copies go to 0. Sharing x between samples is respected: intervals come from halves of the
+    patients of every side.
+
+    - `authenticity`: of the samples. Higher is better up to the floor, the share among held-out
+      patients posing as samples (about a half for honest ones); its interval is in the note.
+      Ceiling 0: train itself posing as samples.
+    - `authenticity_excess`: authenticity less its floor, both on the same halves of train, so that
+      the chance in either is in the interval. Below 0, the floor, samples are nearer to training
+      patients than other people are. Ceiling: train itself.
 
     Args:
-        draws: picks of one scan a patient that the figure is averaged over.
+        draws: picks of one scan a patient that the figures are averaged over.
 
     Source: Alaa et al. 2022, section 4.3 (in the nearest-neighbour form of synthcity).
     """
@@ -33,63 +42,108 @@ class Authenticity(Base):
     draws: int = 20
 
     def estimate(self, sides: Sides, shared: Shared) -> list[Estimate]:
-        """One estimate; null with fewer than three training patients or no sample."""
-        n = len(shared.patients("synthetic"))
-        n_train = len(shared.patients("train"))
-        value = ci = floor = None
-        note = "fewer than three training patients, or no sample"
-        if n_train >= 3 and n >= 1:
-            value, ci = self._share(sides, shared, "synthetic")
-            note = "no held-out patients: no floor"
-            if shared.has_holdout:
-                floor, held_out = self._share(sides, shared, "holdout")
-                note = "too few held-out patients for an interval of the floor"
-                if held_out is not None:
-                    note = f"held-out patients: {held_out[0]:.2f} to {held_out[1]:.2f}"
-        return [
-            Estimate(
-                name="authenticity",
-                group="memorization",
-                value=value,
-                ci=ci,
-                unit="share of samples",
-                n=n,
-                better="higher",
-                floor=floor,
-                ceiling=0.0,
-                method=(
-                    "Share of samples farther from their nearest training patient than that "
-                    "patient's nearest neighbour, in descriptors; floor: held-out patients posing "
-                    "as samples; ceiling: exact copies; interval from halves of the patients."
-                ),
-                seed=sides.seed,
-                note=note,
-                n_holdout=shared.n_holdout,
-            )
-        ]
+        """Both estimates; null with fewer than three training patients or no sample.
 
-    def _share(
-        self, sides: Sides, shared: Shared, side: Side
-    ) -> tuple[float, tuple[float, float] | None]:
+        The excess is null too where it has no interval: it is there to be judged by it.
+        """
+        made = real = excess = None
+        note = no_excess = "fewer than three training patients, or no sample"
+        if len(shared.patients("train")) >= 3 and len(shared.patients("synthetic")) >= 1:
+            made = self._share(sides, shared, "synthetic")
+            note = no_excess = "no held-out patients: no floor"
+            if shared.has_holdout:
+                real = self._share(sides, shared, "holdout")
+                excess = made.less(real)
+                note = "too few held-out patients for an interval of the floor"
+                if real.ci is not None:
+                    note = f"held-out patients: {real.ci[0]:.2f} to {real.ci[1]:.2f}"
+                no_excess = ""
+                if excess is None:
+                    no_excess = (
+                        f"no interval with fewer than {FEWEST_TRAIN} training patients, or "
+                        f"{FEWEST_OTHERS} held-out patients or samples"
+                    )
+        authenticity = Estimate(
+            name="authenticity",
+            group="memorization",
+            value=made.value if made else None,
+            ci=made.ci if made else None,
+            unit="share of samples",
+            n=len(shared.patients("synthetic")),
+            better="higher",
+            floor=real.value if real else None,
+            ceiling=0.0,
+            method=(
+                "Share of samples farther from their nearest training patient than that "
+                "patient's nearest neighbour, in descriptors; floor: held-out patients posing "
+                "as samples; ceiling: exact copies; interval from halves of the patients."
+            ),
+            seed=sides.seed,
+            note=note,
+            n_holdout=shared.n_holdout,
+        )
+        beyond = authenticity.model_copy(
+            update={
+                "name": "authenticity_excess",
+                "value": excess.value if excess else None,
+                "ci": excess.ci if excess else None,
+                "floor": 0.0 if real else None,
+                "ceiling": -real.value if real else None,
+                "method": (
+                    "authenticity of the synthetic cohort minus that of held-out patients posing "
+                    "as samples; ceiling: exact copies; interval from the same halves of patients."
+                ),
+                "note": no_excess,
+            }
+        )
+        return [authenticity, beyond]
+
+    def _share(self, sides: Sides, shared: Shared, side: Side) -> _Share:
         train, made = shared.patients("train"), shared.patients(side)
         to_train, within = shared.distances(side, "train"), shared.distances("train", "train")
-        key = sides.key.fold("authenticity", side)
+        # one key of train for all sides: a difference of two of them is paired
+        key = sides.key.fold("authenticity")
 
-        def share(a: list[Ints], b: list[Ints], rng: np.random.Generator) -> float:
-            x, y = pick(a, rng), pick(b, rng)
-            return authentic_share(to_train[np.ix_(y, x)], within[np.ix_(x, x)])
+        def shares(n: int, label: str, *, halved: bool) -> Floats:
+            found = np.empty(n)
+            for i in range(n):
+                of_train = key.fold(label, "train", i).numpy()
+                of_side = key.fold(label, side, i).numpy()
+                a, b = train, made
+                if halved:
+                    a = [train[j] for j in half(len(train), of_train)]
+                    b = [made[j] for j in half(len(made), of_side)]
+                x, y = pick(a, of_train), pick(b, of_side)
+                found[i] = authentic_share(to_train[np.ix_(y, x)], within[np.ix_(x, x)])
+            return found
 
-        rng = key.fold("value").numpy()
-        value = float(np.mean([share(train, made, rng) for _ in range(self.draws)]))
-        if len(made) < 4 or len(train) < 6:
-            return value, None
-        halves = np.empty(sides.resamples)
-        for i in range(sides.resamples):
-            rng = key.fold("half", i).numpy()
-            a = [train[j] for j in half(len(train), rng)]
-            b = [made[j] for j in half(len(made), rng)]
-            halves[i] = share(a, b, rng)
-        return value, normal_interval(value, half_se(halves), 0.0, 1.0)
+        enough = len(made) >= FEWEST_OTHERS and len(train) >= FEWEST_TRAIN
+        return _Share(
+            float(shares(self.draws, "value", halved=False).mean()),
+            shares(sides.resamples, "half", halved=True) if enough else None,
+        )
+
+
+@dataclass(frozen=True)
+class _Share:
+    """A share, or a difference of two, with its values on halves of the patients."""
+
+    value: float
+    halves: Floats | None
+    low: float = 0.0
+
+    @property
+    def ci(self) -> tuple[float, float] | None:
+        """95 % interval; null where halves are too small."""
+        if self.halves is None:
+            return None
+        return normal_interval(self.value, half_se(self.halves), self.low, 1.0)
+
+    def less(self, other: _Share) -> _Share | None:
+        """This less the other on the same halves of train; null without either's halves."""
+        if self.halves is None or other.halves is None:
+            return None
+        return _Share(self.value - other.value, self.halves - other.halves, -1.0)
 
 
 def authentic_share(to_train: Floats, within: Floats) -> float:

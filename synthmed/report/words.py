@@ -115,6 +115,12 @@ WORDS: dict[str, Words] = {
         "from its own nearest. Near-copies bring it towards 0.",
         _MEMORY,
     ),
+    "authenticity_excess": Words(
+        "Authenticity beyond that of real people",
+        "The share above, less that of held-out patients handed in as synthetic. Below 0, "
+        "synthetic scans lie closer to training patients than other people do.",
+        _MEMORY,
+    ),
     "membership_auc": Words(
         "Can one tell who was trained on?",
         "AUC of an attacker who has a person's scan and the cohort, and guesses whether the "

@@ -3,7 +3,8 @@
     SYNTHMED_REAL_DATA=... python tests/benchmarks/calibration.py
 
 Real scans against real scans, split anew each time, for p-values; Gaussians, whose distance is
-known in closed form, for intervals.
+known in closed form, for intervals, and for what the policy's line on authenticity says of people
+nobody learned from and of cohorts that hold near-copies.
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ import numpy.typing as npt
 from scipy import stats as reference
 from scipy.spatial.distance import cdist
 
+from synthmed.config import Policy
 from synthmed.metrics import kernels, stats
+from synthmed.metrics.authenticity import Authenticity
 from synthmed.metrics.descriptor import RESOLUTION
+from synthmed.policy import judge
 from tests.benchmarks.cohorts import publish
 from tests.benchmarks.faults import PAGE, hippocampus, phantoms, tabled
+from tests.metrics.cohorts import Points
 
 BEGIN, END = "<!-- calibration:begin -->", "<!-- calibration:end -->"
 SPLITS = 1000
@@ -83,6 +88,32 @@ def covered(shift: float, seed: int) -> tuple[float, float]:
     return float(hits[0] / SPLITS), float(hits[1] / SPLITS)
 
 
+def people(n: int, rng: np.random.Generator) -> Values:
+    """(n, 12), some numbers wider than others and some people farther out than others."""
+    wide = np.linspace(0.3, 4, 12)
+    return rng.standard_normal((n, 12)) * wide * np.exp(0.4 * rng.standard_normal((n, 1)))
+
+
+def posing(n_train: int, n_holdout: int, n: int, copies: float, seed: int) -> Points:
+    """Samples that are other people, a share of them a tenth of the way off a training patient."""
+    rng = np.random.default_rng(seed)
+    train, holdout, made = (people(k, rng) for k in (n_train, n_holdout, n))
+    k = round(copies * n)
+    made[:k] = train[rng.integers(0, n_train, k)] + 0.1 * people(k, rng)
+    return Points(seed, train=train, holdout=holdout, synthetic=made)
+
+
+def judged(sizes: tuple[int, int, int], copies: float, times: int) -> dict[str, float]:
+    """How often the starting policy's line on authenticity says what."""
+    (line,) = [r for r in Policy().rules if r.estimate == "authenticity_excess"]
+    said = dict.fromkeys(("pass", "inconclusive", "fail"), 0.0)
+    for seed in range(times):
+        points = posing(*sizes, copies, seed)
+        _, excess = Authenticity().estimate(points, points)
+        said[judge(line, excess, sizes[1]).status] += 1 / times
+    return said
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables and put them into the page."""
     parser = argparse.ArgumentParser(description="Whether intervals cover, and p is uniform.")
@@ -108,6 +139,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for shift in (0.0, 0.2, 0.4, 0.8):
         both = [f"{100 * c:.1f} %" for c in covered(shift, round(10 * shift))]
         lines.append(f"| {shift:g} standard deviations | {' | '.join(both)} |")
+    lines += [
+        "",
+        "| Gaussians: trained on, held out, samples | near-copies among them | line on "
+        "authenticity: pass | inconclusive | fail |",
+        "|---|---|---|---|---|",
+    ]
+    for sizes in ((15, 6, 20), (24, 13, 50), (60, 30, 100), (100, 60, 200), (300, 300, 300)):
+        for copies in (0.0, 0.3, 0.6):
+            shares = [f"{100 * share:.0f} %" for share in judged(sizes, copies, 200).values()]
+            who = " + ".join(str(k) for k in sizes)
+            lines.append(f"| {who} | {100 * copies:.0f} % | {' | '.join(shares)} |")
     text = f"`python tests/benchmarks/calibration.py`, {SPLITS} times each:\n\n" + "\n".join(lines)
     publish(options.page, text, BEGIN, END)
     return 0

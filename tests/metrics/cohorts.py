@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
+from scipy.spatial.distance import cdist
 
 from synthmed.artifacts import ChannelInfo
 from synthmed.keys import Key
@@ -108,3 +109,25 @@ DISGUISES: dict[str, Disguise] = {
     ),
 }
 """What may be done to a copy, intensities being about 0 to 1."""
+
+
+class Points:
+    """`Sides` and `Shared` of people who are points, one scan each."""
+
+    def __init__(self, seed: int, resamples: int = 100, **points: np.ndarray) -> None:
+        self.seed, self.resamples, self.key = seed, resamples, Key.root(seed)
+        self.points = points
+
+    @property
+    def has_holdout(self) -> bool:
+        return len(self.points["holdout"]) > 0
+
+    @property
+    def n_holdout(self) -> int | None:
+        return len(self.points["holdout"]) or None
+
+    def patients(self, side: str) -> list[np.ndarray]:
+        return [np.array([i]) for i in range(len(self.points[side]))]
+
+    def distances(self, a: str, b: str) -> np.ndarray:
+        return cdist(self.points[a], self.points[b])

@@ -30,6 +30,7 @@ from synthmed.metrics import (
 from synthmed.metrics.equal import compare
 from synthmed.metrics.shared import Shared
 from synthmed.metrics.sides import Cases
+from tests.benchmarks import calibration
 from tests.metrics.cohorts import GRID, cases, made, sides
 
 
@@ -291,14 +292,48 @@ def test_authenticity_is_its_definition_and_falls_to_zero_for_copies(
     assert authenticity.authentic_share(cdist(y, x), cdist(x, x)) == naive_authenticity(y, x)
     train, holdout, honest = cohort
     given = sides(train, holdout, honest)
-    (fair,) = Authenticity().estimate(given, Shared(given))
+    fair, excess = Authenticity().estimate(given, Shared(given))
     assert fair.ci[0] <= fair.floor <= fair.ci[1] and 0.2 < fair.floor < 0.8
+    assert excess.value == pytest.approx(fair.value - fair.floor)
+    assert excess.ci[0] < excess.value < excess.ci[1]
+    assert (excess.floor, excess.ceiling) == (0.0, -fair.floor)
     _, first = np.unique(train.patients, return_index=True)
     given = sides(
         Cases(train.volumes[first], train.patients[first], []), holdout, made(train.volumes[first])
     )
-    (stored,) = Authenticity().estimate(given, Shared(given))
+    stored, excess = Authenticity().estimate(given, Shared(given))
     assert stored.value == 0.0 and stored.ceiling == 0.0
+    assert excess.value == excess.ceiling == -stored.floor and excess.ci[1] < 0
+
+
+def test_few_honest_samples_are_not_condemned_and_many_copies_are() -> None:
+    honest, copied = (
+        [calibration.judged(sizes, share, 20) for sizes in ((15, 6, 20), (24, 13, 50))]
+        for share in (0.0, 1.0)
+    )
+    for few in honest:
+        assert few["fail"] <= 0.05 and few["pass"] > 0.4 and few["inconclusive"] > 0
+    # the value alone would have failed what is inconclusive; and copies never pass
+    for few in copied:
+        assert few["pass"] == 0
+    assert copied[1]["fail"] > 0.5
+
+
+def test_the_interval_of_the_excess_covers_nothing_where_nothing_differs() -> None:
+    covered = 0
+    for seed in range(60):
+        points = calibration.posing(60, 30, 40, 0.0, seed)
+        _, excess = Authenticity().estimate(points, points)
+        covered += excess.ci[0] <= 0 <= excess.ci[1]
+    assert covered >= 55  # of 57 expected at 95 %; two standard deviations below
+
+
+@pytest.mark.parametrize(("n_train", "n_holdout", "n"), [(5, 9, 9), (9, 3, 9), (9, 9, 3)])
+def test_an_excess_without_an_interval_is_no_excess(n_train: int, n_holdout: int, n: int) -> None:
+    points = calibration.posing(n_train, n_holdout, n, 0.0, 0)
+    share, excess = Authenticity().estimate(points, points)
+    assert share.value is not None and share.floor is not None
+    assert excess.value is None and excess.note.startswith("no interval with fewer than 6")
 
 
 def test_without_a_holdout_there_is_a_figure_but_no_floor(
@@ -312,7 +347,7 @@ def test_without_a_holdout_there_is_a_figure_but_no_floor(
     ]
     for e in found:
         assert e.floor is None and e.n_holdout is None and "no held-out" in e.note
-        assert (e.value is None) == (e.name == "mmd2_excess")
+        assert (e.value is None) == (e.name in ("mmd2_excess", "authenticity_excess"))
 
 
 def test_too_few_patients_is_a_reason_not_an_error(cohort: tuple[Cases, Cases, Cases]) -> None:
