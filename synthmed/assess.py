@@ -46,6 +46,7 @@ def assess(
     holdout: Path | None = None,
     config: str | None = None,
     seed: int | None = None,
+    device: str = "cpu",
     quiet: bool = False,
 ) -> Decision:
     """Judge `synthetic` against `real` and write evidence and reports to `out`.
@@ -59,6 +60,7 @@ def assess(
         config: a config whose data, evaluate and policy parts apply; else channels, conditions
             and grid are taken from what both tables and the scans have in common.
         seed: of all resampling.
+        device: torch device that compares images with images.
         quiet: no progress.
 
     Raises:
@@ -84,14 +86,16 @@ def assess(
         store.write_bytes(out / "config.yaml", configfile.dump(chosen).encode())
         progress = Progress("screen", quiet)
         with run.writing("screening", "", {}, facts := {}) as target:
-            facts.update(screen.screen(chosen, data, cohort, None, target, progress))
+            facts.update(screen.screen(chosen, data, cohort, None, target, progress, device))
         progress.done(screen.summary(facts))
         folder = run.folder("screening")
         shipped = ScreenedCohort.open(cohort, folder)
         progress = Progress("evaluate", quiet)
         with run.writing("evidence", "", {}, measured := {}) as target:
             copies = screen.read_copies(folder)
-            measured.update(evaluate.evaluate(chosen, data, shipped, copies, target, progress))
+            measured.update(
+                evaluate.evaluate(chosen, data, shipped, copies, target, progress, device)
+            )
         progress.done(evaluate.summary(measured))
         about = {
             **run.require("dataset").manifest.facts,

@@ -388,6 +388,7 @@ def assess(
         str | None, typer.Option("--config", help="Config with grid, conditions and policy.")
     ] = None,
     seed: SeedOption = None,
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -395,7 +396,8 @@ def assess(
     """Evidence and a decision for a cohort that any other tool has made."""
     from synthmed.assess import assess as run_assess
 
-    decision = run_assess(real, synthetic, out, patient, holdout, config, seed, quiet)
+    on = pick_device(device)
+    decision = run_assess(real, synthetic, out, patient, holdout, config, seed, on, quiet)
     report_decision(out, decision, as_json, verbose)
 
 

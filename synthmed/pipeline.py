@@ -199,6 +199,7 @@ class Line:
                 self.sampler(model, data),
                 target,
                 progress,
+                self.device,
             )
 
         return self._make("screen", {"cohort": cohort.digest()}, make)
@@ -216,6 +217,7 @@ class Line:
                 screen.read_copies(screening.path),
                 target,
                 progress,
+                self.device,
             )
 
         inputs = {"dataset": dataset.digest(), "screening": screening.digest()}

@@ -190,6 +190,7 @@ def find_copies_by_image(
     fdr: float,
     channels: tuple[int, ...],
     key: Key,
+    device: str = "cpu",
     found: Matches | None = None,
 ) -> Copies:
     """Screen samples by both views of `ImageSimilarity`, each at half the rate.
@@ -207,10 +208,16 @@ def find_copies_by_image(
         fdr: false discovery rate, above 0 and below 1.
         channels: image channels.
         key: draws the scan of each patient that plays a sample.
+        device: torch device that compares.
         found: the samples' similarities in the view of all voxels, where they are known already.
     """
     whole, tissue = (
-        find_copies(train, holdout, synthetic, fdr / 2, ImageSimilarity(channels, view), key, known)
+        find_copies(
+            *(train, holdout, synthetic, fdr / 2),
+            ImageSimilarity(channels, view, device),
+            key,
+            known,
+        )
         for view, known in ((False, found), (True, None))
     )
     matches = tuple(

@@ -181,7 +181,8 @@ class Shared:
         """Image similarities of the synthetic side to every real scan (the costly matrix)."""
         if self._matches is None:
             s = self.sides
-            self._matches = match(s.train, s.holdout, s.synthetic, ImageSimilarity(self.images))
+            view = ImageSimilarity(self.images, device=s.device)
+            self._matches = match(s.train, s.holdout, s.synthetic, view)
         return self._matches
 
     def as_sampled(self) -> Copies:
@@ -195,6 +196,7 @@ class Shared:
                 self.false_discovery_rate,
                 self.images,
                 s.key.fold("copies"),
+                s.device,
                 self.matches(),
             )
         return self._as_sampled

@@ -46,6 +46,7 @@ class Sides:
         key: all resampling is drawn from folds of it.
         seed: the number that `key` came from, printed with every estimate.
         resamples: subsamples and permutations behind each interval.
+        device: torch device that compares images with images.
     """
 
     train: Cases
@@ -58,3 +59,4 @@ class Sides:
     key: Key
     seed: int
     resamples: int
+    device: str = "cpu"

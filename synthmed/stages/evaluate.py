@@ -27,6 +27,7 @@ def evaluate(
     copies: Copies,
     target: Path,
     progress: Progress,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Fill `target` with estimates.jsonl, one estimate a line.
 
@@ -37,6 +38,7 @@ def evaluate(
         copies: the screening of everything that was sampled, before the filter.
         target: the artifact's folder.
         progress: counts metrics.
+        device: torch device that compares images with images.
 
     Returns:
         Facts: how many estimates there are.
@@ -56,6 +58,7 @@ def evaluate(
         key=Key.root(config.seed).fold("evaluate"),
         seed=config.seed,
         resamples=config.evaluate.resamples,
+        device=device,
     )
     shared = Shared(sides, copies, config.screen.false_discovery_rate)
     estimates = judge(sides, shared, config.evaluate.asked, progress)

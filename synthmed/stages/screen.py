@@ -32,6 +32,7 @@ def screen(
     sampler: Sampler | None,
     target: Path,
     progress: Progress,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Fill `target` with copies.json (a verdict a sample), dropped.json and the replacements.
 
@@ -42,6 +43,7 @@ def screen(
         sampler: draws replacements; None leaves the cohort as it is (made by another tool).
         target: the artifact's folder.
         progress: shown while comparing.
+        device: torch device that compares.
 
     Returns:
         Facts: how many samples were flagged and dropped, and how many patients were copied.
@@ -54,6 +56,7 @@ def screen(
         config.screen.false_discovery_rate,
         image_channels(dataset.channels),
         Key.root(config.seed).fold("screen"),
+        device,
     )
     write_bytes(target / "copies.json", copies.model_dump_json().encode())
     flagged = [cohort.samples[i] for i in copies.flagged]

@@ -66,6 +66,7 @@ def sides(train: Cases, holdout: Cases, synthetic: Cases, resamples: int = 100, 
         key=Key.root(given.get("seed", 0)),
         seed=given.get("seed", 0),
         resamples=resamples,
+        device=given.get("device", "cpu"),
     )
 
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats as reference
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import affine_transform, gaussian_filter
 from scipy.ndimage import shift as shift_of_scipy
+from scipy.spatial.transform import Rotation
 
 from synthmed.keys import Key
 from synthmed.metrics import Copied, similarity
@@ -202,6 +204,35 @@ def test_similarity_is_invariant_where_it_promises(cohort: tuple[Cases, Cases, C
     assert (IMAGE.compare(flat, features) == 0).all()
 
 
+def affine_by_scipy(x: np.ndarray) -> list[np.ndarray]:
+    """Scaled by 0.95 and 1.05, turned by -6 and 6 degrees about each axis."""
+    linear = [np.eye(3) / s for s in (0.95, 1.05)]
+    for axis in range(3):
+        for degrees in (-6, 6):
+            turned = Rotation.from_rotvec(degrees * np.eye(3)[axis], degrees=True)
+            linear.append(turned.as_matrix())
+    extent, middle = np.array(x.shape), (np.array(x.shape) - 1) / 2
+    out = []
+    for m in linear:
+        m = np.diag(extent) @ m @ np.diag(1 / extent)  # shares of the field of view
+        out.append(affine_transform(x, m, middle - m @ middle, order=1, mode="grid-constant"))
+    return out
+
+
+def test_affine_moves_are_those_of_scipy() -> None:
+    scans = np.random.default_rng(5).standard_normal((2, 1, 8, 7, 6)).astype(np.float32)
+    found = [m.numpy() for m in similarity._affines(torch.from_numpy(scans))]
+    for k in range(2):
+        expected = affine_by_scipy(scans[k, 0])
+        mine = [m[k, 0] for m in found]
+        assert len(mine) == len(expected) == 8
+        # in any order of senses and axes: each is one of them, and none is left over
+        order = [int(np.argmin([np.abs(e - m).max() for m in mine])) for e in expected]
+        assert sorted(order) == list(range(8))
+        for i, e in zip(order, expected, strict=True):
+            assert mine[i] == pytest.approx(e, abs=1e-5)
+
+
 def test_similarity_is_the_largest_pearson_correlation_of_a_loop() -> None:
     rng = np.random.default_rng(3)
     a, b = rng.standard_normal((2, 1, 1, 1, 8, 7, 6)).astype(np.float32)
@@ -217,8 +248,14 @@ def test_similarity_is_the_largest_pearson_correlation_of_a_loop() -> None:
                     out[i] = x[j]
             best = max(best, np.corrcoef(out.ravel(), b.ravel())[0, 1])
     centred = b - b.mean()
-    # the scaled and rotated part of the bank can only add to it
-    assert np.tanh(IMAGE.compare(a, centred)[0, 0]) >= best - 1e-5
+    for flip in (False, True):
+        x = a[0, 0, 0, ::-1] if flip else a[0, 0, 0]
+        for moved in affine_by_scipy(x):
+            for s in np.vstack([np.zeros((1, 3), int), np.eye(3, dtype=int)]):
+                for sign in (-1, 1):
+                    out = shift_of_scipy(moved, sign * s, order=0, mode="constant")
+                    best = max(best, np.corrcoef(out.ravel(), b.ravel())[0, 1])
+    assert np.tanh(IMAGE.compare(a, centred)[0, 0]) == pytest.approx(best, abs=1e-5)
     shifted = np.zeros_like(b)
     shifted[..., 2:, :-1, :] = b[..., :-2, 1:, :]
     direct = np.corrcoef(shifted.ravel(), shifted.ravel())[0, 1]
