@@ -185,16 +185,18 @@ class ScreenedCohort:
         samples: the synthetic scans that ship, in the order of their index.
         folders: where the files of each sample lie (the cohort's folder, or the screening's).
         screened: the outcome for every sample as sampled, replacements not included.
+        under_two_names: pairs of pseudonyms that stand out as one person.
     """
 
     samples: Sequence[Sample]
     folders: Sequence[Path]
     screened: Sequence[Screened]
+    under_two_names: Sequence[tuple[str, str]] = ()
 
     @classmethod
     def open(cls, cohort: Cohort, path: Path) -> ScreenedCohort:
         """Join the screening in `path` with the cohort it screened."""
-        matches = json.loads((path / "copies.json").read_text(encoding="utf-8"))["matches"]
+        copies = json.loads((path / "copies.json").read_text(encoding="utf-8"))
         screened = [
             Screened(
                 index=sample.index,
@@ -204,13 +206,14 @@ class ScreenedCohort:
                 nearest=m["nearest_patient"],
                 similarity=m["in_train"],
             )
-            for sample, m in zip(cohort.samples, matches, strict=True)
+            for sample, m in zip(cohort.samples, copies["matches"], strict=True)
         ]
         new = read_samples(path / "replacements.jsonl")
         dropped = set(json.loads((path / "dropped.json").read_text(encoding="utf-8")))
         kept = [(s, cohort.path) for s in cohort.samples if s.index not in dropped]
         both = sorted(kept + [(s, path) for s in new], key=lambda pair: pair[0].index)
-        return cls([s for s, _ in both], [f for _, f in both], screened)
+        pairs = [(a, b) for a, b in copies.get("under_two_names", [])]
+        return cls([s for s, _ in both], [f for _, f in both], screened, pairs)
 
 
 def read_samples(path: Path) -> list[Sample]:

@@ -20,6 +20,10 @@ FEW = 5
 """A copy is near fewer patients than this: a person may be known under a second pseudonym."""
 MOST_PLAYERS = 400
 """Of a side, who play a sample: more tell the tail little, and each costs as a sample does."""
+STANDS_OUT = 3.0
+"""Two names are one person's when their leads over third people are this many times any other's."""
+FEWEST_OTHERS = 10
+"""People whose leads say what is usual."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class Copies(Frozen):
         power: share of training patients whose exact copy, alone in this cohort, would be flagged.
         false_discovery_rate: of the Benjamini-Hochberg step.
         similarity: name of the similarity used; `image` where both its views were.
+        under_two_names: pairs of patients who stand out as one person (`one_person`).
     """
 
     matches: tuple[Match, ...]
@@ -78,6 +83,7 @@ class Copies(Frozen):
     power: float
     false_discovery_rate: float
     similarity: str
+    under_two_names: tuple[tuple[str, str], ...] = ()
 
     @property
     def flagged(self) -> tuple[int, ...]:
@@ -149,6 +155,7 @@ def find_copies(
     if found is None:
         found = _matched(fitted, similarity.features(synthetic), learned, held)
     rng = key.numpy()
+    two_names: tuple[tuple[str, str], ...]
     if len(holdout) > 0:
         mine, held_out = _players(train.patients, rng), _players(holdout.patients, rng)
         names = np.concatenate([train.patients[mine], holdout.patients[held_out]])
@@ -163,6 +170,8 @@ def find_copies(
         lead = _lead(found.to_train, train.patients, FEW)
         # an exact copy of a scan: its own similarity, less its best match in holdout
         exact = fitted.same - _best(in_holdout[: len(mine)])
+        everybody = np.concatenate([train.patients, holdout.patients])
+        two_names = one_person(np.hstack([in_train, in_holdout]), names, everybody)
     else:
         players = _players(train.patients, rng)
         others = _without_self(
@@ -171,7 +180,8 @@ def find_copies(
         null = null_lead = _lead(others, train.patients, 2)
         gap = lead = _lead(found.to_train, train.patients, 2)
         exact = fitted.same - _best(others)
-    return judge(
+        two_names = one_person(others, train.patients[players], train.patients)
+    screened = judge(
         found.to_train,
         (gap, lead),
         (null, null_lead),
@@ -181,6 +191,38 @@ def find_copies(
         fdr,
         fitted.name,
     )
+    return screened.model_copy(update={"under_two_names": two_names})
+
+
+def one_person(scores: Floats, players: Names, references: Names) -> tuple[tuple[str, str], ...]:
+    """Pairs of patients who stand out as one person scanned under two names.
+
+    Each is the other's best match, and what either has over its second best is at least
+    `STANDS_OUT` times what anybody outside such pairs has. Two who merely look alike have third
+    people nearly as close. One person under three names is not found: the third name is the
+    second best.
+
+    Args:
+        scores: (n_players, n_scans), -inf between scans of one name.
+        players: who each row is; every name once.
+        references: who each column is of; names beside the players' are not looked at.
+    """
+    if len(players) < 2 + FEWEST_OTHERS:
+        return ()
+    each = np.stack([scores[:, references == p].max(axis=1) for p in players], axis=1)
+    each = np.maximum(each, each.T)
+    ordered = np.sort(each, axis=1)
+    lead = ordered[:, -1] - ordered[:, -2]
+    best = np.argmax(each, axis=1)
+    mutual = [(i, j) for i, j in enumerate(best) if best[j] == i and i < j]
+    mutual.sort(key=lambda pair: -min(lead[list(pair)]))
+    for n in range(len(mutual), 0, -1):
+        others = np.delete(lead, np.ravel(mutual[:n]))
+        if len(others) >= FEWEST_OTHERS and min(lead[list(mutual[n - 1])]) >= (
+            STANDS_OUT * others.max()
+        ):
+            return tuple((str(players[i]), str(players[j])) for i, j in mutual[:n])
+    return ()
 
 
 def find_copies_by_image(
@@ -197,7 +239,7 @@ def find_copies_by_image(
 
     A sample is a copy when either says so. The verdict on it is that of the view of all voxels,
     unless the view of tissue alone has found it. `power` is that of the better view, which is a
-    lower bound of what both see together.
+    lower bound of what both see together. Patients under two names are those of the view of tissue.
 
     Guarantee: as of `find_copies`, by the union of two tests at `fdr / 2`.
 
@@ -226,7 +268,12 @@ def find_copies_by_image(
     )
     power = max(whole.power, tissue.power)
     return whole.model_copy(
-        update={"matches": matches, "power": power, "false_discovery_rate": fdr}
+        update={
+            "matches": matches,
+            "power": power,
+            "false_discovery_rate": fdr,
+            "under_two_names": tissue.under_two_names,
+        }
     )
 
 

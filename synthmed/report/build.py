@@ -35,6 +35,7 @@ def build(
     volumes: Sequence[Mapping[str, str]],
     names_model: bool = True,
     examination: Mapping[str, Any] | None = None,
+    under_two_names: Sequence[tuple[str, str]] = (),
 ) -> Report:
     """The content of report.json.
 
@@ -53,6 +54,7 @@ def build(
         volumes: likewise of each volume.
         names_model: False where the cohort was not made by the config's backbone.
         examination: what the model shows of itself; in the restricted version alone.
+        under_two_names: pairs of pseudonyms; in the restricted version alone.
     """
     named = {(r.estimate, r.slice) for r in config.policy.rules}
     if kind == "shareable":
@@ -90,6 +92,7 @@ def build(
         "images": [dict(i) for i in images],
         "volumes": [dict(v) for v in volumes],
         "examination": examination if kind == "restricted" else None,
+        "under_two_names": [list(p) for p in under_two_names] if kind == "restricted" else None,
         "provenance": {
             "synthmed": __version__,
             "versions": dict(sorted(facts.versions.items())),

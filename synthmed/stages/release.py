@@ -96,7 +96,12 @@ def release(
     seen = images.viewed(cohort, config.data.conditions, masks) if with_volumes else []
     material = _Material(config, evidence, cohort, told, shown, seen, len(searched), with_volumes)
     judged = policy.decide(config.policy.rules, evidence, n_holdout=told.n_holdout).verdicts
-    before_scan = [*judged, *_asked_about_copies(judged), *_flagged(config, cohort, told)]
+    before_scan = [
+        *judged,
+        *_asked_about_copies(judged),
+        *_flagged(config, cohort, told),
+        _under_two_names(cohort),
+    ]
 
     new = empty(run.private / ".release.new")
     findings: list[Finding] = []
@@ -127,6 +132,7 @@ def release(
         volumes=[v.entry() for v in volumes],
         names_model=with_volumes,
         examination=examination.read(run.folder("model")),
+        under_two_names=cohort.under_two_names,
     )
     signature = _still_signed(run, decision, shareable, restricted)
     if signature:
@@ -369,6 +375,23 @@ def _flagged(config: Config, cohort: ScreenedCohort, facts: CohortFacts) -> list
             )
         )
     return lines
+
+
+def _under_two_names(cohort: ScreenedCohort) -> Verdict:
+    """One person under two names is on both sides of a comparison: a person has to look."""
+    n = len(cohort.under_two_names)
+    return Verdict(
+        estimate="patients under two names",
+        slice=None,
+        rule="none",
+        status="inconclusive" if n else "pass",
+        reason=(
+            f"patients under two names: {n} pair{'s' * (n > 1)} may be one person, whom the split "
+            "and the copies test take for two; the restricted report names them."
+            if n
+            else "patients under two names: none stands out."
+        ),
+    )
 
 
 def _scanned(findings: Sequence[Finding]) -> Verdict:

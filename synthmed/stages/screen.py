@@ -75,6 +75,7 @@ def screen(
         "n_flagged": len(flagged),
         "n_dropped": len(dropped),
         "n_patients_copied": len(copies.patients),
+        "n_under_two_names": len(copies.under_two_names),
     }
 
 
@@ -102,9 +103,11 @@ def synthetic_cases(samples: Sequence[Sample], folders: Sequence[Path], dataset:
 
 def summary(facts: Mapping[str, Any]) -> str:
     """One line for the terminal."""
+    n = facts["n_under_two_names"]
+    two = f"; {n} pair{'s' * (n > 1)} of patients may be one person" if n else ""
     if not facts["n_flagged"]:
-        return f"none of {facts['n_samples']} samples copies a patient"
+        return f"none of {facts['n_samples']} samples copies a patient{two}"
     return (
         f"{facts['n_flagged']} of {facts['n_samples']} samples copy a patient "
-        f"({facts['n_patients_copied']} patients); {facts['n_dropped']} dropped and replaced"
+        f"({facts['n_patients_copied']} patients); {facts['n_dropped']} dropped and replaced{two}"
     )

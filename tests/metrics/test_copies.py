@@ -23,6 +23,7 @@ from synthmed.metrics.copies import (
     find_copies_by_image,
     judge,
     match,
+    one_person,
 )
 from synthmed.metrics.shared import Shared
 from synthmed.metrics.sides import Cases
@@ -139,6 +140,43 @@ def test_nobody_is_matched_with_themselves(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(gaps) == len(leads) == 40
     # had people of train met themselves, their gaps were far above zero, and others' far below
     assert np.abs(gaps).max() < 0.3 and leads.max() < 0.3
+
+
+def likeness(n: int, seed: int = 6) -> np.ndarray:
+    """(n, n) scores of people, each of whom is a little more alike some than others."""
+    scores = 0.5 + 0.05 * np.random.default_rng(seed).standard_normal((n, n))
+    scores = np.maximum(scores, scores.T)
+    np.fill_diagonal(scores, -np.inf)
+    return scores
+
+
+def test_one_person_under_two_names_stands_out() -> None:
+    names = np.array([f"p{i:02d}" for i in range(30)])
+    scores = likeness(30)
+    assert one_person(scores, names, names) == ()
+    for i, j in ((3, 21), (8, 9)):
+        scores[i, j] = scores[j, i] = 1.4
+    assert set(one_person(scores, names, names)) == {("p03", "p21"), ("p08", "p09")}
+    # a third name of theirs, or a third person as near: nobody stands out
+    scores[[3, 21], 14] = scores[14, [3, 21]] = 1.3
+    assert one_person(scores, names, names) == (("p08", "p09"),)
+    # two scans a person, and some who do not play
+    wide = np.hstack([scores, likeness(30, 7), np.full((30, 2), 0.9)])
+    assert one_person(wide, names, np.concatenate([names, names, ["q", "r"]])) == (("p08", "p09"),)
+
+
+def test_of_few_people_none_are_said_to_be_one() -> None:
+    for n, found in ((11, 0), (12, 1)):
+        scores = likeness(n)
+        scores[0, 1] = scores[1, 0] = 1.4
+        names = np.array([f"p{i:02d}" for i in range(n)])
+        assert len(one_person(scores, names, names)) == found
+    names = np.array([f"p{i:02d}" for i in range(20)])
+    twins = np.full((20, 20), 0.5)
+    for i in range(0, 20, 2):
+        twins[i, i + 1] = twins[i + 1, i] = 1.4
+    np.fill_diagonal(twins, -np.inf)
+    assert len(one_person(twins, names, names)) <= 5, "who is left says what is usual"
 
 
 def test_more_patients_than_players(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,6 +364,35 @@ def crops(rng: np.random.Generator, n: int, prefix: str) -> Cases:
     fields = gaussian_filter(rng.standard_normal((n, *GRID)), (0, 0.7, 0.7, 0.7))
     volumes = (0.5 + 0.1 * fields / fields.std())[:, None].astype(np.float16)
     return Cases(volumes, np.array([f"{prefix}{i:03d}" for i in range(n)]), [{}] * n)
+
+
+@pytest.mark.parametrize("sides_of", ["apart", "together", "without a holdout"])
+def test_a_rescan_under_another_name_is_told(sides_of: str) -> None:
+    rng = np.random.default_rng(11)
+    train, holdout, nobody = (
+        crops(rng, 30, "t"),
+        crops(rng, 20, "h"),
+        Cases(np.zeros((0, 1, *GRID), np.float16), np.zeros(0, str), []),
+    )
+    noise = 0.05 * rng.standard_normal(GRID)
+    again = Cases((train.volumes[:1] + noise).astype(np.float16), np.array(["z"]), [{}])
+    if sides_of == "apart":
+        of = train, added(holdout, again)
+    else:
+        of = added(train, again), holdout if sides_of == "together" else nobody
+    samples = crops(rng, 3, "s")
+    found = find_copies_by_image(*of, samples, 0.01, (0,), Key.root(1))
+    assert [set(pair) for pair in found.under_two_names] == [{"t000", "z"}]
+    honest = find_copies_by_image(train, holdout, samples, 0.01, (0,), Key.root(1))
+    assert honest.under_two_names == ()
+
+
+def added(one: Cases, more: Cases) -> Cases:
+    return Cases(
+        np.concatenate([one.volumes, more.volumes]),
+        np.concatenate([one.patients, more.patients]),
+        [*one.labels, *more.labels],
+    )
 
 
 def test_either_view_makes_a_copy(cohort: tuple[Cases, Cases, Cases]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,20 @@ def test_too_many_flagged_is_withheld(house: House) -> None:
     decision = house.release(PASSING)
     assert decision.decision == "WITHHELD"
     assert decision.reasons[0].startswith("flagged samples: 2 of 6 samples")
+
+
+def test_patients_who_may_be_one_person_ask_for_a_person(house: House) -> None:
+    house.screened = replace(house.screened, under_two_names=[(PATIENTS[1], PATIENTS[3])])
+    decision = house.release(PASSING)
+    assert decision.decision == "REVIEW"
+    (reason,) = decision.reasons
+    assert reason.startswith("patients under two names: 1 pair may be one person")
+    report = json.loads((house.run.path / "private/report/report.json").read_text())
+    assert report["under_two_names"] == [[PATIENTS[1], PATIENTS[3]]]
+    page = (house.run.path / "private/report/report.html").read_text(encoding="utf-8")
+    assert f"{PATIENTS[1]} and {PATIENTS[3]}" in page
+    shared = (house.run.path / "withheld/report/report.json").read_text()
+    assert json.loads(shared)["under_two_names"] is None and PATIENTS[1] not in shared
 
 
 def test_a_copy_that_would_ship_is_withheld(house: House) -> None:

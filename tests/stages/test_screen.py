@@ -120,6 +120,7 @@ def test_planted_copies_are_dropped_and_replaced(cohort: Cohort, tmp_path: Path)
     facts, shipped = screened(cohort, tmp_path / "s", source)
     assert facts == {
         "n_samples": 30, "n_flagged": 3, "n_dropped": 3, "n_patients_copied": 2,
+        "n_under_two_names": 0,
     }  # fmt: skip
     assert json.loads((tmp_path / "s/dropped.json").read_text()) == sorted(PLANTED)
     indices = [s.index for s in shipped.samples]
@@ -165,6 +166,13 @@ def test_without_filter_or_sampler_copies_are_told_and_stay(cohort: Cohort, tmp_
         assert (facts["n_flagged"], facts["n_dropped"]) == (3, 0)
         assert [s.index for s in shipped.samples] == list(range(30))
         assert sum(s.flagged for s in shipped.screened) == 3
+
+
+def test_patients_who_may_be_one_person_are_counted_on_the_line() -> None:
+    facts = {"n_samples": 30, "n_flagged": 0, "n_dropped": 0, "n_patients_copied": 0}
+    one, two = (stage.summary({**facts, "n_under_two_names": n}) for n in (1, 2))
+    assert one.endswith("copies a patient; 1 pair of patients may be one person")
+    assert two.endswith("copies a patient; 2 pairs of patients may be one person")
 
 
 def test_the_verdicts_are_read_back_whole(cohort: Cohort, tmp_path: Path) -> None:
