@@ -47,9 +47,13 @@ HOUSE = ("autoencoder", "cvae", "cgan", "ddpm")
 OUTSIDE = ("gaussian", "monai")
 DRAWN = "drawn"
 """Folder of a part's samples, below private/."""
+HURRIED = "hurried"
+"""Folder of samples that were made in fewer steps."""
 CURVED = ("ddpm",)
 EARLY = (10,)
 """Per cent of the time at which `--curve` looks, beside the end."""
+FEWER = (2, 5, 10)
+"""Steps of the sampler in which `--curve` looks as well."""
 LOOK = 40
 """Samples of such a look."""
 SHEET = 16
@@ -108,6 +112,12 @@ class Part:
         folder = self.folder.with_name(f"{self.folder.name}-{percent}")
         config = self.config.model_copy(update={"train": shorter})
         return replace(self, folder=folder, config=config)
+
+    def hurried(self, steps: int) -> Part:
+        """The same trained model with fewer steps of its sampler."""
+        sampler = self.config.backbone.sampler.model_copy(update={"steps": steps})
+        backbone = self.config.backbone.model_copy(update={"sampler": sampler})
+        return replace(self, config=self.config.model_copy(update={"backbone": backbone}))
 
     def key(self, *parts: str | int) -> Key:
         """Of this model's own randomness."""
@@ -225,12 +235,21 @@ def looked(part: Part, percent: int) -> dict[str, Any]:
     return {"value": mmd2.value, "ci": mmd2.ci, "seconds": trained(part)["seconds"]}
 
 
+def hastened(part: Part, steps: int) -> dict[str, Any]:
+    """mmd2 of the first `LOOK` samples in so many steps, and the seconds that all would take."""
+    dataset, whole = part.dataset(), part.config.sample.count or 0
+    count = min(LOOK, whole)
+    cohort, seconds = drawn(part.hurried(steps), dataset, count, HURRIED)
+    mmd2 = judged(part, dataset, cohort, metrics=(MMD(),))[0]
+    return {"value": mmd2.value, "ci": mmd2.ci, "seconds": seconds * whole / count}
+
+
 # --- sampling and measuring -----------------------------------------------------------------------
 
 
-def drawn(part: Part, dataset: Dataset, count: int) -> tuple[Cohort, float]:
+def drawn(part: Part, dataset: Dataset, count: int, folder: str = DRAWN) -> tuple[Cohort, float]:
     """Samples 0 to `count` as files, and the seconds that a trained model took for them."""
-    target = part.folder / "private" / DRAWN
+    target = part.folder / "private" / folder
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
     if part.model not in OUTSIDE:
@@ -346,13 +365,14 @@ def made(part: Part, step: Step) -> dict[str, Any]:
         "training": training,
         **step(measured, part),
         "curve": {},
+        "fewer_steps": {},
     }
     write_json(part.result, result)
     return result
 
 
 def curved(part: Part, result: Mapping[str, Any], step: Step) -> dict[str, Any]:
-    """mmd2 by per cent of the time, added to its file.
+    """mmd2 by per cent of the time and by steps of the sampler, added to its file.
 
     The rate decays with the run, so that a shorter training is a run of its own.
     """
@@ -363,6 +383,7 @@ def curved(part: Part, result: Mapping[str, Any], step: Step) -> dict[str, Any]:
         step(trained, early)
         curve[str(percent)] = step(looked, early, percent)
     curve["100"] = step(looked, part, 100)
-    out = {**result, "curve": curve}
+    fewer = {str(steps): step(hastened, part, steps) for steps in FEWER}
+    out = {**result, "curve": curve, "fewer_steps": fewer}
     write_json(part.result, out)
     return out

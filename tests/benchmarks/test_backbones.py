@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -23,7 +24,7 @@ from synthmed.types import Array
 from tests.benchmarks import backbones
 from tests.benchmarks.backbones import BEGIN, END, MODELS, configured, main, tables
 from tests.benchmarks.cohorts import insert
-from tests.benchmarks.part import CURVED, HOUSE, Part, judged, prepared, sheet, write_volumes
+from tests.benchmarks.part import CURVED, FEWER, HOUSE, Part, judged, prepared, sheet, write_volumes
 from tests.benchmarks.reference import TRIAL_STEPS, Gaussian, Monai, Recipe, train_scans
 
 TINY: dict[str, dict[str, Any]] = {
@@ -131,6 +132,7 @@ def test_every_model_is_trained_and_measured(out: Path) -> None:
         assert (r["sampling"]["ancestral_seconds"] is not None) == (model == "monai")
         curve = list(r["curve"])
         assert curve == (["10", "100"] if model in CURVED else [])
+        assert list(r["fewer_steps"]) == ([str(n) for n in FEWER] if model in CURVED else [])
     assert len({r["dataset"] for r in found.values()}) == 1
 
 
@@ -181,6 +183,18 @@ def test_a_curve_is_trained_for_its_share_of_the_time(out: Path) -> None:
     curve = result(out, "ddpm")["curve"]
     training = json.loads((out / "tiny-ddpm-10" / "training.json").read_text())
     assert curve["10"]["seconds"] == training["seconds"]
+
+
+def test_fewer_steps_make_other_samples_of_the_same_model(out: Path) -> None:
+    """And none of the part's own is touched."""
+    r = result(out, "ddpm")
+    hurried = Cohort.open(out / "tiny-ddpm/private/hurried")
+    own = Cohort.open(out / "tiny-ddpm/private/drawn")
+    assert len(own.samples) == COUNT
+    a, b = (nib.load(c.path / c.samples[0].files["T1w"]).get_fdata() for c in (hurried, own))
+    assert a.shape == b.shape and (a != b).any()
+    values = [found["value"] for found in r["fewer_steps"].values()]
+    assert len(set(values)) == len(FEWER) and r["curve"]["100"]["value"] not in values
 
 
 def test_real_scans_are_not_drawn_into_the_docs(
