@@ -185,13 +185,14 @@ class ScreenedCohort:
         samples: the synthetic scans that ship, in the order of their index.
         folders: where the files of each sample lie (the cohort's folder, or the screening's).
         screened: the outcome for every sample as sampled, replacements not included.
-        under_two_names: pairs of pseudonyms that stand out as one person.
+        under_two_names: pairs of pseudonyms that stand out as one person; null where that was not
+            asked, of few people or by an earlier version.
     """
 
     samples: Sequence[Sample]
     folders: Sequence[Path]
     screened: Sequence[Screened]
-    under_two_names: Sequence[tuple[str, str]] = ()
+    under_two_names: Sequence[tuple[str, str]] | None = None
 
     @classmethod
     def open(cls, cohort: Cohort, path: Path) -> ScreenedCohort:
@@ -212,7 +213,8 @@ class ScreenedCohort:
         dropped = set(json.loads((path / "dropped.json").read_text(encoding="utf-8")))
         kept = [(s, cohort.path) for s in cohort.samples if s.index not in dropped]
         both = sorted(kept + [(s, path) for s in new], key=lambda pair: pair[0].index)
-        pairs = [(a, b) for a, b in copies.get("under_two_names", [])]
+        found = copies.get("under_two_names")
+        pairs = None if found is None else [(a, b) for a, b in found]
         return cls([s for s, _ in both], [f for _, f in both], screened, pairs)
 
 

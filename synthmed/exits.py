@@ -14,6 +14,7 @@ import typer.exceptions
 from synthmed.errors import SynthmedError
 
 INTERRUPTED = "interrupted; the same command goes on from what is complete"
+NO_MEMORY = "error: out of memory\n  Lower data.grid or train.batch_patients."
 
 
 def guarded(call: Callable[[], Any]) -> int:
@@ -34,7 +35,7 @@ def guarded(call: Callable[[], Any]) -> int:
         typer.echo(INTERRUPTED, err=True)
         return 130
     except MemoryError:
-        typer.echo("error: out of memory\n  Lower data.grid or train.batch_patients.", err=True)
+        typer.echo(NO_MEMORY, err=True)
         return 5
     except BrokenPipeError:  # `synthmed list | head`: the reader has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -55,6 +56,9 @@ def guarded(call: Callable[[], Any]) -> int:
                 "  Lower train.batch_patients or data.grid, or use --device cpu.",
                 err=True,
             )
+            return 5
+        if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):  # of torch
+            typer.echo(NO_MEMORY, err=True)
             return 5
         at = frames(error)[-1] if frames(error) else "?"
         typer.echo(

@@ -18,6 +18,7 @@ from synthmed.config import Config
 from synthmed.formats.quarantine import listed
 from synthmed.loader import WATCHED
 from synthmed.measure import Request, measure
+from synthmed.metrics.authenticity import FEWEST_OTHERS
 from synthmed.policy import MIN_HOLDOUT
 from synthmed.progress import Progress, clock
 from synthmed.stages.fetch import FOLDER
@@ -105,9 +106,10 @@ def cannot_pass(config: Config, n_holdout: int) -> list[str]:
     """Policy lines that are inconclusive whatever is generated, because the holdout is small."""
     if n_holdout >= MIN_HOLDOUT:
         return []
+    no_value = {"authenticity_excess"} if n_holdout < FEWEST_OTHERS else set()
     labelled = any(c.kind == "categorical" for c in config.data.conditions.values())
     asked = {r.estimate for r in config.policy.rules if r.required or labelled}
-    return sorted(asked - ABOUT_PEOPLE)
+    return sorted(asked - (ABOUT_PEOPLE - no_value))
 
 
 def cost(config: Config, n_train: int, n_holdout: int, n_scans: int, device: str) -> dict[str, Any]:

@@ -77,6 +77,7 @@ def test_enough_held_out_people_leave_nothing_open(config: Callable[..., Config]
     assert plan.cannot_pass(chosen, MIN_HOLDOUT) == []
     assert {"coverage", "recall", "region_volume_smd"} <= set(few)
     assert not {"copied_patients", "copies_shipped", "authenticity_excess"} & set(few)
+    assert "authenticity_excess" in plan.cannot_pass(chosen, 3)
 
 
 AROUND = 3 + 5 + 0.1 * 26 * 18 / 24

@@ -15,15 +15,16 @@ from synthmed.metrics.stats import Floats, Ints, benjamini_hochberg, tail_p
 from synthmed.types import Frozen
 
 Names = npt.NDArray[np.str_]
+Pairs = tuple[tuple[str, str], ...]
 
 FEW = 5
 """A copy is near fewer patients than this: a person may be known under a second pseudonym."""
 MOST_PLAYERS = 400
 """Of a side, who play a sample: more tell the tail little, and each costs as a sample does."""
 STANDS_OUT = 3.0
-"""Two names are one person's when their leads over third people are this many times any other's."""
-FEWEST_OTHERS = 10
-"""People whose leads say what is usual."""
+"""Two names are one person's when their leads are more than so many times what is usual."""
+FEWEST_PEOPLE = 12
+"""Whose leads say what is usual."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class Copies(Frozen):
         power: share of training patients whose exact copy, alone in this cohort, would be flagged.
         false_discovery_rate: of the Benjamini-Hochberg step.
         similarity: name of the similarity used; `image` where both its views were.
-        under_two_names: pairs of patients who stand out as one person (`one_person`).
+        under_two_names: pairs of patients who stand out as one person (`one_person`), of the
+            players of both sides; null where that was not asked.
     """
 
     matches: tuple[Match, ...]
@@ -83,7 +85,7 @@ class Copies(Frozen):
     power: float
     false_discovery_rate: float
     similarity: str
-    under_two_names: tuple[tuple[str, str], ...] = ()
+    under_two_names: Pairs | None = None
 
     @property
     def flagged(self) -> tuple[int, ...]:
@@ -155,7 +157,6 @@ def find_copies(
     if found is None:
         found = _matched(fitted, similarity.features(synthetic), learned, held)
     rng = key.numpy()
-    two_names: tuple[tuple[str, str], ...]
     if len(holdout) > 0:
         mine, held_out = _players(train.patients, rng), _players(holdout.patients, rng)
         names = np.concatenate([train.patients[mine], holdout.patients[held_out]])
@@ -194,34 +195,35 @@ def find_copies(
     return screened.model_copy(update={"under_two_names": two_names})
 
 
-def one_person(scores: Floats, players: Names, references: Names) -> tuple[tuple[str, str], ...]:
-    """Pairs of patients who stand out as one person scanned under two names.
+def one_person(scores: Floats, players: Names, references: Names) -> Pairs | None:
+    """Pairs of patients who stand out as one person scanned under two names; null if none can.
 
-    Each is the other's best match, and what either has over its second best is at least
-    `STANDS_OUT` times what anybody outside such pairs has. Two who merely look alike have third
-    people nearly as close. One person under three names is not found: the third name is the
-    second best.
+    Each is the other's best match, and what either has over its second best is more than
+    `STANDS_OUT` times what anybody has else: over the second best, and of people in such pairs over
+    the third. Two who merely look alike have third people nearly as close. One person under three
+    names is not found, for the third name is the second best.
 
     Args:
         scores: (n_players, n_scans), -inf between scans of one name.
-        players: who each row is; every name once.
+        players: who each row is; every name once. Fewer than `FEWEST_PEOPLE` do not say what is
+            usual.
         references: who each column is of; names beside the players' are not looked at.
     """
-    if len(players) < 2 + FEWEST_OTHERS:
-        return ()
+    if len(players) < FEWEST_PEOPLE:
+        return None
     each = np.stack([scores[:, references == p].max(axis=1) for p in players], axis=1)
     each = np.maximum(each, each.T)
-    ordered = np.sort(each, axis=1)
-    lead = ordered[:, -1] - ordered[:, -2]
     best = np.argmax(each, axis=1)
-    mutual = [(i, j) for i, j in enumerate(best) if best[j] == i and i < j]
-    mutual.sort(key=lambda pair: -min(lead[list(pair)]))
-    for n in range(len(mutual), 0, -1):
-        others = np.delete(lead, np.ravel(mutual[:n]))
-        if len(others) >= FEWEST_OTHERS and min(lead[list(mutual[n - 1])]) >= (
-            STANDS_OUT * others.max()
-        ):
-            return tuple((str(players[i]), str(players[j])) for i, j in mutual[:n])
+    third, second, first = np.sort(each, axis=1)[:, -3:].T
+    lead = first - second
+    pairs = [(i, int(j)) for i, j in enumerate(best) if best[j] == i and i < j]
+    pairs.sort(key=lambda pair: -min(lead[list(pair)]))
+    for n in range(len(pairs), 0, -1):
+        usual = lead.copy()
+        within = np.ravel(pairs[:n])
+        usual[within] = (second - third)[within]
+        if min(lead[list(pairs[n - 1])]) > STANDS_OUT * usual.max():
+            return tuple((str(players[i]), str(players[j])) for i, j in pairs[:n])
     return ()
 
 

@@ -35,7 +35,7 @@ def build(
     volumes: Sequence[Mapping[str, str]],
     names_model: bool = True,
     examination: Mapping[str, Any] | None = None,
-    under_two_names: Sequence[tuple[str, str]] = (),
+    under_two_names: Sequence[tuple[str, str]] | None = None,
 ) -> Report:
     """The content of report.json.
 
@@ -92,7 +92,9 @@ def build(
         "images": [dict(i) for i in images],
         "volumes": [dict(v) for v in volumes],
         "examination": examination if kind == "restricted" else None,
-        "under_two_names": [list(p) for p in under_two_names] if kind == "restricted" else None,
+        "under_two_names": (
+            [list(p) for p in under_two_names or ()] if kind == "restricted" else None
+        ),
         "provenance": {
             "synthmed": __version__,
             "versions": dict(sorted(facts.versions.items())),

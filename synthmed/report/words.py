@@ -117,8 +117,9 @@ WORDS: dict[str, Words] = {
     ),
     "authenticity_excess": Words(
         "Authenticity beyond that of real people",
-        "The share above, less that of held-out patients handed in as synthetic. Below 0, "
-        "synthetic scans lie closer to training patients than other people do.",
+        "Share of synthetic scans farther from their nearest training scan than that scan is "
+        "from its own nearest, less the same share of held-out scans. Below 0, synthetic scans "
+        "lie closer to training patients than other people do.",
         _MEMORY,
     ),
     "membership_auc": Words(

@@ -21,6 +21,7 @@ from synthmed.config import Config
 from synthmed.deid.scan import Finding, mentions, scan
 from synthmed.errors import UsageError
 from synthmed.formats.bids_export import Naming, export
+from synthmed.metrics.copies import FEWEST_PEOPLE, MOST_PLAYERS
 from synthmed.report import examination, images, viewer
 from synthmed.report.build import Report, build
 from synthmed.report.cards import card, croissant
@@ -379,18 +380,22 @@ def _flagged(config: Config, cohort: ScreenedCohort, facts: CohortFacts) -> list
 
 def _under_two_names(cohort: ScreenedCohort) -> Verdict:
     """One person under two names is on both sides of a comparison: a person has to look."""
-    n = len(cohort.under_two_names)
+    pairs = cohort.under_two_names
+    if pairs is None:
+        said = f"was not asked: of fewer than {FEWEST_PEOPLE} people, or by an earlier version"
+    elif pairs:
+        said = (
+            f"{len(pairs)} pair{'s' * (len(pairs) > 1)} may be one person, whom the split and the "
+            "copies test take for two; the restricted report names them"
+        )
+    else:
+        said = "none stands out"
     return Verdict(
         estimate="patients under two names",
         slice=None,
-        rule="none",
-        status="inconclusive" if n else "pass",
-        reason=(
-            f"patients under two names: {n} pair{'s' * (n > 1)} may be one person, whom the split "
-            "and the copies test take for two; the restricted report names them."
-            if n
-            else "patients under two names: none stands out."
-        ),
+        rule=f"none, of up to {MOST_PLAYERS} people a side",
+        status="pass" if pairs is not None and not pairs else "inconclusive",
+        reason=f"patients under two names: {said}.",
     )
 
 

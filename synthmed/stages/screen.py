@@ -75,7 +75,7 @@ def screen(
         "n_flagged": len(flagged),
         "n_dropped": len(dropped),
         "n_patients_copied": len(copies.patients),
-        "n_under_two_names": len(copies.under_two_names),
+        "n_under_two_names": len(copies.under_two_names or ()),
     }
 
 
@@ -103,7 +103,7 @@ def synthetic_cases(samples: Sequence[Sample], folders: Sequence[Path], dataset:
 
 def summary(facts: Mapping[str, Any]) -> str:
     """One line for the terminal."""
-    n = facts["n_under_two_names"]
+    n = facts.get("n_under_two_names", 0)  # an earlier version did not ask
     two = f"; {n} pair{'s' * (n > 1)} of patients may be one person" if n else ""
     if not facts["n_flagged"]:
         return f"none of {facts['n_samples']} samples copies a patient{two}"

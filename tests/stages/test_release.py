@@ -85,7 +85,7 @@ class House:
             Screened(index=k, flagged=k == 0, gap=0.1, p=0.01, nearest=PATIENTS[k], similarity=0.9)
             for k in range(N)
         ]
-        self.screened = ScreenedCohort(samples[1:], [folder] * (N - 1), outcome)
+        self.screened = ScreenedCohort(samples[1:], [folder] * (N - 1), outcome, ())
         self.real = Dataset(
             volumes=rng.random((8, 1, 8, 8, 8)).astype(np.float16),
             patients=np.array(PATIENTS),
@@ -235,7 +235,7 @@ def screened(house: House, flagged: int, dropped: int) -> ScreenedCohort:
         s.model_copy(update={"flagged": i < flagged}) for i, s in enumerate(house.screened.screened)
     ]
     kept = house.cohort.samples[dropped:]
-    return ScreenedCohort(kept, [house.cohort.path] * len(kept), outcome)
+    return ScreenedCohort(kept, [house.cohort.path] * len(kept), outcome, ())
 
 
 def test_too_many_flagged_is_withheld(house: House) -> None:
@@ -259,6 +259,13 @@ def test_patients_who_may_be_one_person_ask_for_a_person(house: House) -> None:
     assert f"{PATIENTS[1]} and {PATIENTS[3]}" in page
     shared = (house.run.path / "withheld/report/report.json").read_text()
     assert json.loads(shared)["under_two_names"] is None and PATIENTS[1] not in shared
+
+
+def test_a_screen_that_did_not_ask_for_two_names_does_not_pass(house: House) -> None:
+    house.screened = replace(house.screened, under_two_names=None)
+    decision = house.release(PASSING)
+    assert decision.decision == "REVIEW"
+    assert decision.reasons[0].startswith("patients under two names: was not asked")
 
 
 def test_a_copy_that_would_ship_is_withheld(house: House) -> None:

@@ -170,6 +170,7 @@ def test_without_filter_or_sampler_copies_are_told_and_stay(cohort: Cohort, tmp_
 
 def test_patients_who_may_be_one_person_are_counted_on_the_line() -> None:
     facts = {"n_samples": 30, "n_flagged": 0, "n_dropped": 0, "n_patients_copied": 0}
+    assert stage.summary(facts) == "none of 30 samples copies a patient", "an earlier version's"
     one, two = (stage.summary({**facts, "n_under_two_names": n}) for n in (1, 2))
     assert one.endswith("copies a patient; 1 pair of patients may be one person")
     assert two.endswith("copies a patient; 2 pairs of patients may be one person")
