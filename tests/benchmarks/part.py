@@ -89,7 +89,8 @@ class Part:
     def asked(self) -> str:
         """Identifies all that the result depends on beside the data."""
         recipe = vars(self.recipe) if self.model == "monai" else {}
-        config = self.config.model_dump(mode="json")
+        # a policy judges the figures and makes none of them
+        config = self.config.model_dump(mode="json", exclude={"policy", "export", "governance"})
         if self.model in OUTSIDE:
             del config["backbone"]
             config["train"] = {k: config["train"][k] for k in ("max_minutes", "max_steps")}
