@@ -8,16 +8,11 @@ descriptors; it retests what ships.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
-from torch.nn import functional
 
 from synthmed.metrics.blocks import Singles, block_means, blocks
 from synthmed.metrics.descriptor import RESOLUTION, describe
@@ -31,27 +26,14 @@ HIGH_PASS_VOXELS = 3.0
 """Gaussian of the background that is removed, in voxels of the averaged grid."""
 LEVELS = 4096
 """Grey levels that ranks are taken over."""
-FAR_SHIFT = 2
-"""Whole-voxel shifts up to this, along every axis at once, of the untransformed scan."""
-HALF_SHIFT = 2.0
-"""Length in voxels of the furthest shift by half voxels, of the view of tissue."""
 HALVES = tuple(itertools.product((0, 1), repeat=3))
 """Along which axes the averaged grid of the view of tissue lies half a voxel ahead."""
 BACKGROUND = 0.1
 """Share of a scan's range of intensity below which a voxel shows no tissue."""
 RANGE_QUANTILES = (0.005, 0.995)
 """What counts as a scan's range."""
-SCALES = (0.95, 1.05)
-ROTATE_DEGREES = 6.0
 LARGEST_R = 0.9999
 """Correlations count as equal beyond this: rounding to float16 costs a copy as much."""
-CHUNK_SCANS = 64
-"""Queries transformed at a time: bounds memory at twice 28 MB a channel, as they are and mirrored,
-and a few copies of 4 MB."""
-CHUNK_CUDA = 512
-"""The same on CUDA, where small products leave the device idle: twice 226 MB a channel."""
-
-Shift = tuple[int, int, int]
 Features = npt.NDArray[Any]
 
 
@@ -147,20 +129,10 @@ class ImageSimilarity:
 
     def compare(self, queries: Features, references: Features) -> Floats:
         """(n_queries, n_references) scores, 0 for unrelated scans."""
-        flat = self._tensor(references[:, 0]).flatten(1)
-        norm = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
-        flat /= torch.where(norm > 1e-6, norm, torch.inf)  # in place: all of them lie in memory
-        best = torch.full((len(queries), len(flat)), -1.0, device=self.device)
-        chunk = CHUNK_CUDA if self.device.startswith("cuda") else CHUNK_SCANS
-        for start in range(0, len(queries), chunk):
-            rows = best[start : start + chunk]
-            for query in _moves(self._tensor(queries[start : start + chunk])):
-                score = query.flatten(1) @ flat.T
-                torch.maximum(rows, _over_norm(score, query), out=rows)
-        return np.asarray(np.arctanh(np.clip(best.cpu().double().numpy(), -LARGEST_R, LARGEST_R)))
+        from synthmed.metrics.moves import best_correlations
 
-    def _tensor(self, features: Features) -> Tensor:
-        return torch.from_numpy(features.astype(np.float32)).to(self.device)
+        best = best_correlations(queries, references[:, 0], self.device)
+        return np.asarray(np.arctanh(np.clip(best, -LARGEST_R, LARGEST_R)))
 
 
 @dataclass(frozen=True)
@@ -242,101 +214,8 @@ def _detail(block: Singles) -> Singles:
     return np.asarray(np.divide(detail, spread, out=np.zeros_like(detail), where=spread > 1e-4))
 
 
-def _over_norm(score: Tensor, query: Tensor) -> Tensor:
-    """Dot products to correlations: divided by the query's spread (references have norm 1).
-
-    References have mean 0, so a query need not be centred for the dot product, only for its norm.
-    """
-    flat = query.flatten(1)
-    square = torch.linalg.vector_norm(flat, dim=1) ** 2 - flat.sum(dim=1) ** 2 / flat.shape[1]
-    norm = square.clamp(min=0).sqrt()[:, None]
-    return torch.where(norm > 1e-3, score / norm, 0)
-
-
 def _tissue(block: Singles) -> Singles:
     """(b, C, x, y, z) with every voxel of the background at one value."""
     low, high = np.quantile(block, RANGE_QUANTILES, axis=(2, 3, 4), keepdims=True)
     least = (low + BACKGROUND * (high - low)).astype(np.float32)
     return np.asarray(np.maximum(block, least), dtype=np.float32)
-
-
-def _moves(features: Tensor) -> Iterator[Tensor]:
-    """The bank: every transform (n, C, x, y, z) of (n, G, C, x, y, z), one at a time."""
-    for mirrored in (False, True):
-        grids = features.flip(3) if mirrored else features
-        if grids.shape[1] == 1:
-            for shift in _far_shifts():
-                yield _shifted(grids[:, 0], shift)
-        else:
-            for grid, shift in _half_shifts(mirrored):
-                yield _shifted(grids[:, grid], shift)
-        for moved in _affines(grids[:, 0]):
-            for shift in _near_shifts():
-                yield _shifted(moved, shift)
-
-
-def _far_shifts() -> list[Shift]:
-    reach = range(-FAR_SHIFT, FAR_SHIFT + 1)
-    return list(itertools.product(reach, reach, reach))
-
-
-@lru_cache(maxsize=2)
-def _half_shifts(mirrored: bool) -> list[tuple[int, Shift]]:
-    """Shifts by half voxels: which grid of `HALVES`, and by how many whole voxels it moves.
-
-    On a grid that lies half a voxel ahead a scan has moved by half a voxel back, or, mirrored, on.
-    """
-    out = []
-    reach = range(-FAR_SHIFT - 1, FAR_SHIFT + 2)
-    for grid, (ahead, y, z) in enumerate(HALVES):
-        x = -ahead if mirrored else ahead
-        for shift in itertools.product(reach, reach, reach):
-            length = sum((s - k / 2) ** 2 for s, k in zip(shift, (x, y, z), strict=True))
-            if length <= HALF_SHIFT**2:
-                out.append((grid, shift))
-    return out
-
-
-def _near_shifts() -> list[Shift]:
-    """No shift, and one voxel either way along one axis."""
-    return [
-        s for s in itertools.product((-1, 0, 1), (-1, 0, 1), (-1, 0, 1)) if sum(map(abs, s)) < 2
-    ]
-
-
-def _shifted(volumes: Tensor, shift: Shift) -> Tensor:
-    """(n, C, x, y, z) moved by whole voxels, zero (the mean) where nothing moves in."""
-    out = torch.zeros_like(volumes)
-    to = [slice(max(0, s), n + min(0, s)) for s, n in zip(shift, volumes.shape[2:], strict=True)]
-    source = [
-        slice(max(0, -s), n - max(0, s)) for s, n in zip(shift, volumes.shape[2:], strict=True)
-    ]
-    out[:, :, *to] = volumes[:, :, *source]
-    return out
-
-
-def _affines(volumes: Tensor) -> Iterator[Tensor]:
-    """The scaled and rotated versions of a chunk, by trilinear interpolation."""
-    for linear in _linear_maps():
-        # torch's coordinates run from -1 to 1 over the field of view and name the last axis first
-        theta = torch.zeros(3, 4, device=volumes.device)
-        theta[:, :3] = torch.from_numpy(linear[::-1, ::-1].astype(np.float32))
-        grid = functional.affine_grid(theta[None], [1, 1, *volumes.shape[2:]], align_corners=False)
-        # scans as channels, so that the weights of a voxel are found once for all
-        moved = functional.grid_sample(volumes.flatten(0, 1)[None], grid, align_corners=False)
-        yield moved.reshape(volumes.shape)
-
-
-def _linear_maps() -> list[Floats]:
-    """(3, 3) from a voxel of the result to its source, about the centre of the field of view.
-
-    Coordinates are shares of the field of view along each axis.
-    """
-    maps = [np.eye(3) / scale for scale in SCALES]
-    for a, b in ((1, 2), (0, 2), (0, 1)):
-        for sign in (-1, 1):
-            m = np.eye(3)
-            m[a, a] = m[b, b] = np.cos(angle := np.deg2rad(ROTATE_DEGREES))
-            m[a, b], m[b, a] = -sign * np.sin(angle), sign * np.sin(angle)
-            maps.append(m)
-    return maps

@@ -15,7 +15,7 @@ from scipy.ndimage import shift as shift_of_scipy
 from scipy.spatial.transform import Rotation
 
 from synthmed.keys import Key
-from synthmed.metrics import Copied, similarity
+from synthmed.metrics import Copied, moves, similarity
 from synthmed.metrics.copies import (
     Copies,
     Matches,
@@ -272,7 +272,7 @@ def affine_by_scipy(x: np.ndarray) -> list[np.ndarray]:
 
 def test_affine_moves_are_those_of_scipy() -> None:
     scans = np.random.default_rng(5).standard_normal((2, 1, 8, 7, 6)).astype(np.float32)
-    found = [m.numpy() for m in similarity._affines(torch.from_numpy(scans))]
+    found = [m.numpy() for m in moves.affines(torch.from_numpy(scans))]
     for k in range(2):
         expected = affine_by_scipy(scans[k, 0])
         mine = [m[k, 0] for m in found]
@@ -317,7 +317,7 @@ def test_similarity_is_the_largest_pearson_correlation_of_a_loop() -> None:
 
 def test_shifts_by_half_voxels_make_a_ball() -> None:
     for mirrored in (False, True):
-        shifts = similarity._half_shifts(mirrored)
+        shifts = moves.half_shifts(mirrored)
         side = -1 if mirrored else 1
         by = [
             tuple(np.array(s) - np.array(similarity.HALVES[grid]) * (side, 1, 1) / 2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from synthmed.metrics import similarity
+from synthmed.metrics import moves
 from synthmed.metrics.shared import Shared
 from synthmed.metrics.similarity import ImageSimilarity
 from tests.metrics.cohorts import cases, sides
@@ -24,7 +24,7 @@ def test_scans_are_as_alike_on_cuda(tissue: bool, monkeypatch: pytest.MonkeyPatc
     scans = cpu.features(cases(rng, 30, "t"))
     expected = np.tanh(cpu.compare(scans, scans[:20]))
     assert np.abs(np.tanh(cuda.compare(scans, scans[:20])) - expected).max() < 1e-5
-    monkeypatch.setattr(similarity, "CHUNK_CUDA", 7)
+    monkeypatch.setattr(moves, "CHUNK_CUDA", 7)
     assert np.abs(np.tanh(cuda.compare(scans, scans[:20])) - expected).max() < 1e-5
 
 
