@@ -192,7 +192,7 @@ class ScreenedCohort:
     samples: Sequence[Sample]
     folders: Sequence[Path]
     screened: Sequence[Screened]
-    under_two_names: Sequence[tuple[str, str]] | None = None
+    under_two_names: Sequence[Sequence[str]] | None = None
 
     @classmethod
     def open(cls, cohort: Cohort, path: Path) -> ScreenedCohort:
@@ -213,8 +213,7 @@ class ScreenedCohort:
         dropped = set(json.loads((path / "dropped.json").read_text(encoding="utf-8")))
         kept = [(s, cohort.path) for s in cohort.samples if s.index not in dropped]
         both = sorted(kept + [(s, path) for s in new], key=lambda pair: pair[0].index)
-        found = copies.get("under_two_names")
-        pairs = None if found is None else [(a, b) for a, b in found]
+        pairs = copies.get("under_two_names")
         return cls([s for s, _ in both], [f for _, f in both], screened, pairs)
 
 

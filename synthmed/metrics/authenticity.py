@@ -47,22 +47,12 @@ class Authenticity(Base):
         The excess is null too where it has no interval: it is there to be judged by it.
         """
         made = real = excess = None
-        note = no_excess = "fewer than three training patients, or no sample"
         if len(shared.patients("train")) >= 3 and len(shared.patients("synthetic")) >= 1:
             made = self._share(sides, shared, "synthetic")
-            note = no_excess = "no held-out patients: no floor"
             if shared.has_holdout:
                 real = self._share(sides, shared, "holdout")
                 excess = made.less(real)
-                note = "too few held-out patients for an interval of the floor"
-                if real.ci is not None:
-                    note = f"held-out patients: {real.ci[0]:.2f} to {real.ci[1]:.2f}"
-                no_excess = ""
-                if excess is None:
-                    no_excess = (
-                        f"no interval with fewer than {FEWEST_TRAIN} training patients, or "
-                        f"{FEWEST_OTHERS} held-out patients or samples"
-                    )
+        note, no_excess = _notes(made, real, excess)
         authenticity = Estimate(
             name="authenticity",
             group="memorization",
@@ -144,6 +134,25 @@ class _Share:
         if self.halves is None or other.halves is None:
             return None
         return _Share(self.value - other.value, self.halves - other.halves, -1.0)
+
+
+def _notes(made: _Share | None, real: _Share | None, excess: _Share | None) -> tuple[str, str]:
+    """What is missing of either estimate and why; of the first, else the floor's interval."""
+    if made is None:
+        reason = "fewer than three training patients, or no sample"
+        return reason, reason
+    if real is None:
+        reason = "no held-out patients: no floor"
+        return reason, reason
+    note = "too few held-out patients for an interval of the floor"
+    if real.ci is not None:
+        note = f"held-out patients: {real.ci[0]:.2f} to {real.ci[1]:.2f}"
+    if excess is not None:
+        return note, ""
+    return note, (
+        f"no interval with fewer than {FEWEST_TRAIN} training patients, or {FEWEST_OTHERS} "
+        "held-out patients or samples"
+    )
 
 
 def authentic_share(to_train: Floats, within: Floats) -> float:

@@ -211,7 +211,8 @@ def one_person(scores: Floats, players: Names, references: Names) -> Pairs | Non
     """
     if len(players) < FEWEST_PEOPLE:
         return None
-    each = np.stack([scores[:, references == p].max(axis=1) for p in players], axis=1)
+    people, each = _by_person(scores, references)
+    each = each[:, np.searchsorted(people, players)]
     each = np.maximum(each, each.T)
     best = np.argmax(each, axis=1)
     third, second, first = np.sort(each, axis=1)[:, -3:].T
@@ -363,11 +364,19 @@ def _best(scores: Floats) -> Floats:
 
 def _lead(scores: Floats, references: Names, rank: int) -> Floats:
     """(n,) best score of each row minus that of the `rank`-th best patient (the last of fewer)."""
-    people = sorted(set(references))
+    people, each = _by_person(scores, references)
     if len(people) < 2:
         return np.full(len(scores), np.nan)
-    each = np.stack([scores[:, references == p].max(axis=1) for p in people])
-    finite = np.sort(each, axis=0)[::-1]
+    ordered = np.sort(each, axis=1)[:, ::-1]
     # somebody's own scans are -inf and come last: they are not among the ranked
-    last = np.minimum(rank, np.isfinite(finite).sum(axis=0)) - 1
-    return np.asarray(finite[0] - finite[last, np.arange(len(scores))])
+    last = np.minimum(rank, np.isfinite(ordered).sum(axis=1)) - 1
+    return np.asarray(ordered[:, 0] - ordered[np.arange(len(scores)), last])
+
+
+def _by_person(scores: Floats, references: Names) -> tuple[Names, Floats]:
+    """The people of the columns, sorted, and each row's best score of each, (n, n_people)."""
+    order = np.argsort(references, kind="stable")
+    people, first = np.unique(references[order], return_index=True)
+    if not len(people):
+        return people, np.zeros((len(scores), 0))
+    return people, np.maximum.reduceat(scores[:, order], first, axis=1)

@@ -35,7 +35,7 @@ def build(
     volumes: Sequence[Mapping[str, str]],
     names_model: bool = True,
     examination: Mapping[str, Any] | None = None,
-    under_two_names: Sequence[tuple[str, str]] | None = None,
+    under_two_names: Sequence[Sequence[str]] | None = None,
 ) -> Report:
     """The content of report.json.
 

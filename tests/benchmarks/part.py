@@ -232,8 +232,7 @@ def looked(part: Part, percent: int) -> dict[str, Any]:
     else:
         cohort, _ = drawn(part, dataset, count)
     fewer = Cohort(cohort.path, cohort.samples[:count])
-    mmd2 = judged(part, dataset, fewer, metrics=(MMD(),))[0]
-    return {"value": mmd2.value, "ci": mmd2.ci, "seconds": trained(part)["seconds"]}
+    return {**mmd2(part, dataset, fewer), "seconds": trained(part)["seconds"]}
 
 
 def hastened(part: Part, steps: int) -> dict[str, Any]:
@@ -241,8 +240,13 @@ def hastened(part: Part, steps: int) -> dict[str, Any]:
     dataset, whole = part.dataset(), part.config.sample.count or 0
     count = min(LOOK, whole)
     cohort, seconds = drawn(part.hurried(steps), dataset, count, HURRIED)
-    mmd2 = judged(part, dataset, cohort, metrics=(MMD(),))[0]
-    return {"value": mmd2.value, "ci": mmd2.ci, "seconds": seconds * whole / count}
+    return {**mmd2(part, dataset, cohort), "seconds": seconds * whole / count}
+
+
+def mmd2(part: Part, dataset: Dataset, cohort: Cohort) -> dict[str, Any]:
+    """That figure alone, with its interval."""
+    found = judged(part, dataset, cohort, metrics=(MMD(),))[0]
+    return {"value": found.value, "ci": found.ci}
 
 
 # --- sampling and measuring -----------------------------------------------------------------------
