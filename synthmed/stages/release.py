@@ -21,16 +21,16 @@ from synthmed.config import Config
 from synthmed.deid.scan import Finding, mentions, scan
 from synthmed.errors import UsageError
 from synthmed.formats.bids_export import Naming, export
-from synthmed.metrics.copies import FEWEST_PEOPLE, MOST_PLAYERS
 from synthmed.report import examination, images, viewer
 from synthmed.report.build import Report, build
 from synthmed.report.cards import card, croissant
 from synthmed.report.facts import CohortFacts
 from synthmed.report.folder import SUMS, close, empty, sums, write_page, write_report
 from synthmed.report.images import Picture, masks_of
+from synthmed.stages import lines
 from synthmed.stages.identifiers import identifiers
 from synthmed.store import Run, digest, sync, write_bytes, write_json
-from synthmed.types import Decision, Estimate, Verdict
+from synthmed.types import Decision, Estimate
 
 
 @dataclass(frozen=True)
@@ -97,20 +97,15 @@ def release(
     seen = images.viewed(cohort, config.data.conditions, masks) if with_volumes else []
     material = _Material(config, evidence, cohort, told, shown, seen, len(searched), with_volumes)
     judged = policy.decide(config.policy.rules, evidence, n_holdout=told.n_holdout).verdicts
-    before_scan = [
-        *judged,
-        *_asked_about_copies(judged),
-        *_flagged(config, cohort, told),
-        _under_two_names(cohort),
-    ]
+    before_scan = [*judged, *lines.of_cohort(config, cohort, told, judged)]
 
     new = empty(run.private / ".release.new")
     findings: list[Finding] = []
-    decision = policy.conclude([*before_scan, _scanned(findings)])
+    decision = policy.conclude([*before_scan, lines.of_scan(findings)])
     shareable = _fill(new, material, decision, findings)
     findings = scan(new, forbidden=searched, own=[viewer.library().encode()])
     if findings:
-        decision = policy.conclude([*before_scan, _scanned(findings)])
+        decision = policy.conclude([*before_scan, lines.of_scan(findings)])
         shareable = _fill(empty(new), material, decision, findings)
 
     private = empty(run.private / ".report.new")
@@ -326,94 +321,6 @@ def _still_signed(
     if record.pop("report") != _signed_content(shareable, restricted):
         return None
     return record
-
-
-def _asked_about_copies(verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """A policy that does not ask about copies cannot pass: a person has to look."""
-    if {v.estimate for v in verdicts} & {"copies", "copied_patients", "copies_shipped"}:
-        return []
-    return [
-        Verdict(
-            estimate="copied_patients",
-            slice=None,
-            rule="every policy must ask about copies",
-            status="inconclusive",
-            reason="copied_patients: the policy has no line about copies.",
-        )
-    ]
-
-
-def _flagged(config: Config, cohort: ScreenedCohort, facts: CohortFacts) -> list[Verdict]:
-    """What the screen found: past its limit the model is rejected, and no copy may ship."""
-    n = len(cohort.screened) or facts.n_synthetic
-    limit = config.screen.max_dropped
-    flagged = {s.index for s in cohort.screened if s.flagged}
-    shipped = len(flagged & {s.index for s in cohort.samples})
-    found = f"{len(flagged)} of {n} samples copy a patient"
-    fails = len(flagged) > limit * n
-    lines = [
-        Verdict(
-            estimate="flagged samples",
-            slice=None,
-            rule=f"at most {limit:.3g} of what was sampled",
-            status="fail" if fails else "pass",
-            reason=(
-                f"flagged samples: {found}, above the limit of {limit:.3g}: "
-                "the model copies too much."
-                if fails
-                else f"flagged samples: {found}, within the limit of {limit:.3g}."
-            ),
-        )
-    ]
-    if shipped:
-        lines.append(
-            Verdict(
-                estimate="flagged samples that ship",
-                slice=None,
-                rule="none",
-                status="fail",
-                reason=f"flagged samples that ship: {shipped}; the screen did not drop them.",
-            )
-        )
-    return lines
-
-
-def _under_two_names(cohort: ScreenedCohort) -> Verdict:
-    """One person under two names is on both sides of a comparison: a person has to look."""
-    pairs = cohort.under_two_names
-    if pairs is None:
-        said = f"was not asked: of fewer than {FEWEST_PEOPLE} people, or by an earlier version"
-    elif pairs:
-        said = (
-            f"{len(pairs)} pair{'s' * (len(pairs) > 1)} may be one person, whom the split and the "
-            "copies test take for two; the restricted report names them"
-        )
-    else:
-        said = "none stands out"
-    return Verdict(
-        estimate="patients under two names",
-        slice=None,
-        rule=f"none, of up to {MOST_PLAYERS} people a side",
-        status="pass" if pairs is not None and not pairs else "inconclusive",
-        reason=f"patients under two names: {said}.",
-    )
-
-
-def _scanned(findings: Sequence[Finding]) -> Verdict:
-    """The line on the identifier scan; kinds and counts, never what was found."""
-    kinds = sorted({f.kind for f in findings})
-    return Verdict(
-        estimate="identifier scan",
-        slice=None,
-        rule="nothing found in any file",
-        status="fail" if findings else "pass",
-        reason=(
-            f"identifier scan: {len(findings)} findings ({', '.join(kinds)}); "
-            "the restricted report lists the files."
-            if findings
-            else "identifier scan: nothing found in any file."
-        ),
-    )
 
 
 def _naming(config: Config) -> Naming:

@@ -1,0 +1,118 @@
+"""The lines that every decision has beside those of its policy, which no config can take away."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from synthmed.artifacts import ScreenedCohort
+from synthmed.config import Config
+from synthmed.deid.scan import Finding
+from synthmed.metrics.copies import FEWEST_PEOPLE, MOST_PLAYERS
+from synthmed.report.facts import CohortFacts
+from synthmed.types import Verdict
+
+
+def of_cohort(
+    config: Config, cohort: ScreenedCohort, facts: CohortFacts, judged: Sequence[Verdict]
+) -> list[Verdict]:
+    """What the screen found, and that the policy asked about copies at all.
+
+    Args:
+        config: the run's; `screen.max_dropped` is the limit of the screen.
+        cohort: what ships, with the outcome for every sample.
+        facts: of the run.
+        judged: the policy's own lines.
+    """
+    return [
+        *_asked_about_copies(judged),
+        *_flagged(config, cohort, facts),
+        _under_two_names(cohort),
+    ]
+
+
+def _asked_about_copies(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """A policy that does not ask about copies cannot pass: a person has to look."""
+    if {v.estimate for v in verdicts} & {"copies", "copied_patients", "copies_shipped"}:
+        return []
+    return [
+        Verdict(
+            estimate="copied_patients",
+            slice=None,
+            rule="every policy must ask about copies",
+            status="inconclusive",
+            reason="copied_patients: the policy has no line about copies.",
+        )
+    ]
+
+
+def _flagged(config: Config, cohort: ScreenedCohort, facts: CohortFacts) -> list[Verdict]:
+    """What the screen found: past its limit the model is rejected, and no copy may ship."""
+    n = len(cohort.screened) or facts.n_synthetic
+    limit = config.screen.max_dropped
+    flagged = {s.index for s in cohort.screened if s.flagged}
+    shipped = len(flagged & {s.index for s in cohort.samples})
+    found = f"{len(flagged)} of {n} samples copy a patient"
+    fails = len(flagged) > limit * n
+    lines = [
+        Verdict(
+            estimate="flagged samples",
+            slice=None,
+            rule=f"at most {limit:.3g} of what was sampled",
+            status="fail" if fails else "pass",
+            reason=(
+                f"flagged samples: {found}, above the limit of {limit:.3g}: "
+                "the model copies too much."
+                if fails
+                else f"flagged samples: {found}, within the limit of {limit:.3g}."
+            ),
+        )
+    ]
+    if shipped:
+        lines.append(
+            Verdict(
+                estimate="flagged samples that ship",
+                slice=None,
+                rule="none",
+                status="fail",
+                reason=f"flagged samples that ship: {shipped}; the screen did not drop them.",
+            )
+        )
+    return lines
+
+
+def _under_two_names(cohort: ScreenedCohort) -> Verdict:
+    """One person under two names is on both sides of a comparison: a person has to look."""
+    pairs = cohort.under_two_names
+    if pairs is None:
+        said = f"was not asked: of fewer than {FEWEST_PEOPLE} people, or by an earlier version"
+    elif pairs:
+        said = (
+            f"{len(pairs)} pair{'s' * (len(pairs) > 1)} may be one person, whom the split and the "
+            "copies test take for two; the restricted report names them"
+        )
+    else:
+        said = "none stands out"
+    return Verdict(
+        estimate="patients under two names",
+        slice=None,
+        rule=f"none, of up to {MOST_PLAYERS} people a side",
+        status="pass" if pairs is not None and not pairs else "inconclusive",
+        reason=f"patients under two names: {said}.",
+    )
+
+
+def of_scan(findings: Sequence[Finding]) -> Verdict:
+    """The line on the identifier scan; kinds and counts, never what was found."""
+    kinds = sorted({f.kind for f in findings})
+    return Verdict(
+        estimate="identifier scan",
+        slice=None,
+        rule="nothing found in any file",
+        status="fail" if findings else "pass",
+        reason=(
+            f"identifier scan: {len(findings)} findings ({', '.join(kinds)}); "
+            "the restricted report lists the files."
+            if findings
+            else "identifier scan: nothing found in any file."
+        ),
+    )
