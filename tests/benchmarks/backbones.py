@@ -102,8 +102,12 @@ def public_home(folder: Path) -> None:
     os.environ["SYNTHMED_HOME"] = str(folder)
 
 
-def kept(file: Path, asked: str) -> dict[str, Any] | None:
+def kept(file: Path, same: Callable[[Mapping[str, Any]], bool]) -> dict[str, Any] | None:
     """The result of a part that is done; None where it is not.
+
+    Args:
+        file: of the result.
+        same: whether a result was made as it would be now.
 
     Raises:
         SynthmedError: what is there was made by another config, time or device.
@@ -111,7 +115,7 @@ def kept(file: Path, asked: str) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if result["asked"] != asked:
+    if not same(result):
         raise SynthmedError(
             f"{file}: made with other settings", "Choose another --results, or remove it."
         )
@@ -307,7 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for cohort, model in ([] if options.table_only else asked)
     ]
     # all are looked at before one is made
-    done = [(part, kept(part.result, part.asked)) for part in parts]
+    done = [(part, kept(part.result, part.has_made)) for part in parts]
     for part, result in done:
         print(f"{part.cohort} {part.model}{'' if result is None else ': kept'}", file=sys.stderr)
         result = result or made(part, apart)

@@ -13,14 +13,14 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import ValidationError
 
 from synthmed.artifacts import Cohort, Dataset, Sample, ScreenedCohort
 from synthmed.config import Config
@@ -45,6 +45,10 @@ Step = Callable[..., dict[str, Any]]
 
 HOUSE = ("autoencoder", "cvae", "cgan", "ddpm")
 OUTSIDE = ("gaussian", "monai")
+SECTIONS = ("data", "backbone", "train", "sample", "seed")
+"""Of the config, on which a trained model and its samples depend."""
+PLACES = {"data": "source", "train": "init"}
+"""Of their fields, those that name a file of one machine."""
 DRAWN = "drawn"
 """Folder of a part's samples, below private/."""
 HURRIED = "hurried"
@@ -85,16 +89,37 @@ class Part:
     device: str = "cpu"
     recipe: Recipe = field(default_factory=Recipe)
 
-    @cached_property
-    def asked(self) -> str:
-        """Identifies all that the result depends on beside the data."""
-        recipe = vars(self.recipe) if self.model == "monai" else {}
-        # a policy judges the figures and makes none of them
-        config = self.config.model_dump(mode="json", exclude={"policy", "export", "governance"})
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What training and sampling depend on, beside the data and the code.
+
+        Not where the scans or the weights to start from lie, which is one machine's business, and
+        not what is measured: the table refuses parts that were measured with different controls.
+        """
+        config = self.config.model_dump(mode="json", include=set(SECTIONS))
+        for section, place in PLACES.items():
+            del config[section][place]
         if self.model in OUTSIDE:
             del config["backbone"]
             config["train"] = {k: config["train"][k] for k in ("max_minutes", "max_steps")}
-        return digest([self.model, config, self.device, recipe])
+        recipe = {"recipe": asdict(self.recipe)} if self.model == "monai" else {}
+        stated: dict[str, Any] = json.loads(json.dumps(config | recipe | {"device": self.device}))
+        return stated
+
+    def has_made(self, result: Mapping[str, Any]) -> bool:
+        """Whether a result has its settings; what they do not name yet has its default in them."""
+        settings: Mapping[str, Any] = result["settings"]
+        stated = self.config.model_dump(mode="json")
+        own = {k: settings[k] for k in SECTIONS if k in settings}
+        for section, place in PLACES.items():
+            own[section] = {**own[section], place: stated[section][place]}
+        recipe = settings.get("recipe", asdict(self.recipe))
+        try:
+            config = Config.model_validate(stated | own)
+            other = replace(self, config=config, device=settings["device"], recipe=Recipe(**recipe))
+        except (ValidationError, TypeError):  # a field of theirs is gone
+            return False
+        return other.settings == self.settings
 
     @property
     def minutes(self) -> float:
@@ -363,7 +388,7 @@ def made(part: Part, step: Step) -> dict[str, Any]:
     result: dict[str, Any] = {
         "cohort": part.cohort,
         "model": part.model,
-        "asked": part.asked,
+        "settings": part.settings,
         "minutes": part.minutes,
         "device": part.device,
         **about,

@@ -22,7 +22,7 @@ from synthmed.keys import Key
 from synthmed.stages.prepare import CLIP
 from synthmed.types import Array
 from tests.benchmarks import backbones
-from tests.benchmarks.backbones import BEGIN, END, MODELS, configured, main, tables
+from tests.benchmarks.backbones import BEGIN, END, MODELS, RESULTS, configured, main, tables
 from tests.benchmarks.cohorts import insert
 from tests.benchmarks.part import CURVED, FEWER, HOUSE, Part, judged, prepared, sheet, write_volumes
 from tests.benchmarks.reference import TRIAL_STEPS, Gaussian, Monai, Recipe, train_scans
@@ -451,7 +451,41 @@ def test_a_sheet_has_real_scans_left_and_the_first_samples_right(part: Part) -> 
 
 
 def test_what_a_result_depends_on_is_told_apart(part: Part) -> None:
+    def made(by: Part) -> dict[str, Any]:
+        return {"settings": json.loads(json.dumps(by.settings))}
+
+    assert part.has_made(made(part))
+    assert str(part.config.data.source) not in json.dumps(part.settings)
     other = replace(part, recipe=Recipe(batch=9))
-    assert other.asked == part.asked  # a Gaussian has no recipe
-    assert replace(other, model="monai").asked != replace(part, model="monai").asked
-    assert part.early(10).asked != part.asked
+    assert part.has_made(made(other))  # a Gaussian has no recipe
+    assert not replace(part, model="monai").has_made(made(replace(other, model="monai")))
+    assert not part.has_made(made(part.early(10)))
+    assert not part.has_made(made(replace(part, device="cuda")))
+
+
+def test_a_field_that_settings_do_not_name_has_its_default_in_them(part: Part) -> None:
+    house = replace(part, model=part.config.backbone.name)
+    told = house.settings
+
+    def made(**data: Any) -> dict[str, Any]:
+        return {"settings": told | {"data": data}}
+
+    older = {k: v for k, v in told["data"].items() if k != "text"}
+    assert house.has_made(made(**older))
+    data = house.config.data.model_copy(update={"text": "mask"})
+    masked = replace(house, config=house.config.model_copy(update={"data": data}))
+    assert not masked.has_made(made(**older))
+    assert not house.has_made(made(**told["data"], gone=1))
+    assert not house.has_made(made(**told["data"] | {"view": "grid"}))
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("*.json")), ids=lambda f: f.stem)
+def test_the_kept_results_are_those_of_the_configs(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SYNTHMED_REAL_DATA", "elsewhere")
+    result = json.loads(file.read_text())
+    values = {"train.max_minutes": result["minutes"], "sample.count": result["n_synthetic"]}
+    config = configured(result["cohort"], result["model"], values=values)
+    part = Part(result["cohort"], result["model"], config, Path(), file, result["device"])
+    assert part.has_made(result)

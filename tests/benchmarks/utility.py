@@ -19,6 +19,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +274,10 @@ def cell(part: Part, asked: str) -> dict[str, Any]:
     return result
 
 
+def _asked(asked: str, result: Mapping[str, Any]) -> bool:
+    return bool(result["asked"] == asked)
+
+
 def _told(facts: Mapping[str, Any]) -> dict[str, Any] | None:
     stated = facts["privacy"]
     keys = ("epsilon", "delta", "steps", "sample_rate", "noise_multiplier", "clip")
@@ -355,7 +360,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         options.count,
                     ]
                 )
-                done = kept(part.result, asked)
+                done = kept(part.result, partial(_asked, asked))
                 print(f"{name}{'' if done is None else ': kept'}", file=sys.stderr)
                 if done is None and route == "pretrained":
                     phantoms(place / "pretrain", options.public_patients, 48, seed=11)
