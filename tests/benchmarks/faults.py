@@ -104,15 +104,21 @@ REGION = "a region 10 % larger"
 COLLAPSE, COPIES, DROPPED = "five people over and over", "copies of train", "a subgroup missing"
 
 
-def phantoms() -> tuple[list[Volume], list[Volume], list[Labels], list[tuple[Volume, Volume]]]:
-    """Scans, masks of the ventricles, labels, and both again with larger ventricles."""
+def phantoms(
+    torque: float = 0.0,
+) -> tuple[list[Volume], list[Volume], list[Labels], list[tuple[Volume, Volume]]]:
+    """Scans, masks of the ventricles, labels, and both again with larger ventricles.
+
+    Args:
+        torque: standard deviations that are added to their asymmetry.
+    """
     sys.path.insert(0, str(ROOT / "sample_data"))
     from cohort import make_patient, render  # type: ignore[import-not-found,unused-ignore]
 
     scans, masks, labels, grown = [], [], [], []
     for i in range(PHANTOMS):
         patient = make_patient(11, i)
-        patient = replace(patient, anatomy=lopsided(patient.anatomy))
+        patient = replace(patient, anatomy=lopsided(patient.anatomy, torque))
         # its radius: the length of the ventricles stays
         larger = replace(patient.anatomy, ventricle=patient.anatomy.ventricle * 1.1**0.5)
         pairs = []
@@ -129,12 +135,12 @@ def phantoms() -> tuple[list[Volume], list[Volume], list[Labels], list[tuple[Vol
     return scans, masks, labels, grown
 
 
-def lopsided(anatomy: Any) -> Any:
+def lopsided(anatomy: Any, torque: float) -> Any:
     """An anatomy of sample_data with its asymmetry, and what follows from it, moved to one side."""
-    tilt = np.exp(0.5 * 0.03 * TORQUE)
+    tilt = np.exp(0.5 * 0.03 * torque)
     return replace(
         anatomy,
-        asymmetry=anatomy.asymmetry + TORQUE,
+        asymmetry=anatomy.asymmetry + torque,
         hippocampus_left=anatomy.hippocampus_left / tilt,
         hippocampus_right=anatomy.hippocampus_right * tilt,
     )
@@ -317,7 +323,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     root = Path(os.environ["SYNTHMED_REAL_DATA"])
     texts = [
-        f"phantoms: {PHANTOMS} people; per cent of {DRAWS} draws\n\n{of_cohort(phantoms(), 0)}"
+        f"phantoms: {PHANTOMS} people; per cent of {DRAWS} draws\n\n{of_cohort(phantoms(TORQUE), 0)}"
     ]
     real = hippocampus(root)
     texts.append(f"hippocampus: {len(real[0])} people\n\n{of_cohort(real, 1)}")
