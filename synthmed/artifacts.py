@@ -6,11 +6,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from synthmed.types import Frozen, Labels
+
+COPIES, COPIES_REPLACED = "copies.json", "copies-replaced.json"
+"""In a screening: the verdict on every sample, and on every replacement."""
 
 
 class Scan(Frozen):
@@ -187,34 +191,45 @@ class ScreenedCohort:
         screened: the outcome for every sample as sampled, replacements not included.
         under_two_names: pairs of pseudonyms that stand out as one person; null where that was not
             asked, of few people or by an earlier version.
+        replaced: the outcome for every replacement; null where an earlier version did not screen
+            them.
     """
 
     samples: Sequence[Sample]
     folders: Sequence[Path]
     screened: Sequence[Screened]
     under_two_names: Sequence[Sequence[str]] | None = None
+    replaced: Sequence[Screened] | None = ()
 
     @classmethod
     def open(cls, cohort: Cohort, path: Path) -> ScreenedCohort:
         """Join the screening in `path` with the cohort it screened."""
-        copies = json.loads((path / "copies.json").read_text(encoding="utf-8"))
-        screened = [
-            Screened(
-                index=sample.index,
-                flagged=m["copy_of"] is not None,
-                gap=m["gap"],
-                p=m["p"],
-                nearest=m["nearest_patient"],
-                similarity=m["in_train"],
-            )
-            for sample, m in zip(cohort.samples, copies["matches"], strict=True)
-        ]
+        copies = json.loads((path / COPIES).read_text(encoding="utf-8"))
+        screened = _outcomes(cohort.samples, copies)
         new = read_samples(path / "replacements.jsonl")
+        again = path / COPIES_REPLACED
+        replaced: Sequence[Screened] | None = () if not new else None
+        if again.exists():
+            replaced = _outcomes(new, json.loads(again.read_text(encoding="utf-8")))
         dropped = set(json.loads((path / "dropped.json").read_text(encoding="utf-8")))
         kept = [(s, cohort.path) for s in cohort.samples if s.index not in dropped]
         both = sorted(kept + [(s, path) for s in new], key=lambda pair: pair[0].index)
         pairs = copies.get("under_two_names")
-        return cls([s for s, _ in both], [f for _, f in both], screened, pairs)
+        return cls([s for s, _ in both], [f for _, f in both], screened, pairs, replaced)
+
+
+def _outcomes(samples: Sequence[Sample], copies: Mapping[str, Any]) -> list[Screened]:
+    return [
+        Screened(
+            index=sample.index,
+            flagged=m["copy_of"] is not None,
+            gap=m["gap"],
+            p=m["p"],
+            nearest=m["nearest_patient"],
+            similarity=m["in_train"],
+        )
+        for sample, m in zip(samples, copies["matches"], strict=True)
+    ]
 
 
 def read_samples(path: Path) -> list[Sample]:

@@ -11,6 +11,9 @@ from synthmed.metrics.sides import Sides
 from synthmed.metrics.stats import clopper_pearson
 from synthmed.types import Estimate
 
+LEAST_POWER = 0.5
+"""Share of exact copies that a test has to see for its silence to count."""
+
 
 class Copied(Base):
     """The copies test as estimates; lower is better, 0 is attainable.
@@ -19,7 +22,8 @@ class Copied(Base):
     - `copied_patients`: distinct training patients copied, as a share of training patients. This
       is what a policy judges: a filter hides samples, not what the model has stored.
     - `copies_shipped`: number of samples in the synthetic side that the second similarity, in
-      descriptor space, still flags.
+      descriptor space, still flags; no value where it would miss most exact copies (`LEAST_POWER`),
+      since nothing found then says nothing.
 
     Intervals are Clopper-Pearson. The upper bound of `copied_patients` is divided by the power of
     the screen (`Copies.power`), at most 1: a test that could not have seen an exact copy bounds
@@ -36,6 +40,7 @@ class Copied(Base):
         n, copied = len(sampled.matches), len(sampled.patients)
         low, high = clopper_pearson(copied, sampled.n_train)
         high = min(1.0, high / sampled.power) if sampled.power > 0 else 1.0
+        speaks = bool(shipped.flagged) or shipped.power >= LEAST_POWER
         return [
             self._one(
                 "copies",
@@ -59,8 +64,8 @@ class Copied(Base):
             ),
             self._one(
                 "copies_shipped",
-                float(len(shipped.flagged)),
-                self._count_interval(shipped),
+                float(len(shipped.flagged)) if speaks else None,
+                self._count_interval(shipped) if speaks else None,
                 "samples",
                 len(shipped.matches),
                 float(len(shipped.matches)),

@@ -50,7 +50,8 @@ def _flagged(config: Config, cohort: ScreenedCohort, facts: CohortFacts) -> list
     n = len(cohort.screened) or facts.n_synthetic
     limit = config.screen.max_dropped
     flagged = {s.index for s in cohort.screened if s.flagged}
-    shipped = len(flagged & {s.index for s in cohort.samples})
+    again = {s.index for s in cohort.replaced or () if s.flagged}
+    shipped = len((flagged | again) & {s.index for s in cohort.samples})
     found = f"{len(flagged)} of {n} samples copy a patient"
     fails = len(flagged) > limit * n
     lines = [
@@ -75,6 +76,17 @@ def _flagged(config: Config, cohort: ScreenedCohort, facts: CohortFacts) -> list
                 rule="none",
                 status="fail",
                 reason=f"flagged samples that ship: {shipped}; the screen did not drop them.",
+            )
+        )
+    elif cohort.replaced is None:
+        lines.append(
+            Verdict(
+                estimate="flagged samples that ship",
+                slice=None,
+                rule="none",
+                status="inconclusive",
+                reason="flagged samples that ship: an earlier version did not screen what replaced "
+                "those it dropped; run screen again.",
             )
         )
     return lines

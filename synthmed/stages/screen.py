@@ -2,7 +2,9 @@
 
 The gap test of metrics/copies.py decides. Flagged samples are dropped once and replaced from the
 same stream of seeds, with the labels and masks of those they replace; the policy judges what was
-sampled before the filter, and what ships is tested again by the second similarity (in evaluate).
+sampled before the filter. Replacements are screened like what they replace and never dropped
+themselves: one that is flagged keeps the cohort from shipping. All that ships is tested again by
+the second similarity (in evaluate).
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from synthmed.artifacts import Cohort, Dataset, Sample
+from synthmed.artifacts import COPIES, COPIES_REPLACED, Cohort, Dataset, Sample
 from synthmed.config import Config
 from synthmed.formats import synthetic
 from synthmed.keys import Key
@@ -34,7 +36,8 @@ def screen(
     progress: Progress,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Fill `target` with copies.json (a verdict a sample), dropped.json and the replacements.
+    """Fill `target` with copies.json (a verdict a sample), dropped.json, and the replacements with
+    a verdict each in copies-replaced.json.
 
     Args:
         config: the run's config.
@@ -46,34 +49,45 @@ def screen(
         device: torch device that compares.
 
     Returns:
-        Facts: how many samples were flagged and dropped, and how many patients were copied.
+        Facts: how many samples were flagged and dropped, how many replacements were flagged, and
+        how many patients were copied.
     """
     progress.update(0, 1)
-    copies = find_copies_by_image(
-        real_cases(dataset, held_out=False),
-        real_cases(dataset, held_out=True),
-        synthetic_cases(cohort.samples, [cohort.path] * len(cohort.samples), dataset),
-        config.screen.false_discovery_rate,
-        image_channels(dataset.channels),
-        Key.root(config.seed).fold("screen"),
-        device,
-    )
-    write_bytes(target / "copies.json", copies.model_dump_json().encode())
+    key = Key.root(config.seed).fold("screen")
+
+    def found(samples: Sequence[Sample], folder: Path, key: Key) -> Copies:
+        return find_copies_by_image(
+            real_cases(dataset, held_out=False),
+            real_cases(dataset, held_out=True),
+            synthetic_cases(samples, [folder] * len(samples), dataset),
+            config.screen.false_discovery_rate,
+            image_channels(dataset.channels),
+            key,
+            device,
+        )
+
+    copies = found(cohort.samples, cohort.path, key)
+    write_bytes(target / COPIES, copies.model_dump_json().encode())
     flagged = [cohort.samples[i] for i in copies.flagged]
     # a filtered selection is no longer pure post-processing of a private model
     drop = sampler is not None and config.screen.filter and config.privacy is None
     dropped = flagged if drop else []
     replacements: list[Sample] = []
+    flagged_again = 0
     if sampler is not None and dropped:
         replaced = {len(cohort.samples) + i: s.index for i, s in enumerate(dropped)}
         sampler.stand_in(replaced)
         replacements = sampler.write(sorted(replaced), target, lambda n: None)
+        again = found(replacements, target, key.fold("replaced"))
+        write_bytes(target / COPIES_REPLACED, again.model_dump_json().encode())
+        flagged_again = len(again.flagged)
     write_json(target / "dropped.json", [s.index for s in dropped])
     write_samples(target / "replacements.jsonl", replacements)
     return {
         "n_samples": len(cohort.samples),
         "n_flagged": len(flagged),
         "n_dropped": len(dropped),
+        "n_flagged_again": flagged_again,
         "n_patients_copied": len(copies.patients),
         "n_under_two_names": len(copies.under_two_names or ()),
     }
@@ -81,7 +95,7 @@ def screen(
 
 def read_copies(path: Path) -> Copies:
     """The verdicts in a screening's folder."""
-    return Copies.model_validate_json((path / "copies.json").read_bytes())
+    return Copies.model_validate_json((path / COPIES).read_bytes())
 
 
 def real_cases(dataset: Dataset, held_out: bool) -> Cases:
@@ -107,7 +121,10 @@ def summary(facts: Mapping[str, Any]) -> str:
     two = f"; {n} pair{'s' * (n > 1)} of patients may be one person" if n else ""
     if not facts["n_flagged"]:
         return f"none of {facts['n_samples']} samples copies a patient{two}"
+    again = facts.get("n_flagged_again", 0)
+    still = f", of which {again} cop{'y' if again > 1 else 'ies'} one again" if again else ""
     return (
         f"{facts['n_flagged']} of {facts['n_samples']} samples copy a patient "
-        f"({facts['n_patients_copied']} patients); {facts['n_dropped']} dropped and replaced{two}"
+        f"({facts['n_patients_copied']} patients); {facts['n_dropped']} dropped and "
+        f"replaced{still}{two}"
     )

@@ -217,6 +217,7 @@ def test_a_screen_without_power_says_so() -> None:
     by_name = {e.name: e for e in Copied().estimate(given, Shared(given))}
     assert by_name["copied_patients"].value == 0 and by_name["copied_patients"].ci == (0.0, 1.0)
     assert "in 0% of cases" in by_name["copied_patients"].note
+    assert by_name["copies_shipped"].value is None, "a test that sees nothing finds nothing"
 
 
 def test_estimates_count_samples_before_the_filter_and_patients_once(

@@ -276,6 +276,22 @@ def test_a_copy_that_would_ship_is_withheld(house: House) -> None:
     assert decision.reasons == ["flagged samples that ship: 1; the screen did not drop them."]
 
 
+def test_a_replacement_that_is_a_copy_is_withheld(house: House) -> None:
+    last = house.screened.screened[-1]
+    again = [last.model_copy(update={"flagged": True})]
+    house.screened = replace(house.screened, replaced=again)
+    decision = house.release(PASSING)
+    assert decision.decision == "WITHHELD"
+    assert decision.reasons == ["flagged samples that ship: 1; the screen did not drop them."]
+
+
+def test_replacements_that_were_not_screened_ask_for_a_person(house: House) -> None:
+    house.screened = replace(house.screened, replaced=None)
+    decision = house.release(PASSING)
+    assert decision.decision == "REVIEW"
+    assert decision.reasons[0].startswith("flagged samples that ship: an earlier version")
+
+
 def test_a_policy_that_does_not_ask_about_copies_is_for_a_person(house: House) -> None:
     rules = [{"estimate": "mmd2", "at_most": 1}]
     decision = house.release(PASSING, config=config(policy={"rules": rules}))

@@ -48,9 +48,14 @@ def dataset() -> Dataset:
 
 
 class Replacing:
-    """Draws fresh people for the indices it is asked for, and remembers with which labels."""
+    """Draws fresh people for the indices it is asked for, and remembers with which labels.
 
-    def __init__(self) -> None:
+    Args:
+        copied: what it draws for some of them instead, (1, X, Y, Z).
+    """
+
+    def __init__(self, copied: Mapping[int, np.ndarray] | None = None) -> None:
+        self.copied = copied or {}
         self.asked: dict[int, Mapping[str, str | float]] = {}
         self.replaced: dict[int, int] = {}
 
@@ -64,9 +69,8 @@ class Replacing:
         out = []
         for k in indices:
             files = {"T1w": f"syn-{k:06d}_T1w.nii.gz"}
-            synthetic.write(
-                target, files, people(1, 1000 + k)[0].astype(np.float32), CHANNELS, np.eye(4)
-            )
+            drawn = self.copied.get(k, people(1, 1000 + k)[0])
+            synthetic.write(target, files, drawn.astype(np.float32), CHANNELS, np.eye(4))
             self.asked[k] = self.labels_of(k)
             out.append(Sample(index=k, labels=dict(self.labels_of(k)), files=files))
         return out
@@ -119,8 +123,8 @@ def test_planted_copies_are_dropped_and_replaced(cohort: Cohort, tmp_path: Path)
     source = Replacing()
     facts, shipped = screened(cohort, tmp_path / "s", source)
     assert facts == {
-        "n_samples": 30, "n_flagged": 3, "n_dropped": 3, "n_patients_copied": 2,
-        "n_under_two_names": 0,
+        "n_samples": 30, "n_flagged": 3, "n_dropped": 3, "n_flagged_again": 0,
+        "n_patients_copied": 2, "n_under_two_names": 0,
     }  # fmt: skip
     assert json.loads((tmp_path / "s/dropped.json").read_text()) == sorted(PLANTED)
     indices = [s.index for s in shipped.samples]
@@ -140,6 +144,27 @@ def test_planted_copies_are_dropped_and_replaced(cohort: Cohort, tmp_path: Path)
     assert stage.summary(facts) == (
         "3 of 30 samples copy a patient (2 patients); 3 dropped and replaced"
     )
+    assert shipped.replaced is not None
+    assert [(s.index, s.flagged) for s in shipped.replaced] == [(k, False) for k in (30, 31, 32)]
+
+
+def test_a_replacement_that_is_a_copy_is_seen(cohort: Cohort, tmp_path: Path) -> None:
+    """Softened, so that the descriptor that looks at all that ships does not know it."""
+    softened = gaussian_filter(dataset().volumes[20].astype(np.float32), (0, 0.4, 0.4, 0.4))
+    facts, shipped = screened(cohort, tmp_path / "s", Replacing({31: softened}))
+    assert (facts["n_dropped"], facts["n_flagged_again"]) == (3, 1)
+    assert shipped.replaced is not None
+    assert [s.index for s in shipped.replaced if s.flagged] == [31]
+    assert 31 in [s.index for s in shipped.samples], "the screen filters once"
+    assert stage.summary(facts).endswith("3 dropped and replaced, of which 1 copies one again")
+
+
+def test_replacements_that_nobody_screened_are_told(cohort: Cohort, tmp_path: Path) -> None:
+    screened(cohort, tmp_path / "s", Replacing())
+    (tmp_path / "s" / "copies-replaced.json").unlink()
+    assert ScreenedCohort.open(cohort, tmp_path / "s").replaced is None
+    screened(cohort, tmp_path / "n", None)
+    assert ScreenedCohort.open(cohort, tmp_path / "n").replaced == ()
 
 
 def test_a_held_out_look_alike_is_no_copy(tmp_path: Path) -> None:
