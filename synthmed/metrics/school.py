@@ -24,7 +24,7 @@ from synthmed.metrics.segmenter import (
 )
 from synthmed.metrics.shared import Shared, Side
 from synthmed.metrics.stats import Bools, Floats, Ints
-from synthmed.metrics.taught import altered, copies
+from synthmed.metrics.taught import altered, copies, copy_weight
 
 MOST_SCANS = 256
 """Scans of a side that are looked at: time grows with them, what is learned hardly does."""
@@ -97,9 +97,11 @@ class School:
             lessons += self.made[seed]
             weights += [1.0] * len(self.made[seed])
         if way == "classical_augmentation":
+            own = self.weights[rows]
+            each = copy_weight(len(self.made[seed]), own, self.times) * own
             for copy in self.altered:
                 lessons += [copy[seed][i] for i in rows]
-                weights += self.weights[rows].tolist()
+                weights += each.tolist()
         return teach(self.basis, lessons, np.array(weights), self.layout.sizes)
 
     def examine(self, side: Side, segmenters: Sequence[Singles]) -> Examined:

@@ -75,8 +75,8 @@ class Segmentation(Base):
     - `dice_trtr`: taught by real train, on held-out patients. The floor of all that follow.
     - `dice_tstr`: taught by the synthetic pairs.
     - `dice_augmented`: taught by both, each scan weighing the same.
-    - `dice_classical_augmentation`: taught by real train and as many altered copies of it as there
-      are synthetic scans: moved, turned, brightened. What a cohort has to beat.
+    - `dice_classical_augmentation`: taught by real train and altered copies of it (moved, turned,
+      brightened), which together weigh as much as the synthetic scans. What a cohort has to beat.
     - `dice_tstr_minus_trtr`, `dice_augmented_minus_trtr`, `dice_augmented_minus_classical`:
       differences on the same patients, with paired intervals. Floor 0.
 
@@ -193,7 +193,9 @@ def _taught(
                 each = held.own[:, at : at + len(own)][:, :, regions]
                 figures[way] = judge.figures(each.mean(axis=(1, 2)))
                 at += len(own)
-            told = "; ".join(filter(None, (note, _empty(held, regions))))
+            # how many is of patients, and a note may leave the house
+            empty = "some held-out masks are empty" if held.n_empty[regions].any() else ""
+            told = "; ".join(filter(None, (note, empty)))
             n_made = len(shared.patients("synthetic"))
             out += estimates("dice", where, figures, judge, n_made, shared.sides, told, n)
         first += sum(map(len, part.values()))
@@ -270,6 +272,6 @@ def _none(everything: bool, reason: str, shared: Shared) -> list[Estimate]:
 
 
 def _empty(examined: Examined, regions: Ints) -> str:
-    """How many masks hold no voxel, for the note; empty where all do."""
+    """How many synthetic masks hold no voxel, for the note; empty where all do."""
     n = int(examined.n_empty[regions].sum())
     return f"{n} of {examined.n_scans * len(regions)} masks are empty" if n else ""

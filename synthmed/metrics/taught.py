@@ -28,6 +28,8 @@ DIFFERENCES = {
 """Name to the two ways that are compared on the same patients."""
 FEWEST = 8
 """Real patients at the start of the learning curve; it doubles from there."""
+FEWEST_COPIES = 4
+"""Altered copies of each training scan at least."""
 SHIFT_VOXELS, ROTATE_DEGREES, INTENSITY = 2.0, 8.0, 0.1
 """Of the classical augmentation: what leaves a label as it is, and so no change of size."""
 
@@ -148,8 +150,23 @@ def numbered(
 
 
 def copies(n_train: int, n_synthetic: int) -> int:
-    """Altered copies of train that make about as many scans as there are synthetic ones."""
-    return max(1, round(n_synthetic / max(1, n_train)))
+    """Altered copies of each scan of train: about as many as there are synthetic scans, or more.
+
+    A point of the curve that has few of the patients has as few of the copies, which `copy_weight`
+    makes up for; below `FEWEST_COPIES` of each they would be too much alike.
+    """
+    return max(FEWEST_COPIES, round(n_synthetic / max(1, n_train)))
+
+
+def copy_weight(n_synthetic: int, weights: Floats, times: int) -> float:
+    """Factor on the weights of altered copies, so that all weigh as the synthetic scans do.
+
+    Args:
+        n_synthetic: scans that the cohort would add, each of weight 1.
+        weights: of the real scans that are copied.
+        times: copies of each.
+    """
+    return float(n_synthetic / (times * weights.sum()))
 
 
 def counts(n: int) -> list[int]:

@@ -27,6 +27,7 @@ from synthmed.metrics.taught import (
     altered,
     certain,
     copies,
+    copy_weight,
     counts,
     draw,
     draws,
@@ -52,8 +53,8 @@ class Utility(Base):
     - `auc_trtr`: taught by real train. The floor of all that follow.
     - `auc_tstr`: taught by the synthetic scans, with the labels they were asked for.
     - `auc_augmented`: taught by both, each scan weighing the same.
-    - `auc_classical_augmentation`: taught by real train and as many altered copies of it as there
-      are synthetic scans: moved, turned, brightened. What a cohort has to beat.
+    - `auc_classical_augmentation`: taught by real train and altered copies of it (moved, turned,
+      brightened), which together weigh as much as the synthetic scans. What a cohort has to beat.
     - `auc_tstr_minus_trtr`, `auc_augmented_minus_trtr`, `auc_augmented_minus_classical`:
       differences on the same patients, with paired intervals. Floor 0; ceiling: guessing, less
       the yardstick.
@@ -144,11 +145,12 @@ class Utility(Base):
             if way in ("tstr", "augmented"):
                 parts.append((made, truth["synthetic"], np.ones(len(made))))
             if way == "classical_augmentation":
+                w = copy_weight(len(made), weight[kept], times) * weight[kept]
                 for copy in range(times):
                     at = copy * len(scans["train"]) + np.array(rows["train"])[kept]
-                    parts.append((scans["altered"][at], truth["train"][kept], weight[kept]))
-            a, b, w = (np.concatenate(c) for c in zip(*parts, strict=True))
-            return scored(fit(a, b, w, kind, self.components), scans["holdout"][test], judge)
+                    parts.append((scans["altered"][at], truth["train"][kept], w))
+            a, b, weights = (np.concatenate(c) for c in zip(*parts, strict=True))
+            return scored(fit(a, b, weights, kind, self.components), scans["holdout"][test], judge)
 
         everyone = np.arange(len(x))
         figures = {way: judge.figures([taught(everyone, way)]) for way in WAYS}

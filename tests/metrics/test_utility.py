@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from synthmed.metrics import DiscriminatorAUC, Utility, taught, utility
+from synthmed.metrics import DiscriminatorAUC, Utility, reader, taught, utility
 from synthmed.metrics.shared import Shared
 from synthmed.metrics.sides import Cases
 from synthmed.types import Estimate
@@ -135,6 +137,26 @@ def test_altered_copies_keep_their_scan_and_differ_from_it() -> None:
     assert not np.array_equal(copies[0], copies[1])
     # the same scan is altered alike, wherever its block begins
     np.testing.assert_array_equal(taught.altered(block[5:], 5, given, 0, flip=False), copies[0][5:])
+
+
+def test_altered_copies_weigh_as_much_as_the_synthetic_scans_at_every_point(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Twenty patients and sixty samples: with eight patients as much is added as with all."""
+    people = labelled(1, 20, "t"), labelled(2, 12, "h"), as_made(labelled(3, 60, "s"))
+    given = sides(*people, 100, categorical=CONDITIONS["categorical"])
+    weighed: list[tuple[int, float]] = []
+
+    def fit(x: Any, y: Any, w: Any, *rest: Any) -> Any:
+        weighed.append((len(x), float(w.sum())))
+        return reader.fit(x, y, w, *rest)
+
+    monkeypatch.setattr(utility, "fit", fit)
+    utility.Utility(draws=1).estimate(given, Shared(given))
+    # trtr, tstr, augmented, classical of all patients; then trtr, augmented, classical of points
+    assert [w for _, w in weighed[:4]] == pytest.approx([20, 60, 80, 80])
+    assert [w for _, w in weighed[4:]] == pytest.approx([8, 68, 68, 16, 76, 76])
+    assert weighed[6][0] == 8 * (1 + taught.FEWEST_COPIES)
 
 
 def test_the_interval_of_a_difference_is_paired() -> None:
