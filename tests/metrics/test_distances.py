@@ -11,6 +11,8 @@ from scipy import stats as reference
 from scipy.fft import dctn
 from scipy.spatial.distance import cdist
 from sklearn.metrics.pairwise import polynomial_kernel, rbf_kernel
+from torchmetrics.image.fid import _compute_fid
+from torchmetrics.image.kid import poly_mmd
 
 from synthmed.metrics import (
     KID,
@@ -85,8 +87,17 @@ def test_kid_is_sklearns_cubic_kernel_in_a_loop() -> None:
     assert found.ci[0] < found.value < found.ci[1]
 
 
+def test_kid_is_torchmetrics() -> None:
+    """Which knows sides of one size alone."""
+    rng = np.random.default_rng(6)
+    x, y = rng.standard_normal((14, 53)), 0.3 + rng.standard_normal((14, 53))
+    cubic = [(a @ b.T / 53 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y))]
+    expected = poly_mmd(torch.from_numpy(x), torch.from_numpy(y), degree=3, gamma=1 / 53, coef=1.0)
+    assert kernels.mmd2(*cubic) == pytest.approx(float(expected), rel=1e-12)
+
+
 @pytest.mark.parametrize(("n", "d", "within"), [(200, 8, 1e-9), (12, 30, 1e-6)])
-def test_frechet_is_monais(n: int, d: int, within: float) -> None:
+def test_frechet_is_monais_and_torchmetrics(n: int, d: int, within: float) -> None:
     """Also where there are fewer samples than numbers, and the root of a product is delicate."""
     rng = np.random.default_rng(2)
     x = rng.standard_normal((n, d)) @ rng.standard_normal((d, d))
@@ -95,6 +106,8 @@ def test_frechet_is_monais(n: int, d: int, within: float) -> None:
     mean_x, cov_x, mean_y, cov_y = (torch.from_numpy(m) for m in moments)
     expected = compute_frechet_distance(mean_x, cov_x, mean_y, cov_y, epsilon=0.0).item()
     assert frechet.frechet(x, y) == pytest.approx(expected, rel=within)
+    other = _compute_fid(mean_x, cov_x, mean_y, cov_y).item()
+    assert frechet.frechet(x, y) == pytest.approx(other, rel=within)
     assert frechet.frechet(x, x) == pytest.approx(0, abs=1e-9)
 
 
