@@ -32,11 +32,27 @@ class Conditions:
     declared: Mapping[str, Categorical | Continuous]
 
     @property
-    def width(self) -> int:
-        """Length D of an encoded condition; 0 for an unconditional model."""
-        return sum(
+    def widths(self) -> tuple[int, ...]:
+        """How many numbers each condition becomes."""
+        return tuple(
             len(c.categories) if c.kind == "categorical" else 2 for c in self.declared.values()
         )
+
+    @property
+    def width(self) -> int:
+        """Length D of an encoded condition; 0 for an unconditional model."""
+        return sum(self.widths)
+
+    @property
+    def number_names(self) -> tuple[str, ...]:
+        """What each of the D numbers says: `sex F`, `sex M`, `age`, `age known`."""
+        names: list[str] = []
+        for name, c in self.declared.items():
+            if c.kind == "categorical":
+                names += [f"{name} {category}" for category in c.categories]
+            else:
+                names += [name, f"{name} known"]
+        return tuple(names)
 
     def encode(self, labels: Labels) -> Array:
         """(D,) float32 of one scan's labels; a declared condition that they lack stays zero.

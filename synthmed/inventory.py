@@ -68,12 +68,20 @@ def first_comment(text: str) -> str:
 
 
 def fast_bfloat16(device: str) -> bool:
-    """Whether a device multiplies bfloat16 faster than float32."""
+    """Whether a device multiplies bfloat16 faster than float32; False where that is not known.
+
+    A library that supports bfloat16 may emulate it, which takes several times as long as float32:
+    the processor has to have instructions for it.
+    """
     import torch
 
     if device.startswith("cuda"):
-        return bool(torch.cuda.is_bf16_supported())
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # not public: a later torch may lack them
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    instructions = [getattr(torch.cpu, name, lambda: False) for name in asked]
+    supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return bool(supported) and any(has() for has in instructions)
 
 
 def versions() -> dict[str, str]:

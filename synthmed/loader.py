@@ -144,12 +144,18 @@ class Loader:
         chosen = shuffled[at * self.batch_patients : (at + 1) * self.batch_patients]
         return [self.patients[i] for i in chosen]
 
-    def all_train(self, device: str) -> Sequence[Batch]:
+    def all_train(self, device: str, most: int | None = None) -> Sequence[Batch]:
         """Every training scan once, unchanged, in a fixed order, one scan a row.
 
         A batch is read when it is asked for, so that a cohort need not fit into memory.
+
+        Args:
+            device: where the batches shall be.
+            most: so many scans at most, evenly spread over all of them; None for all.
         """
         rows = np.flatnonzero(~self.dataset.holdout)
+        if most is not None:
+            rows = rows[torch.linspace(0, len(rows) - 1, min(len(rows), most)).long().numpy()]
         return _Batches(self, np.array_split(rows, max(1, len(rows) // 16)), device)
 
     def watched(self, side: Side) -> list[int]:
@@ -282,4 +288,6 @@ def spec_of(
         draw_condition=draw_condition,
         masks=masks,
         told_width=told,
+        label_widths=conditions.widths,
+        number_names=(*conditions.number_names, *(f"told {i + 1}" for i in range(told))),
     )

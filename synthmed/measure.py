@@ -28,7 +28,8 @@ class Request:
     Args:
         n_patients: in the cohort of noise, one scan each.
         n_holdout: held out beside them; with any, what ends a training is tried as well.
-        batch_patients: patients a step.
+        batch_patients: patients a step, and what a phase draws that reads none of them; above
+            `n_patients` it is they that are fewer.
         pieces: the batch is worked through in.
         steps: of each phase, at least three: the first two are not timed.
         samples: whether to draw samples as well.
@@ -57,6 +58,9 @@ class Measured:
         seconds_per_step: of each round.
         steps: of each round, within the config's steps and, at that speed, its minutes.
         finish_seconds: a training scan, of what the rounds fit without gradients.
+        finish_bytes: a training scan, that such a fit holds at once.
+        reads_nobody: whether a phase reads no patients, and so draws as many volumes as are asked
+            for, however few patients there are.
         examine_seconds: for the look at the trained model.
         first_batch_seconds: to make the sampler and a first canonical batch; 0 without samples.
         batch_seconds: of a further one, written to disk.
@@ -71,6 +75,8 @@ class Measured:
     seconds_per_step: tuple[float, ...]
     steps: tuple[int, ...]
     finish_seconds: float
+    finish_bytes: int
+    reads_nobody: bool
     examine_seconds: float
     first_batch_seconds: float
     batch_seconds: float

@@ -31,7 +31,7 @@ def pieces(config: Config, loader: Loader, device: str) -> int:
     """
     if config.train.memory_gib is None:
         return 1
-    n = loader.batch_patients
+    n, asked = loader.batch_patients, loader.asked
     scan_bytes = 4 * math.prod(loader.dataset.volumes.shape[1:])
     here = held_bytes(device)
 
@@ -39,10 +39,12 @@ def pieces(config: Config, loader: Loader, device: str) -> int:
         # two pieces show what there is to gather; the rest of the batch only lies there, twice:
         # the next one is drawn while this one is trained on
         patients = min(n, 2 * size)
+        # a phase that reads nobody splits what is asked for into as many pieces
+        drawn = max(patients, min(asked, 2 * math.ceil(asked / math.ceil(n / size))))
         request = Request(
             n_patients=patients,
             n_holdout=0,
-            batch_patients=patients,
+            batch_patients=drawn,
             pieces=1 if size == n else 2,
             steps=3,
             samples=False,
@@ -51,7 +53,8 @@ def pieces(config: Config, loader: Loader, device: str) -> int:
         )
         measured = measure(config, request)
         more = 0 if device.startswith("cuda") else max(0, here - measured.built_bytes)
-        return measured.peak_bytes + more + 2 * (n - patients) * scan_bytes
+        left = asked - drawn if measured.reads_nobody else n - patients
+        return measured.peak_bytes + more + 2 * left * scan_bytes
 
     smallest = 1 if device.startswith("cuda") else 2
     return fewest(n, smallest, config.train.memory_gib * GIB, needs)

@@ -82,8 +82,9 @@ def perform(config: Config, request: Request) -> Measured:
     amp = train.precision(config, device)
     seconds = []
     finishing = examining = 0.0
+    rounds = model.rounds()
     with train.arithmetic(device, amp), loader.ahead():
-        for i, current in enumerate(model.rounds()):
+        for i, current in enumerate(rounds):
             seconds.append(
                 train.round_seconds(
                     config, model, i, loader, key, device, request.pieces, request.steps
@@ -91,7 +92,7 @@ def perform(config: Config, request: Request) -> Measured:
             )
             if request.n_holdout and current.finish is not None:
                 started = time.monotonic()
-                current.finish(loader.all_train(device))
+                current.finish(loader.all_train(device, current.finish_scans))
                 finishing += (time.monotonic() - started) / request.n_patients
     if request.n_holdout:
         started = time.monotonic()
@@ -115,6 +116,8 @@ def perform(config: Config, request: Request) -> Measured:
         seconds_per_step=tuple(seconds),
         steps=steps,
         finish_seconds=finishing,
+        finish_bytes=4 * max(r.finish_floats for r in rounds),
+        reads_nobody=any(not p.reads_patients for r in rounds for p in r.phases),
         examine_seconds=examining,
         first_batch_seconds=times[0],
         batch_seconds=times[1],

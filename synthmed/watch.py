@@ -75,8 +75,7 @@ class Watch:
         self.key = key.fold("watch")
         self.device, self.amp = device, amp
         self.loader = loader
-        n = min(len(loader.watched("train")), len(loader.watched("holdout")))
-        self.n_pairs = n if n >= MIN_PAIRS else 0
+        self.n_pairs = n_pairs(loader)
 
     def due(self, state: Training) -> bool:
         """Whether to look after the step that is now done, `state.step` not yet counted up."""
@@ -124,6 +123,12 @@ class Watch:
         return torch.cat(losses)
 
 
+def n_pairs(loader: Loader) -> int:
+    """Pairs of a training and a held-out patient that can be looked at; 0 where too few."""
+    n = min(len(loader.watched("train")), len(loader.watched("holdout")))
+    return n if n >= MIN_PAIRS else 0
+
+
 def looks(log: Path) -> list[dict[str, float]]:
     """The lines of a training log that hold a look."""
     lines = log.read_text(encoding="utf-8").splitlines()
@@ -134,14 +139,15 @@ def warnings(seen: Sequence[Mapping[str, float]]) -> dict[str, str]:
     """What the looks at one training say to a person, by phase; empty where nothing is wrong.
 
     A phase is warned of where, at the last look at it, the mean difference of a pair is above
-    `LIMIT` standard deviations and `CERTAIN` standard errors, and has grown since the first look.
+    `LIMIT` standard deviations and `CERTAIN` standard errors, and has grown since the first look;
+    if that is the only one, since before the training, when it was about 0.
     """
     out = {}
     for phase in dict.fromkeys(_phases(seen)):
         mine = [x for x in seen if f"{phase}.gap" in x]
         first, last = mine[0], mine[-1]
         gap, sd, n = last[f"{phase}.gap"], last[f"{phase}.gap_sd"], last["watched_pairs"]
-        grown = gap > first[f"{phase}.gap"]
+        grown = len(mine) == 1 or gap > first[f"{phase}.gap"]
         if grown and gap > LIMIT * sd and gap > CERTAIN * sd / math.sqrt(n):
             told = 0.5 * (1 + math.erf(gap / max(sd, 1e-12) / math.sqrt(2)))
             out[phase] = (
@@ -149,9 +155,37 @@ def warnings(seen: Sequence[Mapping[str, float]]) -> dict[str, str]:
                 f"{last[f'{phase}.train']:.4g} on them and {last[f'{phase}.holdout']:.4g} on "
                 f"held-out ones, which tells one from the other {100 * told:.0f} % of the time. "
                 "Samples may resemble patients: train for fewer steps, turn on train.augment, use "
-                "a smaller model or more dropout, or start from other weights (train.init)"
+                "a smaller model, or start from other weights (train.init); a backbone that has "
+                "dropout may get more of it"
             )
     return out
+
+
+def unwatched(loader: Loader, state: Training, seen: Sequence[Mapping[str, float]]) -> list[str]:
+    """A sentence that says which losses were never looked at and why; empty where all were.
+
+    Args:
+        loader: the cohort.
+        state: the training, at its end.
+        seen: its looks.
+    """
+    reading = [p.name for r in state.rounds for p in r.phases if p.reads_patients]
+    looked = set(_phases(seen))
+    missed = [name for name in reading if name not in looked]
+    if not missed:
+        return []
+    if n_pairs(loader):
+        why = f"it was so short that a look would take more than {100 * COST:.0f} % of its time"
+    else:
+        n_train, n_holdout = len(loader.patients), len(loader.dataset.holdout_patients())
+        why = (
+            f"it takes {MIN_PAIRS} training and {MIN_PAIRS} held-out patients, "
+            f"and there are {n_train} and {n_holdout}"
+        )
+    return [
+        f"nothing was watched for memorised patients while the loss {' and '.join(missed)} was "
+        f"trained on: {why}"
+    ]
 
 
 def _phases(seen: Iterable[Mapping[str, float]]) -> Iterable[str]:

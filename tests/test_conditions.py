@@ -28,6 +28,9 @@ def test_each_label_has_its_own_numbers() -> None:
     encoded = CONDITIONS.encode({"diagnosis": "b", "age": 52.5, "sex": "M", "load": 0.04})
     assert encoded.tolist() == [0, 1, 0, -0.5, 1, 0, 1, 1, 1]
     assert CONDITIONS.width == 9
+    assert CONDITIONS.widths == (3, 2, 2, 2)
+    names = ("diagnosis a", "diagnosis b", "diagnosis c", "age", "age known")
+    assert CONDITIONS.number_names == (*names, "sex F", "sex M", "load", "load known")
 
 
 @pytest.mark.parametrize("known", ["diagnosis", "age", "sex", "load"])

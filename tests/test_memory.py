@@ -15,11 +15,11 @@ from synthmed import configfile, memory
 from synthmed.config import Config
 from synthmed.errors import ResourceError, UsageError
 from synthmed.keys import Key
-from synthmed.measure import Request, held_bytes, measure, peak_bytes
+from synthmed.measure import Measured, Request, held_bytes, measure, peak_bytes
 from synthmed.memory import GIB, fewest
 from synthmed.stages import train as stage
 from synthmed.training import Training, gradient, split
-from synthmed.trial import noise_loader
+from synthmed.trial import noise_loader, perform
 
 
 @pytest.fixture
@@ -96,6 +96,46 @@ def test_a_line_that_promised_too_much_is_not_trusted() -> None:
 def test_unbounded_memory_needs_no_trial(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "measure", lambda *a: pytest.fail("a trial was run"))
     assert memory.pieces(config, noise_loader(config, 4, 4), "cpu") == 1
+
+
+def test_what_a_phase_draws_that_reads_nobody_is_bounded_too(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 volumes are asked for of 8 patients; a tenth of a GiB each, 20 fit at once."""
+    train = config.train.model_copy(update={"memory_gib": 2, "batch_patients": 64})
+    bounded = config.model_copy(update={"train": train})
+    noted: list[Request] = []
+
+    def answer(config: Config, request: Request) -> Measured:
+        noted.append(request)
+        at_once = math.ceil(request.batch_patients / request.pieces)
+        return Measured(
+            n_parameters=1,
+            n_trained=1,
+            build_seconds=1,
+            seconds_per_step=(1,),
+            steps=(1,),
+            finish_seconds=0,
+            finish_bytes=0,
+            reads_nobody=True,
+            examine_seconds=0,
+            first_batch_seconds=0,
+            batch_seconds=0,
+            built_bytes=1000 * GIB,
+            peak_bytes=at_once * GIB // 10,
+        )
+
+    monkeypatch.setattr(memory, "measure", answer)
+    assert memory.pieces(bounded, noise_loader(bounded, 8, 64), "cpu") == 4
+    assert {(r.n_patients, r.batch_patients) for r in noted} >= {(4, 32), (8, 64)}
+
+
+@pytest.mark.parametrize("name", ["cgan", "cvae"])
+def test_a_trial_tells_whether_a_phase_reads_nobody(config: Config, name: str) -> None:
+    tree = {**config.model_dump(mode="json"), "backbone": {"name": name, "widths": [4, 4]}}
+    tried = Config.model_validate(tree)
+    found = perform(tried, Request(2, 0, 4, 1, 3, False, "cpu", 1))
+    assert found.reads_nobody == (name == "cgan")
 
 
 def test_a_bound_that_nothing_meets_is_exit_5(config: Config) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,7 @@ def test_a_model_of_plentiful_data_is_not(tmp_path: Path) -> None:
     assert not by_heart(heard)
     assert not by_heart(facts["remarks"])
     assert looks(tmp_path / "target" / LOG), "it was looked"
+    assert not [x for x in facts["remarks"] if "nothing was watched" in x]
 
 
 def test_watching_changes_no_weight_and_can_be_switched_off(tmp_path: Path) -> None:
@@ -174,6 +176,22 @@ def test_too_few_patients_are_not_watched() -> None:
     assert not Watch(source, Key.root(0), "cpu", amp=False).due(state)
 
 
+@pytest.mark.parametrize(
+    ("patients", "why"), [(60, "more than 4 % of its time"), (12, "and there are 8 and 4")]
+)
+def test_a_training_that_was_not_watched_says_so(patients: int, why: str, tmp_path: Path) -> None:
+    """Nobody shall take silence for a model that was looked at."""
+    data = cohort(patients, 5)
+    facts, _ = run(config(10), data, tmp_path / "on")
+    (said,) = [x for x in facts["remarks"] if "nothing was watched" in x]
+    assert "the loss elbo" in said and why in said
+    assert json.loads((tmp_path / "on/target/examination/remarks.json").read_text()) == [
+        *facts["remarks"]
+    ]
+    facts, _ = run(config(10, watch=False), data, tmp_path / "off")
+    assert not [x for x in facts["remarks"] if "nothing was watched" in x]
+
+
 @given(st.integers(1, 100_000), st.integers(2, 64), st.integers(10, 64))
 def test_looks_are_spread_end_with_the_round_and_cost_little(
     steps: int, batch: int, watched: int
@@ -198,7 +216,7 @@ def line(gap: float, sd: float, n: int = 32, phase: str = "p") -> dict[str, floa
 def test_a_warning_needs_a_gap_that_is_wide_certain_and_grown() -> None:
     assert list(warnings([line(0.1, 1), line(1.1, 1)])) == ["p"]
     assert not warnings([])
-    assert not warnings([line(1.1, 1)]), "nothing to have grown from"
+    assert list(warnings([line(1.1, 1)])) == ["p"], "grown from an untrained model's 0"
     assert not warnings([line(1.2, 1), line(1.1, 1)]), "not grown"
     assert not warnings([line(0.1, 1), line(0.9, 1)]), "not wide"
     assert not warnings([line(0.1, 1, 5), line(1.3, 1, 5)]), "not certain: 2.9 standard errors"

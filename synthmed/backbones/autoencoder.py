@@ -85,9 +85,10 @@ class WeightPenalty(_Part):
 class ActivationPenalty(_Part):
     """L1 on the code's activations, which are then not negative: a sparse code.
 
-    The penalty is the code's L1 norm over sqrt(K) times its L2 norm, between 1/sqrt(K) for one
-    active unit and 1 for equal ones (Hoyer 2004, JMLR 5:1457): the bare norm would be evaded by
-    a small code and a large decoder. In nats a voxel, like the rest of the loss.
+    The penalty is the code's L1 norm over sqrt(K) times its L2 norm, which does not change with
+    the code's scale: 1/sqrt(K) for one active unit, 1 for equal ones (Hoyer 2004, JMLR 5:1457),
+    and 0 for a code without any. The bare norm would be evaded by a small code and a large
+    decoder. In nats a voxel, like the rest of the loss.
     """
 
     kind: Literal["l1"] = "l1"
@@ -292,7 +293,8 @@ class Compressor:
 
 
 def density_of(activations: Tensor) -> Tensor:
-    """L1 over sqrt(K) times L2 norm of activations (B, K): 1/sqrt(K) for one unit, 1 for all."""
+    """L1 over sqrt(K) times L2 norm of activations (B, K): (B,) from 1/sqrt(K) for one unit to 1
+    for all alike, and 0 where none is active."""
     k = activations.shape[1]
     return activations.abs().sum(1) / (math.sqrt(k) * (activations.square().sum(1) + 1e-12).sqrt())
 
@@ -375,7 +377,7 @@ class GenerativeAutoencoder:
 
             sd = code.std(0, correction=0)
             carried = {"active_share": active.double().mean(0)}
-            tables["units"] = units(decode, code, sd, x, c, carried)
+            tables["units"] = units(decode, code, sd, x, c, carried, self.spec.number_names)
             strongest = [int(row["unit"]) - 1 for row in tables["units"][:N_SHOWN]]
             pictures["units"] = (
                 traversal(decode, code, sd, strongest),

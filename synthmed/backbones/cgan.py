@@ -27,6 +27,7 @@ from synthmed.backbones.generative import (
     Phase,
     Round,
     VolumeSpec,
+    known,
     submodule,
 )
 from synthmed.backbones.nets.altered import altered, draw
@@ -113,9 +114,11 @@ class ConditionalGAN:
     """The networks, both losses and the sampler of one conditional GAN.
 
     The critic reads patients; the generator sees them through the critic alone, with conditions
-    drawn from what is declared, so under differential privacy it costs nothing. Where masks are
-    given this does not hold: the generator then takes masks and conditions from the patients'
-    batch, and its phase is privatised as well.
+    drawn from what is declared, so under differential privacy it costs nothing. These conditions
+    are complete, so the generator never learns what a label that is unknown would look like: for
+    a scan that lacks one it gets a drawn label, and the critic alone is told that none is known.
+    Where masks are given this does not hold: the generator then takes masks and conditions from
+    the patients' batch as they are, and its phase is privatised as well.
     """
 
     def __init__(self, config: CGAN, spec: VolumeSpec, optimizer: Optimizer) -> None:
@@ -127,6 +130,7 @@ class ConditionalGAN:
         self.config = config
         self.spec = spec
         self.optimizer = optimizer
+        self.n_labels = spec.condition_width - spec.told_width
         shared = (spec.channels, spec.given, spec.grid, config.widths, spec.condition_width)
         self.generator = Network(*shared, latent=config.latent)
         spectral = config.lipschitz == "spectral"
@@ -162,7 +166,7 @@ class ConditionalGAN:
             ema=self.config.ema,
             every=self.config.critic_steps,
         )
-        return [Round([critic, generator], finish=self._finish)]
+        return [Round([critic, generator], finish=self._finish, finish_scans=_WATCHED)]
 
     def _adam(self, rate: float) -> Optimizer:
         return self.optimizer.model_copy(
@@ -197,6 +201,9 @@ class ConditionalGAN:
         draws["between_S"] = torch.rand(n_scans, generator=generator)
         if self.config.alter:
             draws.update({f"scan_{k}": v for k, v in draw(generator, n_scans).items()})
+        if not self.spec.given:
+            conditions = [self._draw_condition(generator) for _ in range(n_scans)]
+            draws["labels_SD"] = torch.stack(conditions)[:, : self.n_labels]
         return draws
 
     def _draw_generator(self, generator: Generator, n_scans: int) -> Draws:
@@ -209,6 +216,12 @@ class ConditionalGAN:
         if self.spec.draw_condition is None:
             return torch.zeros(self.spec.condition_width)
         return self.spec.draw_condition(generator)
+
+    def _completed(self, c: Tensor, drawn: Tensor) -> Tensor:
+        """Conditions (n, D), of each unknown label the drawn one: `drawn` are (n, n_labels)."""
+        labels, told = c[:, : self.n_labels], c[:, self.n_labels :]
+        labels = torch.where(known(labels, self.spec.label_widths), labels, drawn)
+        return torch.cat([labels, told], 1)
 
     # --- the losses ---------------------------------------------------------------------------
 
@@ -244,7 +257,7 @@ class ConditionalGAN:
             for k, v in draws.items()
             if k.startswith(f"{side}_")
         }
-        return altered(x, given, drawn)
+        return altered(x, given, drawn, self.spec.masks)
 
     def _critic_loss(
         self, params: Params, batch: Batch | None, draws: Draws, progress: float
@@ -256,8 +269,9 @@ class ConditionalGAN:
             raise TypeError("the phase critic reads patients: batch must not be None")
         x, c, given = (t.flatten(0, 1) for t in (batch.x, batch.c, batch.given))
         keep = draws["keep_SH"].flatten(0, 1) if "keep_SH" in draws else None
+        asked = c if self.spec.given else self._completed(c, draws["labels_SD"].flatten(0, 1))
         with torch.no_grad():
-            made = self._made(params, draws, c, given)
+            made = self._made(params, draws, asked, given)
         made, given_made = self._altered(made, given, draws, "made")
         x, given = self._altered(x, given, draws, "scan")
         score = self._scorer(params)
@@ -309,17 +323,21 @@ class ConditionalGAN:
     @torch.no_grad()
     def _finish(self, batches: Sequence[Batch]) -> Mapping[str, float]:
         """Figures for the private log alone: variety beside the training scans, and the gap."""
-        x, c, given = (torch.cat(part) for part in zip(*map(scans, batches), strict=True))
-        chosen = torch.linspace(0, len(x) - 1, min(len(x), _WATCHED)).long()
-        return self._compare(x[chosen], c[chosen], given[chosen])
+        return self._compare(*map(torch.cat, zip(*map(scans, batches), strict=True)))
 
     def _compare(self, x: Tensor, c: Tensor, given: Tensor) -> dict[str, float]:
         """Variety and critic gap of samples for the conditions of (n, C, X, Y, Z) scans."""
         from synthmed.backbones.nets.diversity import compare
 
-        made = self._sampled(c, given)
+        made = self._sampled(c if self.spec.given else self._completed(c, self._labels(c)), given)
         gap = self._scores(x, c, given).mean() - self._scores(made, c, given).mean()
         return {**compare(x, made), "critic_gap": float(gap)}
+
+    def _labels(self, c: Tensor) -> Tensor:
+        """(n, n_labels) labels for n samples, the same at every look."""
+        key = Key.root(0).fold("labels")
+        each = [self._draw_condition(key.fold(i).torch()) for i in range(len(c))]
+        return torch.stack(each)[:, : self.n_labels].to(c.device)
 
     def _sampled(self, c: Tensor, given: Tensor) -> Tensor:
         return in_chunks(self.sample, c, torch.arange(len(c)), given)

@@ -98,6 +98,7 @@ class ConditionalVAE:
         from synthmed.backbones.nets.noise import SpectralNoise
 
         self.config = config
+        self.number_names = spec.number_names
         self.shape = (spec.channels, *spec.grid)
         self.optimizer = optimizer
         sizes = (spec.channels, spec.grid, config.widths, spec.condition_width, config.latent)
@@ -215,7 +216,7 @@ class ConditionalVAE:
             volume: Tensor = self.decoder(z, typical.expand(len(z), -1))
             return volume
 
-        table = units(decode, mean, sd, x, c, {"kl_nats": kl})
+        table = units(decode, mean, sd, x, c, {"kl_nats": kl}, self.number_names)
         strongest = [int(row["unit"]) - 1 for row in table[:N_SHOWN]]
         pictures["latents"] = (
             traversal(decode, mean, sd, strongest),

@@ -117,7 +117,8 @@ class Diffusion:
         self.wiener: Wiener | None = None
         inputs = shape[0]
         if config.prediction == "residual":
-            self.wiener = Wiener(numbers(self.space), config.factors, self.n_labels)
+            size = numbers(self.space)
+            self.wiener = Wiener(size, config.factors, self.n_labels, spec.label_widths)
             inputs = 2 * shape[0]  # what is seen, and what the linear denoiser makes of it
         self.network = UNet(
             inputs + self.space.given_channels,
@@ -149,7 +150,15 @@ class Diffusion:
         linear = (
             []
             if self.wiener is None
-            else [Round([], share=0.0, finish=self._fit, finish_privacy="refused")]
+            else [
+                Round(
+                    [],
+                    share=0.0,
+                    finish=self._fit,
+                    finish_privacy="refused",
+                    finish_floats=2 * numbers(self.space),
+                )
+            ]
         )
         return [*before, *linear, Round([phase], share=1 - sum(r.share for r in before))]
 
@@ -162,7 +171,9 @@ class Diffusion:
             x, c, _ = scans(batch)
             volumes.append(self.space.enter(x, c).flatten(1))
             conditions.append(c)
-        explained = self.wiener.fit(torch.cat(volumes), torch.cat(conditions)[:, : self.n_labels])
+        y = torch.cat(volumes)
+        volumes.clear()
+        explained = self.wiener.fit(y, torch.cat(conditions)[:, : self.n_labels])
         return {"linear_explained": round(explained, 4)}
 
     # --- training -----------------------------------------------------------------------------
@@ -263,6 +274,8 @@ class Diffusion:
         place = self.space.place(given)
         nothing = conditions * self._labels(torch.zeros_like(conditions[:, :1]))
         w = self.config.guidance
+        if torch.equal(nothing, conditions):  # whatever its weight, it is the same answer
+            w = 1.0
 
         def denoise(x_t: Tensor, t: float) -> Tensor:
             told = self._denoised(x_t, t, conditions, place)

@@ -104,6 +104,7 @@ def units(
     x: Tensor,
     c: Tensor,
     carried: Mapping[str, Tensor],
+    names: Sequence[str] = (),
 ) -> list[dict[str, float | str]]:
     """What each number of a code does, the one that moves the decoder most first.
 
@@ -114,6 +115,7 @@ def units(
         x: (n, C, X, Y, Z), the scans.
         c: (n, D), their encoded conditions.
         carried: columns of the model's own, (L,) each; the first picks the `MOST_UNITS` shown.
+        names: of the D numbers of a condition; empty where they have none.
 
     Returns:
         Rows with `unit` (from 1), what is carried, `decoded_variance` (the share of the decoder's
@@ -134,7 +136,8 @@ def units(
     moved = in_chunks(move, steps).double()
     share = moved / moved.sum().clamp(min=1e-30)
     bright = (x[:, 0] > 0.1).flatten(1)
-    seen = {f"condition_{i + 1}": c[:, i] for i in range(c.shape[1])}
+    called = names or [str(i + 1) for i in range(c.shape[1])]
+    seen = {f"condition_{name}": c[:, i] for i, name in enumerate(called)}
     seen["brightness"] = (x[:, 0].flatten(1) * bright).sum(1) / bright.sum(1).clamp(min=1)
     seen["volume"] = bright.double().mean(1)
     seen |= {f"channel_{i + 1}": x[:, i].flatten(1).mean(1) for i in range(1, x.shape[1])}

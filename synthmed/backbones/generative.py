@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Generator, Tensor, nn
 
 from synthmed.errors import UsageError
@@ -46,6 +47,9 @@ class VolumeSpec:
         told_width: how many of the D numbers, the last ones, tell how much of the grid a scan
             covers and what augmentation did to it; all zero is a whole scan as it was, never
             something unknown.
+        label_widths: how many of the D numbers each label has, in their order, `told_width` not
+            among them; empty where they all are one label's. See `known`.
+        number_names: what the D numbers are called in a table; empty where they have no names.
     """
 
     channels: int
@@ -55,6 +59,8 @@ class VolumeSpec:
     draw_condition: Callable[[Generator], Tensor] | None = None
     masks: int = 0
     told_width: int = 0
+    label_widths: tuple[int, ...] = ()
+    number_names: tuple[str, ...] = ()
 
 
 class Batch(NamedTuple):
@@ -117,12 +123,17 @@ class Round:
             fixed order; sets what is fitted without gradients (a buffer of a module) and returns
             figures for the training log.
         finish_privacy: what `finish` costs under differential privacy.
+        finish_scans: how many scans `finish` is given at most, evenly spread; None for all.
+        finish_floats: float32 numbers that `finish` holds at once for each scan, beside what a
+            step needs.
     """
 
     phases: Sequence[Phase]
     share: float = 1.0
     finish: Callable[[Sequence[Batch]], Mapping[str, float]] | None = None
     finish_privacy: Literal["none", "charged", "refused"] = "none"
+    finish_scans: int | None = None
+    finish_floats: int = 0
 
 
 @dataclass(frozen=True)
@@ -221,6 +232,19 @@ def submodule(params: Params, module: str) -> dict[str, Tensor]:
     """The parameters of one module, under their names inside it (for `functional_call`)."""
     prefix = module + "."
     return {k[len(prefix) :]: v for k, v in params.items() if k.startswith(prefix)}
+
+
+def known(labels: Tensor, widths: Sequence[int]) -> Tensor:
+    """Which numbers of encoded labels (n, D) are those of a label that is known: (n, D) bool.
+
+    A label is unknown where all of its numbers are zero.
+
+    Args:
+        labels: without what tells of view and augmentation.
+        widths: numbers of each label; empty where all D are one label's.
+    """
+    blocks = labels.split(list(widths) or [labels.shape[1]], 1)
+    return torch.cat([(b != 0).any(1, keepdim=True).expand_as(b) for b in blocks], 1)
 
 
 def refuse_given(name: str, spec: VolumeSpec) -> None:

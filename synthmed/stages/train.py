@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from synthmed import memory, ranks
-from synthmed.backbones.generative import Examination, Generative, named_parameters
+from synthmed.backbones.generative import Examination, Generative, Round, named_parameters
 from synthmed.config import Config
 from synthmed.errors import Interrupted, UsageError
 from synthmed.inventory import fast_bfloat16
@@ -41,7 +41,7 @@ from synthmed.training import (
     phase_step,
     saved_state,
 )
-from synthmed.watch import Watch, looks, warnings
+from synthmed.watch import Watch, looks, unwatched, warnings
 
 if TYPE_CHECKING:
     from synthmed.privacy.session import Session
@@ -51,6 +51,12 @@ CANONICAL_BATCH = 16
 
 TRIAL_STEPS = 6
 """Steps that each phase is timed for."""
+
+RECENT = 200
+"""Lines of the training log that a model looks at for its remarks, where all phases step often."""
+
+RECENT_STEPS = 40
+"""Steps of each phase that are among them: two windows of a median, at either end."""
 
 COMPILE_STEPS = 2000
 """Steps from which on `train.compile: auto` compiles on CUDA, where it takes a minute or two."""
@@ -124,8 +130,13 @@ def train(
     write_model(target, config, model, loader, started_from)
     write_bytes(target / LOG, (partial / LOG).read_bytes())
     examined = examine(model, loader, device)
-    write_examination(target / "examination", examined)
-    remarks = model.remarks(recent(partial / LOG), state.figures)
+    seen = looks(partial / LOG)
+    remarks = [
+        *model.remarks(recent(partial / LOG, state.rounds), state.figures),
+        *warnings(seen).values(),
+        *(unwatched(loader, state, seen) if config.train.watch else []),
+    ]
+    write_examination(target / "examination", examined, remarks)
     return {
         "steps": state.steps,
         "pieces": state.pieces,
@@ -135,7 +146,7 @@ def train(
         "init": started_from,
         "privacy": private.statement() if private else None,
         "figures": finite({**examined.figures, **state.figures}),
-        "remarks": [*remarks, *warnings(looks(partial / LOG)).values()],
+        "remarks": remarks,
     }
 
 
@@ -214,11 +225,12 @@ def _loop(
             if due or interrupted:
                 state.save(checkpoint)
                 saved = time.monotonic()
-                for remark in state.model.remarks(recent(log), state.figures):
+                for remark in state.model.remarks(recent(log, state.rounds), state.figures):
                     progress.warn(remark)
             if interrupted:
                 raise _stopped(done, total)
-        state.end_round(loader.all_train(device) if state.rounds[state.round].finish else [])
+        ended = state.rounds[state.round]
+        state.end_round(loader.all_train(device, ended.finish_scans) if ended.finish else [])
         state.save(checkpoint)
         if state.round < len(state.rounds):
             ranks.tell({"restore": True})
@@ -258,10 +270,16 @@ def follow(config: Config, loader: Loader, checkpoint: Path, device: str) -> Non
             phase_step(state, phase, loader, config, key, device, False, private)
 
 
-def recent(log: Path, n: int = 200) -> list[dict[str, float]]:
-    """The last lines of a training log, those of its last round alone."""
-    lines = [json.loads(x) for x in log.read_text(encoding="utf-8").splitlines()[-n:]]
-    return [x for x in lines if x["round"] == lines[-1]["round"]]
+def recent(log: Path, rounds: Sequence[Round]) -> list[dict[str, float]]:
+    """The last lines of a training log, those of its last round alone.
+
+    At least `RECENT`, and as many more as hold `RECENT_STEPS` of the phase that steps most rarely.
+    """
+    lines = log.read_text(encoding="utf-8").splitlines()
+    last = json.loads(lines[-1])["round"] if lines else 0
+    slowest = max((phase.every for phase in rounds[last].phases), default=1)
+    seen = [json.loads(x) for x in lines[-max(RECENT, RECENT_STEPS * slowest) :]]
+    return [x for x in seen if x["round"] == last]
 
 
 def plan_steps(
@@ -359,10 +377,12 @@ def finite(figures: Mapping[str, float]) -> dict[str, float]:
     return {k: v for k, v in figures.items() if math.isfinite(v)}
 
 
-def write_examination(folder: Path, examined: Examination) -> None:
-    """figures.json (the finite ones), a .tsv a table, a .png a picture, and captions.json."""
+def write_examination(folder: Path, examined: Examination, remarks: Sequence[str]) -> None:
+    """figures.json (the finite ones), remarks.json (sentences on how the training went), a .tsv a
+    table, a .png a picture, and captions.json."""
     folder.mkdir()
     write_json(folder / "figures.json", finite(examined.figures))
+    write_json(folder / "remarks.json", list(remarks))
     for name, rows in examined.tables.items():
         columns = list(rows[0]) if rows else []
         lines = ["\t".join(columns), *("\t".join(str(r[c]) for c in columns) for r in rows)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
@@ -62,6 +64,21 @@ def test_tone_changes_mean_and_contrast_of_scans_alone() -> None:
         seen.std((1, 2, 3, 4)), (1 - altered.CONTRAST) * x.std((1, 2, 3, 4)), rtol=1e-4, atol=1e-5
     )
     torch.testing.assert_close(masks, given)
+
+
+def test_a_mask_that_is_drawn_has_no_tone() -> None:
+    """Nor does it count for the mean that contrast is raised about."""
+    x, given = volumes()
+    draws = still(4)
+    draws["tone_S"][:] = 0.5
+    seen, _ = altered.altered(x, given, draws, masks=1)
+    alone, _ = altered.altered(x[:, :1], given, draws)
+    torch.testing.assert_close(seen[:, :1], alone)
+    assert torch.equal(seen[:, 1:], x[:, 1:])
+    model = build(alter=True)
+    model.spec = dataclasses.replace(model.spec, channels=2, masks=1)
+    shown, _ = model._altered(x, given, {f"scan_{k}": v[:, None] for k, v in draws.items()}, "scan")
+    assert torch.equal(shown, seen)
 
 
 def test_a_hole_hides_an_eighth_of_the_field_of_view() -> None:

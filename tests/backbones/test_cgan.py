@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +17,14 @@ from torch.func import grad, vmap
 
 from synthmed.artifacts import ChannelInfo, Dataset
 from synthmed.backbones.cgan import CGAN, ConditionalGAN
-from synthmed.backbones.generative import Batch, Phase, VolumeSpec, named_parameters
+from synthmed.backbones.generative import Batch, Phase, Round, VolumeSpec, named_parameters
 from synthmed.backbones.nets import watch
+from synthmed.backbones.nets.adversarial import _SHIFT
 from synthmed.conditions import Conditions
 from synthmed.config import Augment, Categorical, Config, Optimizer
 from synthmed.keys import Key
 from synthmed.loader import Loader
+from synthmed.stages.train import recent
 from synthmed.training import Training, named_state, one_step
 
 GRID = (8, 8, 8)
@@ -237,6 +241,77 @@ def test_the_critic_s_step_leaves_the_generator_alone_and_the_other_way_round() 
             assert all(s is None for s in slopes)
 
 
+# --- labels that are not known ----------------------------------------------------------------
+
+
+def declared_pair(hidden: float = 0.0, **settings: Any) -> ConditionalGAN:
+    """Two labels of two categories, and a generator that is `hidden` brighter without the first.
+
+    What it adds to every volume it takes from both categories of that label, so that a volume of
+    a complete condition is the same whatever `hidden` is.
+    """
+    pair = Conditions({k: Categorical(categories=("a", "b")) for k in ("first", "second")})
+    spec = VolumeSpec(1, GRID, 4, draw_condition=pair.draw_encoded, label_widths=pair.widths)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = CGAN(**SMALL | settings).build(spec, Optimizer())
+    model.generator.template.data[0] += hidden
+    model.generator.template.data[1:3] -= hidden / _SHIFT
+    return model
+
+
+def lacking(data: Batch, rows: Sequence[int]) -> Batch:
+    """Two classes and their partner label; these patients lack the first."""
+    classes = torch.nn.functional.one_hot(torch.arange(len(data.x)) % 2, 2).float()
+    c = torch.cat([classes, classes.flip(1)], 1)
+    c[list(rows), :2] = 0
+    return data._replace(c=c[:, None].expand(-1, data.x.shape[1], -1))
+
+
+def test_the_generator_is_never_asked_for_a_label_that_is_unknown() -> None:
+    """It is trained on complete conditions alone: what it does without one must not be seen."""
+    data = lacking(batch(6, 1), [0, 3, 4])
+    seen = []
+    for hidden in (0.0, 5.0):
+        model = declared_pair(hidden)
+        critic, params = phases(model)[0], named_parameters(model)
+        losses = critic.loss(params, data, drawn(critic, 6, 1), 0.5).detach()
+        finish = model.rounds()[0].finish
+        assert finish is not None
+        seen.append((losses, finish([data]), model.examine(data, data).figures))
+    torch.testing.assert_close(seen[0][0], seen[1][0], rtol=1e-3, atol=1e-3)
+    for a, b in zip(seen[0][1:], seen[1][1:], strict=True):
+        assert a == pytest.approx(b, rel=1e-2, abs=1e-3)
+
+
+def test_the_critic_is_told_what_is_unknown_and_known_labels_are_kept() -> None:
+    model = declared_pair(lipschitz="clip")
+    critic = phases(model)[0]
+    data, draws = lacking(batch(6, 1), [0, 3, 4]), drawn(critic, 6, 1)
+    x, c = data.x[:, 0], data.c[:, 0]
+    asked = c.clone()
+    asked[[0, 3, 4], :2] = draws["labels_SD"][[0, 3, 4], 0, :2]
+    assert (asked.reshape(6, 2, 2).sum(2) == 1).all(), "complete"
+    with torch.no_grad():
+        loss = critic.loss(named_parameters(model), data, draws, 0.5)
+        made = made_in(model, draws, asked)
+        torch.testing.assert_close(loss, scores(model, made, c) - scores(model, x, c))
+    assert len({tuple(d[0].tolist()) for d in drawn(critic, 60, 1)["labels_SD"]}) == 4
+
+
+def test_what_is_drawn_for_unknown_labels_comes_after_all_else() -> None:
+    """The draws of a training whose labels are all known stay what they were."""
+    critic = phases(build(alter=True, dropout=0.5))[0]
+    g = torch.Generator().manual_seed(0)
+    draws = dict(critic.draw(g, 2))
+    del draws["labels_SD"]
+    unlabelled = phases(build(alter=True, dropout=0.5, given=1))[0]
+    assert "labels_SD" not in unlabelled.draw(torch.Generator(), 2)
+    others = unlabelled.draw(torch.Generator().manual_seed(0), 2)
+    assert draws.keys() == others.keys()
+    assert all(torch.equal(draws[k], others[k]) for k in draws)
+
+
 # --- training ---------------------------------------------------------------------------------
 
 
@@ -427,6 +502,24 @@ def test_samples_far_from_the_scans_are_told_at_the_end() -> None:
     assert "3.0 times as far" in told and "more steps" in told
     (told,) = watch.of_figures(figures | {"modes": 1.5})
     assert told.startswith("COLLAPSED")
+
+
+def test_a_rare_generator_has_steps_enough_in_the_recent_log(tmp_path: Path) -> None:
+    """At ten steps of the critic for one of the generator, whose gradient then explodes."""
+    model, log, _ = fit(520, n=520, **FAST | {"critic_steps": 10})
+    for x in log[320:]:
+        if "generator.gradient" in x:
+            x["generator.gradient"] *= 1000
+    file = tmp_path / "training.jsonl"
+    earlier = json.dumps({"round": 0, "step": 0, "reconstruction": 1.0}) + "\n"
+    file.write_text(earlier + "".join(json.dumps({"round": 1, **x}) + "\n" for x in log))
+    (last,) = model.rounds()
+    lines = recent(file, [Round([], share=0), last])
+    assert sum("generator" in x for x in lines) == 40
+    assert all("critic" in x for x in lines), "of the last round alone"
+    assert any("gradient of the generator has grown" in x for x in model.remarks(lines, {}))
+    often = recent(file, [Round([], share=0), fit(1, n=0, **FAST)[0].rounds()[0]])
+    assert [x["step"] for x in often] == list(range(320, 520))
 
 
 def test_the_first_steps_are_not_judged() -> None:

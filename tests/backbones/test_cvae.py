@@ -336,3 +336,6 @@ def test_a_unit_s_row_says_what_it_moves() -> None:
     assert rows[0]["brightness"] == pytest.approx(1, abs=1e-3)
     assert rows[1]["condition_1"] == pytest.approx(1, abs=1e-3)
     assert all(r["condition_2"] == 0 for r in rows), "a condition that does not vary"
+    named = units(decode, z, torch.ones(3), x, c, {"kl_nats": torch.ones(3)}, ["age", "age known"])
+    assert named[1]["condition_age"] == rows[1]["condition_1"]
+    assert "condition_age known" in named[0]

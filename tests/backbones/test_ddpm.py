@@ -318,6 +318,9 @@ def test_guidance_of_one_asks_once_a_step_and_of_zero_forgets_the_condition(
     forgotten, twice = draw(told, 0)
     assert (once, twice) == (5, 10)
     assert torch.equal(forgotten, unknown)
+    nobody, spared = draw(torch.zeros(2, D), 3)
+    assert spared == 5, "with nothing to leave out, both answers are one"
+    assert torch.equal(nobody, unknown)
     assert not torch.equal(plain, unknown)
     # of a single step the sample is the denoised estimate, which is linear in w
     one, zero, double = (draw(told, w, steps=1)[0] for w in (1, 0, 2))

@@ -178,6 +178,29 @@ def test_a_condition_of_zeros_says_nothing() -> None:
     assert float(shift.norm()) > 0.1
 
 
+@pytest.mark.parametrize("missing", [0.0, 0.4])
+def test_a_label_that_is_unknown_leaves_its_cohort_mean(missing: float) -> None:
+    """Of two labels, one of them rare in one category; some patients may lack it."""
+    g, m = generator(), 4000
+    rare = torch.nn.functional.one_hot((torch.rand(m, generator=g) < 0.2).long(), 2).float()
+    even = torch.nn.functional.one_hot(torch.randint(2, (m,), generator=g), 2).float()
+    of_rare, of_even = torch.randn(2, 2, N, generator=g)
+    y = rare @ of_rare + even @ of_even + 0.1 * torch.randn(m, N, generator=g)
+    rare[torch.rand(m, generator=g) < missing] = 0
+    wiener = Wiener(N, 0, 4, (2, 2))
+    wiener.fit(y, torch.cat([rare, even], 1))
+    kept = 0.8 * of_rare[0] + 0.2 * of_rare[1]
+    # a mean over the cohort, of categories that are up to 5 apart
+    near = {"atol": 5 * 5 * 0.4 / math.sqrt(m), "rtol": 0.0}
+    for i in range(2):
+        c = torch.zeros(1, 4)
+        c[0, 2 + i] = 1
+        torch.testing.assert_close(wiener.centred(c)[0], kept + of_even[i], **near)
+        c[0, 1] = 1
+        torch.testing.assert_close(wiener.centred(c)[0], of_rare[1] + of_even[i], **near)
+    torch.testing.assert_close(wiener.centre_D[:2].sum(), torch.tensor(1.0), rtol=1e-4, atol=0)
+
+
 def test_a_row_depends_on_itself_alone() -> None:
     wiener = fitted()
     y, sigma, c = noisy(wiener)
@@ -221,7 +244,7 @@ def test_single_precision_suffices_where_numbers_never_vary(sigma: float) -> Non
     y, c = volumes()
     y[:, :20] = -1
     wiener = Wiener(N, 5, D)
-    wiener.fit(y, c)
+    wiener.fit(y.clone(), c)
     assert float(wiener.variance_n[:20].max()) == pytest.approx(_FLOOR**2, rel=1e-4)
     s = torch.full((len(y),), sigma)
     seen = y + sigma * torch.randn(y.shape, generator=generator(4))
@@ -279,7 +302,7 @@ def numpy_fit(
 def test_the_fit_is_that_of_a_regression_and_a_singular_value_decomposition() -> None:
     y, c = volumes()
     wiener = Wiener(N, 5, D)
-    explained = wiener.fit(y, c)
+    explained = wiener.fit(y.clone(), c)
     weight, low_rank, left = numpy_fit(y.double().numpy(), c.double().numpy(), 5)
     a, v = moments(wiener)
     np.testing.assert_allclose(wiener.mean_n.numpy(), y.double().mean(0).numpy(), atol=1e-6)
@@ -321,7 +344,7 @@ def test_few_patients_give_few_factors(m: int) -> None:
     """At most a third as many as there are volumes: one patient must not become a direction."""
     y, c = (t[:m] for t in volumes())
     wiener = Wiener(N, 24, D)
-    explained = wiener.fit(y, c)
+    explained = wiener.fit(y.clone(), c)
     assert int(wiener.factor_nk.any(0).sum()) == m // 3
     assert 0 <= explained <= 1
     f = wiener(y, torch.full((m,), 0.5), c)
@@ -332,7 +355,7 @@ def test_few_patients_give_few_factors(m: int) -> None:
 def test_volumes_that_are_all_the_same_are_explained_by_their_mean() -> None:
     y = torch.linspace(-1, 1, N).expand(9, N)
     wiener = Wiener(N, 4, D)
-    explained = wiener.fit(y, torch.ones(9, D))
+    explained = wiener.fit(y.clone(), torch.ones(9, D))
     assert 0 <= explained <= 1
     f = wiener(y + 3, torch.full((9,), 1.0), torch.ones(9, D))
     torch.testing.assert_close(f.clean, y, atol=10 * _FLOOR, rtol=0)
@@ -342,8 +365,8 @@ def test_volumes_that_are_all_the_same_are_explained_by_their_mean() -> None:
 def test_without_conditions_the_rest_is_the_same() -> None:
     y, c = volumes()
     plain, told = Wiener(N, 5, 0), Wiener(N, 5, D)
-    plain.fit(y, c[:, :0])
-    told.fit(y, torch.zeros_like(c))
+    plain.fit(y.clone(), c[:, :0])
+    told.fit(y.clone(), torch.zeros_like(c))
     for name in ("mean_n", "variance_n"):
         torch.testing.assert_close(getattr(plain, name), getattr(told, name))
     s = torch.full((len(y),), 0.5)
@@ -354,7 +377,7 @@ def test_a_second_fit_leaves_nothing_of_the_first() -> None:
     """Of a model that goes on from another's weights, whose factors may have been more."""
     y, c = volumes()
     again, once = fitted(), Wiener(N, 5, D)
-    again.fit(y[:6], c[:6])
-    once.fit(y[:6], c[:6])
+    again.fit(y[:6].clone(), c[:6])
+    once.fit(y[:6].clone(), c[:6])
     for a, b in zip(again.buffers(), once.buffers(), strict=True):
         assert torch.equal(a, b)

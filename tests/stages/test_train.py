@@ -23,6 +23,7 @@ from synthmed.backbones.generative import Batch, Examination, Phase
 from synthmed.conditions import Conditions
 from synthmed.config import Augment, Config, Optimizer
 from synthmed.errors import Interrupted, SynthmedError
+from synthmed.inventory import fast_bfloat16
 from synthmed.keys import Key
 from synthmed.loader import Loader, unaugmented
 from synthmed.progress import Progress
@@ -478,6 +479,34 @@ def test_the_pieces_are_decided_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
 
 
+def test_bfloat16_is_fast_where_the_processor_has_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that supports it may emulate it."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    for has in ((False, False), (True, False), (False, True)):
+        for name, value in zip(names, has, strict=True):
+            monkeypatch.setattr(torch.cpu, name, lambda value=value: value)
+        fast = any(has) and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        assert fast_bfloat16("cpu") == fast
+    for name in names:  # of another torch
+        monkeypatch.delattr(torch.cpu, name)
+    assert not fast_bfloat16("cpu")
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
+    )
+    assert not fast_bfloat16("cuda")
+
+
+def test_a_finish_may_read_a_few_scans_alone() -> None:
+    source = loader(dataset())
+    rows = np.flatnonzero(~source.dataset.holdout)
+    few = source.all_train("cpu", 4)
+    chosen = torch.linspace(0, len(rows) - 1, 4).long().numpy()
+    found, wanted = torch.cat([b.x for b in few]), source.read(rows[chosen].tolist(), "cpu").x
+    assert torch.equal(found, wanted)
+    for most in (None, 10_000):
+        assert sum(len(b.x) for b in source.all_train("cpu", most)) == len(rows)
+
+
 def test_compiling_is_for_long_trainings_on_cuda_unless_asked_for() -> None:
     def says(mode: str, device: str, steps: int) -> bool:
         return stage.compiles(config(train__compile=mode), device, steps)
@@ -510,6 +539,7 @@ def test_what_the_model_shows_of_itself_is_kept(
     assert json.loads((folder / "figures.json").read_text()) == {"sharpness": 0.5}
     assert facts["figures"]["sharpness"] == 0.5
     assert "broken" not in facts["figures"]
+    assert json.loads((folder / "remarks.json").read_text()) == facts["remarks"]
     assert (folder / "latents.tsv").read_text() == "name\tnats\na\t1.5\nb\t2.0\n"
     assert (folder / "map.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((folder / "captions.json").read_text()) == {"map": "What it shows."}

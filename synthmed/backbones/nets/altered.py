@@ -34,17 +34,21 @@ def draw(generator: Generator, n: int) -> dict[str, Tensor]:
     }
 
 
-def altered(x: Tensor, given: Tensor, draws: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def altered(
+    x: Tensor, given: Tensor, draws: Mapping[str, Tensor], masks: int = 0
+) -> tuple[Tensor, Tensor]:
     """(N, C, X, Y, Z) scans and (N, K, X, Y, Z) masks after a change each, from draws (N, ...).
 
-    Moved by whole voxels, zero where nothing moves in; tone for scans alone.
+    Moved by whole voxels, zero where nothing moves in; tone for images alone, which the last
+    `masks` of the C channels are not.
     """
     move, tone, hole = (draws[k] for k in ("move_S", "tone_S", "hole_S"))
-    mean = x.mean((1, 2, 3, 4), keepdim=True)
-    bright, sharp = (t[:, None, None, None, None] for t in tone.unbind(1))
-    x = mean + (1 + CONTRAST * sharp) * (x - mean) + BRIGHTER * bright
     channels = x.shape[1]
-    both = torch.cat([x, given.to(x.dtype)], 1)
+    images, drawn = x[:, : channels - masks], x[:, channels - masks :]
+    mean = images.mean((1, 2, 3, 4), keepdim=True)
+    bright, sharp = (t[:, None, None, None, None] for t in tone.unbind(1))
+    images = mean + (1 + CONTRAST * sharp) * (images - mean) + BRIGHTER * bright
+    both = torch.cat([images, drawn, given.to(x.dtype)], 1)
     seen = both.new_ones(())
     for axis, size in enumerate(both.shape[2:]):
         at = torch.arange(size, device=both.device)

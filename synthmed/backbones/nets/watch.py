@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 _SETTLED = 100
 # a window at either end of the recent log, long enough for a median over random batches
 _WINDOW = 20
+# of its own, the steps of a side that are looked at
+_RECENT = 200
 # samples of one condition differ by their patient, in healthy runs by a tenth of their size or more
 _SAMPLE_SPREAD = 0.02
 # of the training scans' variety; an early stop leaves half of it, one mode leaves nothing
 _VARIETY = 0.3
-# growth of a loss or gradient over at most 200 steps; healthy runs stay within a factor of 5
+# growth of a loss or gradient over `_RECENT` steps at most; healthy runs stay within a factor of 5
 _GROWTH = 30.0
 # share of the penalty's weight that is left when slopes are below 0.45 and there is no gap
 _FLAT = 0.3
@@ -88,9 +90,10 @@ def of_losses(
         n_values: numbers in a volume.
     """
     settled = [x for x in recent if x["step"] >= _SETTLED]
-    critic = [x["critic"] for x in settled if "critic" in x]
-    slopes = [x["critic.gradient"] for x in settled if "critic.gradient" in x]
-    made = [x["generator.gradient"] for x in settled if "generator.gradient" in x]
+    critic, slopes, made = (
+        [x[name] for x in settled if name in x][-_RECENT:]
+        for name in ("critic", "critic.gradient", "generator.gradient")
+    )
     return [*_critic(config, critic, n_values), *_gradients(slopes, made, n_weights)]
 
 

@@ -9,14 +9,18 @@ Karras et al. 2022 (arXiv:2206.00364, section 5) with a full covariance in place
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from synthmed.backbones.generative import known
+
 _LEVELS = 64  # values that v is rounded to: sums over all n numbers become sums over 64
 _FLOOR = 1e-3  # smallest deviation, so that a number that never varies does not divide by 0
 _PSEUDO = 5.0  # patients' worth of doubt in what a condition shifts
+_COLUMNS = 2**16  # numbers of a volume that are held in float64 at once
 
 
 class Filtered(NamedTuple):
@@ -45,6 +49,7 @@ class Wiener(nn.Module):
         n: numbers of a volume.
         factors: most columns of A.
         condition_width: D.
+        label_widths: how many of the D each label has; empty where they are one label's.
     """
 
     mean_n: Tensor
@@ -55,8 +60,11 @@ class Wiener(nn.Module):
     levels_q: Tensor
     inner_qkk: Tensor
 
-    def __init__(self, n: int, factors: int, condition_width: int) -> None:
+    def __init__(
+        self, n: int, factors: int, condition_width: int, label_widths: Sequence[int] = ()
+    ) -> None:
         super().__init__()
+        self.label_widths = tuple(label_widths)
         self.register_buffer("mean_n", torch.zeros(n))
         self.register_buffer("weight_Dn", torch.zeros(condition_width, n))
         self.register_buffer("centre_D", torch.zeros(condition_width))
@@ -70,20 +78,23 @@ class Wiener(nn.Module):
         """Match mean and covariance; at most a third as many factors as volumes are used.
 
         Args:
-            y: (m, n) volumes.
-            c: (m, D) encoded conditions.
+            y: (m, n) volumes. They are spent: cohorts are large, and what is left of them after
+                the fit is written over them.
+            c: (m, D) encoded conditions; a label that somebody lacks shifts nothing for them.
 
         Returns:
             Share of the variance in condition and factors, not in v.
         """
         m = len(y)
-        mean, centre = y.mean(0), c.mean(0)
-        x = (c - centre).double()
-        rest = y - mean
+        told = known(c, self.label_widths)
+        mean, centre = y.mean(0), c.sum(0) / told.sum(0).clamp(min=1)
+        x = torch.where(told, c - centre, 0).double()
+        rest = y.sub_(mean)
         total = float(rest.square().sum())
         ridge = _PSEUDO * torch.eye(x.shape[1], dtype=torch.float64, device=x.device)
-        weight = torch.linalg.solve(x.T @ x + ridge, x.T @ rest.double()).float()
-        rest = rest - x.float() @ weight
+        shown = torch.cat([x.T @ part.double() for part in rest.split(_COLUMNS, 1)], 1)
+        weight = torch.linalg.solve(x.T @ x + ridge, shown).float()
+        rest -= x.float() @ weight
         # the left singular vectors from the small Gram matrix: n is far larger than m
         _, vectors = torch.linalg.eigh((rest @ rest.T).double())
         k = min(self.factor_nk.shape[1], m // 3)
@@ -108,9 +119,9 @@ class Wiener(nn.Module):
         return 1 - float(left.sum()) * m / max(total, 1e-12)
 
     def centred(self, c: Tensor) -> Tensor:
-        """(B, n) means given (B, D) conditions; a condition of zeros says nothing."""
-        known = (c != 0).any(1, keepdim=True)
-        return self.mean_n + torch.where(known, c - self.centre_D, 0) @ self.weight_Dn
+        """(B, n) means given (B, D) conditions; a label of zeros says nothing."""
+        told = known(c, self.label_widths)
+        return self.mean_n + torch.where(told, c - self.centre_D, 0) @ self.weight_Dn
 
     def forward(self, y: Tensor, sigma: Tensor, c: Tensor) -> Filtered:
         """Denoise y = clean + sigma N(0, I).
