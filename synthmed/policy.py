@@ -96,7 +96,8 @@ def judge(rule: Rule, estimate: Estimate | None, n_holdout: int) -> Verdict:
         n = min(n_holdout, estimate.n_holdout if estimate.n_holdout is not None else n_holdout)
         if n < MIN_HOLDOUT:
             status = "inconclusive"
-            said += f", but {n} held-out patients are too few to decide ({MIN_HOLDOUT} are needed)"
+            # not how many: a reason is printed in what leaves the house
+            said += f", but fewer than {MIN_HOLDOUT} held-out patients are too few to decide"
     return Verdict.model_validate(
         {
             "estimate": rule.estimate,

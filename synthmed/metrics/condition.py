@@ -28,7 +28,7 @@ class ConditionAccuracy(Base):
 
     Scans are averaged to at most `side` voxels a side, standardised, reduced by PCA and read by
     logistic regression (a category) or ridge regression (a number); every patient of train weighs
-    one. Scans whose label is not known are left out, on every side, and the note counts them.
+    one. Scans whose label is not known are left out, on every side, and the note says so.
 
     - A category: mean over the categories asked for of the share recognised (balanced accuracy).
       Interval: Clopper-Pearson at the effective count C^2 / sum 1/n_c, which is n for equal

@@ -60,11 +60,13 @@ def asked(shared: Shared, side: Side, condition: str) -> list[str | float | None
 
 
 def left_out(values: Mapping[Side, Sequence[str | float | None]]) -> list[str]:
-    """Which real scans could not be used, for the note; empty where all labels are known."""
+    """On which real sides scans could not be used, for the note; empty where labels are known.
+
+    How many is not said: a note may be printed in the report that leaves the house.
+    """
     words: tuple[tuple[Side, str], ...] = (("train", "training"), ("holdout", "held-out"))
-    counts = {word: (values[side].count(None), len(values[side])) for side, word in words}
-    parts = [f"{n} of {total} {word} scans" for word, (n, total) in counts.items() if n]
-    return [f"label not known, so left out: {', '.join(parts)}"] if parts else []
+    parts = [word for side, word in words if None in values[side]]
+    return [f"label not known of some {' and some '.join(parts)} scans: left out"] if parts else []
 
 
 def patient_weights(shared: Shared, rows: Sequence[int]) -> Floats:

@@ -13,7 +13,8 @@ from synthmed.metrics.stats import Floats, Ints
 from synthmed.types import Estimate
 
 FEWEST = 10
-"""People a side without whom nothing is said of a subgroup."""
+"""People a side without whom nothing is said of a subgroup, and the least that is ever counted out
+in a note: a note may be printed in the report that leaves the house."""
 
 WORST = "worst subgroup"
 """Slice of the estimate that a policy can ask about."""
@@ -44,10 +45,10 @@ def subgroups(sides: Sides) -> dict[str, People]:
 
 
 def too_small(people: People) -> str:
-    """Which side of a subgroup has too few people, and how many; empty where none has."""
+    """Which sides of a subgroup have too few people, never how many; empty where none has."""
     words = {"train": "training", "holdout": "held-out", "synthetic": "synthetic"}
-    few = [f"{len(p)} {words[side]}" for side, p in people.items() if len(p) < FEWEST]
-    return ", ".join(few)
+    few = [words[side] for side, p in people.items() if len(p) < FEWEST]
+    return f"fewer than {FEWEST} {', '.join(few)}" if few else ""
 
 
 class Part(Shared):

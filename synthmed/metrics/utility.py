@@ -251,7 +251,7 @@ def _reason(kind: Kind, truth: Mapping[Side, Any], test: Any) -> str:
         return f"fewer than three values in {few[0]}" if few else ""
     known = sorted(set(test))
     if len(known) < 2 or min(int(np.sum(test == c)) for c in known) < SMALLEST_CLASS:
-        return f"a category has fewer than {SMALLEST_CLASS} held-out patients"
+        return "a category has too few held-out patients to ask about it"
     for side in ("train", "synthetic"):
         if len(set(truth[side])) < 2:
             return f"fewer than two categories in {side}"

@@ -12,14 +12,15 @@ from typing import Any, Literal
 from synthmed import __version__
 from synthmed.config import Config, Rule
 from synthmed.deid.scan import Finding
+from synthmed.metrics.subgroups import FEWEST
 from synthmed.policy import describe, limits
 from synthmed.report.facts import CohortFacts
+from synthmed.report.glance import WORST_FIRST
 from synthmed.report.images import legend, masks_of
 from synthmed.report.protected import protected, stated
 from synthmed.types import SCHEMA_VERSION, Decision, Estimate
 
 Report = dict[str, Any]
-_WORST_FIRST = ("fail", "review", "inconclusive", "pass")
 
 
 def build(
@@ -40,7 +41,9 @@ def build(
     """The content of report.json.
 
     The shareable version holds the estimates that the policy names and, of the identifier scan,
-    the counts; the restricted one holds everything.
+    the counts; the restricted one holds everything. No count of fewer than ten patients in a
+    subgroup leaves: notes hold none, and where an estimate speaks of a part of those held out, the
+    shareable version rounds their number down to tens, so that nobody can subtract.
 
     Args:
         kind: who reads it: inside the house (restricted) or the receiver (shareable).
@@ -58,7 +61,11 @@ def build(
     """
     named = {(r.estimate, r.slice) for r in config.policy.rules}
     if kind == "shareable":
-        estimates = [e for e in estimates if (e.name, e.slice) in named]
+        estimates = [
+            _without_small_counts(e, facts.n_holdout)
+            for e in estimates
+            if (e.name, e.slice) in named
+        ]
     listed = [f.model_dump(mode="json") for f in findings] if kind == "restricted" else None
     scan = {"n_searched": n_searched, "n_findings": len(findings), "findings": listed}
     report = {
@@ -107,6 +114,14 @@ def build(
     return protected(report) if kind == "shareable" and report["privacy"] else report
 
 
+def _without_small_counts(estimate: Estimate, n_holdout: int) -> Estimate:
+    """An estimate of a part of those held out with their number rounded down to tens."""
+    n = estimate.n_holdout
+    if n is None or n == n_holdout:
+        return estimate
+    return estimate.model_copy(update={"n_holdout": n // FEWEST * FEWEST})
+
+
 def _judged(estimate: Estimate, rules: Sequence[Rule], decision: Decision) -> dict[str, Any]:
     """An estimate with its status and the limits that its rules amount to.
 
@@ -115,7 +130,7 @@ def _judged(estimate: Estimate, rules: Sequence[Rule], decision: Decision) -> di
     """
     key = (estimate.name, estimate.slice)
     statuses = {v.status for v in decision.verdicts if (v.estimate, v.slice) == key}
-    status = next((s for s in _WORST_FIRST if s in statuses), "inconclusive")
+    status = next((s for s in WORST_FIRST if s in statuses), "inconclusive")
     spoken = []
     for rule in rules:
         if (rule.estimate, rule.slice) == key:

@@ -99,8 +99,8 @@ def _under_two_names(cohort: ScreenedCohort) -> Verdict:
         said = f"was not asked: of fewer than {FEWEST_PEOPLE} people, or by an earlier version"
     elif pairs:
         said = (
-            f"{len(pairs)} pair{'s' * (len(pairs) > 1)} may be one person, whom the split and the "
-            "copies test take for two; the restricted report names them"
+            "some may be one person, whom the split and the copies test take for two; the "
+            "restricted report names them"
         )
     else:
         said = "none stands out"

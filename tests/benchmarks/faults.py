@@ -322,9 +322,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", type=Path, default=PAGE, help="default: docs/benchmarks.md")
     options = parser.parse_args(arguments)
     root = Path(os.environ["SYNTHMED_REAL_DATA"])
-    texts = [
-        f"phantoms: {PHANTOMS} people; per cent of {DRAWS} draws\n\n{of_cohort(phantoms(TORQUE), 0)}"
-    ]
+    leaning = of_cohort(phantoms(TORQUE), 0)
+    texts = [f"phantoms: {PHANTOMS} people; per cent of {DRAWS} draws\n\n{leaning}"]
     real = hippocampus(root)
     texts.append(f"hippocampus: {len(real[0])} people\n\n{of_cohort(real, 1)}")
     text = "\n\n".join(texts)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from synthmed.config import Policy
+from synthmed import configfile
+from synthmed.config import Config, Policy
 from synthmed.metrics import DEFAULT_METRICS, MMD, IntensityW1, Membership, RegionVolumeSMD
 from synthmed.metrics.anatomy import scan_volumes, thresholds
 from synthmed.metrics.shared import Shared
@@ -13,6 +14,9 @@ from synthmed.metrics.sides import Cases, Sides
 from synthmed.metrics.subgroups import WORST, Part, subgroups, too_small, worst
 from synthmed.policy import decide
 from synthmed.progress import Progress
+from synthmed.report.build import build
+from synthmed.report.facts import CohortFacts
+from synthmed.report.page import render
 from synthmed.stages.evaluate import judge
 from synthmed.types import Estimate
 from tests.metrics.cohorts import cases, made, sides
@@ -108,14 +112,48 @@ def test_people_with_two_labels_or_none_are_in_no_subgroup() -> None:
     found = subgroups(of)
     assert found["kind=a"]["train"] == {"t001"}
     assert found["kind=b"]["train"] == frozenset()
-    assert too_small(found["kind=b"]) == "0 training, 0 held-out, 0 synthetic"
+    assert too_small(found["kind=b"]) == "fewer than 10 training, held-out, synthetic"
 
 
-def test_too_few_people_are_named_and_not_judged() -> None:
-    found = estimates(given(False, n_rare=9))
-    assert ("mmd2_excess", "kind=rare") not in found
-    note = found["mmd2_excess", WORST].note
-    assert "kind=rare (9 training, 9 held-out, 9 synthetic)" in note
+def test_too_few_people_are_named_and_neither_judged_nor_counted() -> None:
+    """What leaves names a small subgroup and never says how small, nor lets it be subtracted."""
+    of = given(False, n_rare=9)
+    found = judge(of, Shared(of), (MMD(),), Progress("evaluate", quiet=True))
+    by_slice = {(e.name, e.slice): e for e in found}
+    assert ("mmd2_excess", "kind=rare") not in by_slice
+    worst = by_slice["mmd2_excess", WORST]
+    few = "kind=rare (fewer than 10 training, held-out, synthetic)"
+    assert worst.note == f"worst of 1: kind=common; too few people to judge: {few}"
+    assert worst.n_holdout == 35, "of 44: nine are the rare ones"
+    config = made_config()
+    decision = decide(config.policy.rules, found, n_holdout=44)
+    facts = CohortFacts(
+        n_patients=94, n_scans=99, n_train=50, n_holdout=44, n_synthetic=48, n_dropped=0
+    )
+    for kind, told in (("restricted", 35), ("shareable", 30)):
+        report = build(
+            kind, config, decision, found, facts,
+            findings=[], n_searched=0, images=[], volumes=[],
+        )  # fmt: skip
+        (line,) = [e for e in report["estimates"] if e["slice"] == WORST]
+        assert line["n_holdout"] == told
+        whole = [e["n_holdout"] for e in report["estimates"] if e["slice"] is None]
+        assert set(whole) == {44}
+    assert "30 or more held-out patients" in render(report, {})
+
+
+def made_config() -> Config:
+    tree = {
+        "data": {
+            "source": "x",
+            "conditions": {"kind": {"kind": "categorical", "categories": ["common", "rare"]}},
+            "grid": [8, 8, 8],
+        },
+        "backbone": {"name": "cvae"},
+        "privacy": None,
+        "train": {"max_steps": 1},
+    }
+    return configfile.validate(tree, "of a test")
 
 
 def test_a_policy_sees_that_no_subgroup_can_be_judged() -> None:
@@ -123,7 +161,7 @@ def test_a_policy_sees_that_no_subgroup_can_be_judged() -> None:
     few = [two(rng, 12, prefix, 4) for prefix in "ths"]
     of = sides(few[0], few[1], few[2], categorical={"kind": ("common", "rare")})
     worst = estimates(of)["mmd2_excess", WORST]
-    assert worst.value is None and "kind=common (8 training, 8 held-out, 8" in worst.note
+    assert worst.value is None and "kind=common (fewer than 10 training" in worst.note
     rules = [r for r in Policy().rules if r.slice == WORST]
     assert [v.status for v in decide(rules, [worst], n_holdout=60).verdicts] == ["inconclusive"]
     # without labels there is no such line
