@@ -18,13 +18,14 @@ import pandas as pd
 
 from synthmed import configfile, store
 from synthmed.artifacts import Catalogue, Cohort, Dataset, Sample, Scan, ScreenedCohort
-from synthmed.config import CATEGORY, Config
+from synthmed.config import CATEGORY, Condition, Config
 from synthmed.errors import InputError, UsageError
 from synthmed.formats import synthetic as synthetic_files
 from synthmed.inventory import versions
 from synthmed.pipeline import verify_features
 from synthmed.progress import Progress
 from synthmed.stages import evaluate, release, screen
+from synthmed.stages.identifiers import source_names
 from synthmed.stages.ingest import ingest
 from synthmed.stages.prepare import channels_of, conform, prepare
 from synthmed.stages.sample import write_samples
@@ -90,11 +91,12 @@ def assess(
         progress.done(screen.summary(facts))
         folder = run.folder("screening")
         shipped = ScreenedCohort.open(cohort, folder)
+        judged = chosen if config is not None else _as_synthetic(chosen, cohort)
         progress = Progress("evaluate", quiet)
         with run.writing("evidence", "", {}, measured := {}) as target:
             copies = screen.read_copies(folder)
             measured.update(
-                evaluate.evaluate(chosen, data, shipped, copies, target, progress, device)
+                evaluate.evaluate(judged, data, shipped, copies, target, progress, device)
             )
         progress.done(evaluate.summary(measured))
         about = {
@@ -107,9 +109,16 @@ def assess(
                 kind: run.require(kind).digest() for kind in store.FOLDER if kind != "model"
             },
         }
-        estimates = evaluate.read_estimates(run.folder("evidence"))
+        sources = [chosen, *([_at(chosen, holdout)] if holdout else [])]
         return release.release(
-            run, chosen, estimates, shipped, about, real=data, with_volumes=False
+            run,
+            judged,
+            evaluate.read_estimates(run.folder("evidence")),
+            shipped,
+            about,
+            real=data,
+            forbidden=set().union(*map(source_names, sources)),
+            with_volumes=False,
         )
 
 
@@ -147,7 +156,8 @@ def shared_labels(real: Path, synthetic: Path, patient: str | None) -> dict[str,
     """Conditions made of the columns that both participants.tsv have.
 
     Two to ten words in common are categories, more than ten different numbers a range; anything
-    else (an identifier, free text) is left alone.
+    else (an identifier, free text) is left alone. They are wide enough for both tables, so that no
+    scan is refused for its label: for reading alone, see `_as_synthetic`.
     """
     tables = []
     for folder in (real, synthetic):
@@ -178,6 +188,26 @@ def shared_labels(real: Path, synthetic: Path, patient: str | None) -> dict[str,
         ):
             conditions[name] = {"kind": "categorical", "categories": values}
     return conditions
+
+
+def _as_synthetic(config: Config, cohort: Cohort) -> Config:
+    """The config with the conditions that the synthetic scans show.
+
+    Nobody has declared these conditions, and what is made of them is printed in the report that
+    leaves: neither the youngest or oldest real patient nor a category of theirs alone may be in it.
+    """
+    conditions: dict[str, Condition] = {}
+    for name, condition in config.data.conditions.items():
+        known = [v for s in cohort.samples if (v := s.labels.get(name)) is not None]
+        if condition.kind == "categorical":
+            seen = tuple(c for c in condition.categories if c in known)
+            conditions[name] = condition.model_copy(update={"categories": seen})
+        elif len(set(known)) > 1:
+            ends = sorted(map(float, known))
+            update = {"low": ends[0], "high": ends[-1]}
+            conditions[name] = condition.model_copy(update=update)
+    data = config.data.model_copy(update={"conditions": conditions})
+    return config.model_copy(update={"data": data})
 
 
 def _catalogue(run: Run, config: Config, holdout: Path | None, quiet: bool, given: bool) -> Config:

@@ -84,6 +84,74 @@ def test_no_volume_and_no_name_leaves(
         assert not [n for n in persons if n.encode() in content or n in file.name]
 
 
+def edited(source: Path, out: Path, change: Callable[[list[dict[str, str]]], None]) -> Path:
+    """A copy of a cohort with another participants.tsv."""
+    shutil.copytree(source, out)
+    file = out / "participants.tsv"
+    head, *lines = file.read_text(encoding="utf-8").splitlines()
+    names = head.split("\t")
+    rows = [dict(zip(names, line.split("\t"), strict=True)) for line in lines]
+    change(rows)
+    text = [head, *("\t".join(r.values()) for r in rows)]
+    file.write_text("\n".join(text) + "\n", encoding="utf-8")
+    return out
+
+
+def test_nothing_that_only_real_patients_show_is_told(
+    cohort: Path, folder: Callable[..., Path], synthmed: Cli, tmp_path: Path
+) -> None:
+    """The youngest, the oldest and the one with a rare label: read, judged, and not printed."""
+
+    def apart(rows: list[dict[str, str]]) -> None:
+        for row, age in zip(rows, ("17.25", "93.75"), strict=False):
+            row["age"] = age
+        rows[2]["sex"] = "intersex"
+
+    real = edited(cohort, tmp_path / "real", apart)
+    out = tmp_path / "out"
+    result = synthmed("assess", real, folder(11), "--out", out, "--holdout", folder(13), "-q")
+    assert result.code == 4, result.err
+    assert report_of(out)["cohort"]["n_train"] == 24, "nobody was refused for a label"
+    leaving = [p for p in (out / "withheld").rglob("*") if p.suffix in (".html", ".json")]
+    texts = [p.read_text(encoding="utf-8") for p in leaving]
+    assert any("Condition age" in t for t in texts)
+    for text in texts:
+        assert not [x for x in ("17.2", "93.7", "93.8", "intersex") if x in text]
+    told = json.loads((out / "withheld/report/report.json").read_text())["data"]["conditions"]
+    samples = (out / "private/sample/samples.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(s)["labels"] for s in samples]
+    ages = [r["age"] for r in rows]
+    assert (told["age"]["low"], told["age"]["high"]) == (min(ages), max(ages))
+    assert max(ages) <= 90
+    assert set(told["sex"]["categories"]) == {r["sex"] for r in rows}
+
+
+@pytest.mark.parametrize("side", ["real", "holdout"])
+def test_names_of_the_sources_are_searched_for(
+    side: str,
+    cohort: Path,
+    folder: Callable[..., Path],
+    make_config: Callable[..., Path],
+    synthmed: Cli,
+    tmp_path: Path,
+) -> None:
+    """A person's name in a file's name, that a config then carries into the report."""
+    real, holdout = tmp_path / "real", tmp_path / "holdout"
+    shutil.copytree(cohort, real)
+    shutil.copytree(folder(13), holdout)
+    rules = [{"estimate": "copies", "at_most": 1000}]
+    config = make_config(
+        "judge", policy__rules=rules, governance__recipient="For the file of Okonkwo-Lindqvist"
+    )
+    args = ("assess", real, folder(11), "--config", config, "--holdout", holdout, "-q")
+    assert synthmed(*args, "--out", tmp_path / "clean").code == 0
+    named = {"real": real, "holdout": holdout}[side]
+    (named / "okonkwo-lindqvist.txt").write_text("a letter")
+    result = synthmed(*args, "--out", tmp_path / "out", "--json")
+    assert result.json()["decision"] == "WITHHELD", result.err
+    assert any("identifier scan" in r for r in report_of(tmp_path / "out")["reasons"])
+
+
 def test_without_a_holdout_copies_are_still_decided(
     cohort: Path, make_config: Callable[..., Path], synthmed: Cli, tmp_path: Path
 ) -> None:

@@ -45,8 +45,7 @@ def identifiers(
         scans = Catalogue.open(folder).scans
         pseudonyms = {s.patient for s in scans} | {s.scan for s in scans}
     names = set(forbidden)
-    quarantine = folder / "quarantine.tsv"
-    if quarantine.is_file():
+    for quarantine in sorted(folder.glob("quarantine*.tsv")):  # an assessment may have two
         with open(quarantine, encoding="utf-8", newline="") as handle:
             for row in csv.DictReader(handle, delimiter="\t", quoting=csv.QUOTE_NONE):
                 names |= _parts(row.get("path") or "")
@@ -95,7 +94,8 @@ def _own_words(config: Config | None, evidence: Sequence[Estimate]) -> bytes:
     package = files("synthmed")
     templates = package.joinpath("report/templates").iterdir()
     sources = [t for t in templates if t.name != receipt.PAGE]  # it never leaves
-    sources += [package.joinpath(p) for p in ("formats/bids_export.py", "report/build.py")]
+    written = (f"report/{name}.py" for name in ("build", "cited", "curves", "glance"))
+    sources += [package.joinpath(p) for p in ("formats/bids_export.py", *written)]
     texts = [s.read_text(encoding="utf-8") for s in sources if s.is_file()]
     texts += [t for words in WORDS.values() for t in words]
     texts += [t for e in evidence for t in (e.name, e.method)]
