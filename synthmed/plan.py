@@ -14,18 +14,21 @@ import torch
 
 from synthmed import memory
 from synthmed.artifacts import Catalogue, Scan
-from synthmed.config import Config
+from synthmed.config import Config, Rule
 from synthmed.formats.quarantine import listed
 from synthmed.loader import WATCHED
 from synthmed.measure import Request, measure
 from synthmed.metrics.authenticity import FEWEST_OTHERS
-from synthmed.policy import MIN_HOLDOUT
+from synthmed.metrics.stats import clopper_pearson
+from synthmed.metrics.subgroups import FEWEST, WORST
+from synthmed.policy import MIN_HOLDOUT, judge, limits
 from synthmed.progress import Progress, clock
 from synthmed.stages.fetch import FOLDER
 from synthmed.stages.ingest import ingest
 from synthmed.stages.sample import sample_count
 from synthmed.stages.train import CANONICAL_BATCH, parameters
 from synthmed.trial import noise_loader
+from synthmed.types import Estimate
 from synthmed.watch import FORWARD, look_steps
 
 ABOUT_PEOPLE = frozenset(
@@ -55,6 +58,7 @@ def fingerprint(config: Config, device: str, quiet: bool) -> dict[str, Any]:
         scans = Catalogue.open(target).scans
     n_patients = len({s.patient for s in scans})
     n_holdout = round(config.data.holdout * n_patients)
+    labels = label_counts(config, scans)
     out: dict[str, Any] = {
         "n_patients": n_patients,
         "n_scans": len(scans),
@@ -62,10 +66,10 @@ def fingerprint(config: Config, device: str, quiet: bool) -> dict[str, Any]:
         "reasons": facts["reasons"],
         "shape": spread([s.shape for s in scans]),
         "spacing_mm": spread([s.spacing_mm for s in scans]),
-        "labels": label_counts(config, scans),
+        "labels": labels,
         "n_train": n_patients - n_holdout,
         "n_holdout": n_holdout,
-        "cannot_pass": cannot_pass(config, n_holdout),
+        "cannot_pass": cannot_pass(config, n_patients - n_holdout, n_holdout, labels),
     }
     out |= cost(config, out["n_train"], n_holdout, len(scans), device)
     if config.privacy is not None:
@@ -102,32 +106,93 @@ def label_counts(config: Config, scans: Sequence[Scan]) -> dict[str, Any]:
     return out
 
 
-def cannot_pass(config: Config, n_holdout: int) -> list[str]:
-    """Policy lines that are inconclusive whatever is generated, because the holdout is small."""
-    if n_holdout >= MIN_HOLDOUT:
-        return []
-    no_value = {"authenticity_excess"} if n_holdout < FEWEST_OTHERS else set()
-    labelled = any(c.kind == "categorical" for c in config.data.conditions.values())
-    asked = {r.estimate for r in config.policy.rules if r.required or labelled}
-    return sorted(asked - (ABOUT_PEOPLE - no_value))
+def cannot_pass(
+    config: Config, n_train: int, n_holdout: int, labels: Mapping[str, Mapping[str, float]]
+) -> list[str]:
+    """Policy lines that stay inconclusive whatever is generated, because there are too few people.
+
+    Each line is judged on the best evidence that so many people could give.
+
+    Args:
+        config: its policy is asked.
+        n_train: patients to train on.
+        n_holdout: patients held out.
+        labels: of `label_counts`.
+    """
+    counts = [
+        labels[name].get(category, 0)
+        for name, condition in config.data.conditions.items()
+        if condition.kind == "categorical"
+        for category in condition.categories
+    ]
+    rules = [r for r in config.policy.rules if r.required or counts]
+    best = [_best(rule, config, n_train, n_holdout, counts) for rule in rules]
+    verdicts = [judge(r, e, n_holdout) for r, e in zip(rules, best, strict=True)]
+    names = {
+        v.estimate if v.slice is None else f"{v.estimate} [{v.slice}]"
+        for v in verdicts
+        if v.status != "pass"
+    }
+    return sorted(names)
+
+
+def _best(
+    rule: Rule, config: Config, n_train: int, n_holdout: int, counts: Sequence[float]
+) -> Estimate:
+    """The evidence that a rule is best met with: at its limit, as sure as so many people allow.
+
+    Args:
+        counts: patients of each category.
+    """
+    start = Estimate(
+        name=rule.estimate,
+        group="memorization" if rule.estimate in ABOUT_PEOPLE else "fidelity",
+        slice=rule.slice,
+        value=None,
+        ci=None,
+        n=n_train,
+        better="lower",
+        floor=1.0,
+        ceiling=1.0,
+        method="",
+        seed=config.seed,
+    )
+    value = limits(rule, start)[0]
+    ci = None if value is None else (value, value)
+    held_out = n_holdout
+    if rule.slice is None and rule.estimate in ("copies", "copied_patients"):
+        n = n_train if rule.estimate == "copied_patients" else sample_count(config)
+        value, ci = 0.0, clopper_pearson(0, n)
+    elif rule.estimate == "authenticity_excess" and n_holdout < FEWEST_OTHERS:
+        value = None
+    elif rule.slice == WORST:
+        parts = [(n, round(config.data.holdout * n)) for n in counts]
+        # the largest that can be judged at all: the worst may be it
+        held_out = max((h for n, h in parts if min(h, n - h) >= FEWEST), default=0)
+        value = value if held_out else None
+    return start.model_copy(update={"value": value, "ci": ci, "n_holdout": held_out})
 
 
 def cost(config: Config, n_train: int, n_holdout: int, n_scans: int, device: str) -> dict[str, Any]:
     """Time and peak memory of training and sampling, from a trial on noise."""
-    batch = min(config.train.batch_patients, n_train)
+    asked = config.train.batch_patients  # what a phase draws that reads nobody
+    batch = min(asked, n_train)
     n_trial = min(n_train, max(2 * batch, WATCHED))
-    loader = noise_loader(config, n_trial, batch)
+    loader = noise_loader(config, n_trial, asked)
     pieces = memory.pieces(config, loader, device)
     threads = torch.get_num_threads()
     held_out = min(n_holdout, WATCHED)
-    measured = measure(config, Request(n_trial, held_out, batch, pieces, 6, True, device, threads))
+    measured = measure(config, Request(n_trial, held_out, asked, pieces, 6, True, device, threads))
     seconds, steps = measured.seconds_per_step, measured.steps
     n_watched = 2 * min(WATCHED, n_train, n_holdout) if config.train.watch else 0
     looks = [len(look_steps(n, batch, n_watched)) if n_watched else 0 for n in steps]
     a_look = FORWARD * n_watched / batch  # in steps
     training = sum((n + k * a_look) * s for n, k, s in zip(steps, looks, seconds, strict=True))
     training += measured.build_seconds + measured.examine_seconds
-    training += measured.finish_seconds * n_scans * n_train / (n_train + n_holdout)
+    train_scans = n_scans * n_train / (n_train + n_holdout)
+    training += measured.finish_seconds * train_scans
+    # the trial's cohort is small: what a fit holds of the whole one comes on top of the model
+    fitting = measured.built_bytes + measured.finish_bytes * train_scans
     count = sample_count(config)
     further = math.ceil(count / CANONICAL_BATCH) - 1
     voxels = int(np.prod(config.data.grid)) * len(loader.dataset.channels)
@@ -141,7 +206,7 @@ def cost(config: Config, n_train: int, n_holdout: int, n_scans: int, device: str
         "seconds_per_step": [round(s, 4) for s in seconds],
         "train_seconds": round(training, 1),
         "sample_seconds": round(measured.first_batch_seconds + further * measured.batch_seconds, 1),
-        "memory_gib": round(measured.peak_bytes / 2**30, 2),
+        "memory_gib": round(max(measured.peak_bytes, fitting) / 2**30, 2),
         "disk_gib": round(voxels * 2 * (n_scans * 2 + count * 2) / 2**30, 3),
     }
 
@@ -175,9 +240,9 @@ def describe(facts: Mapping[str, Any]) -> str:
         lines.append(outlook.describe(facts["privacy"]))
     if facts["cannot_pass"]:
         lines.append(
-            f"note       with {facts['n_holdout']} held-out patients (of {MIN_HOLDOUT} needed) "
-            f"these lines stay inconclusive: {', '.join(facts['cannot_pass'])}; "
-            "expect REVIEW at best"
+            f"note       with {facts['n_train']} patients to train on and {facts['n_holdout']} "
+            f"held out (of {MIN_HOLDOUT} needed, in a subgroup that is judged too) these lines "
+            f"stay inconclusive: {', '.join(facts['cannot_pass'])}; expect REVIEW at best"
         )
     return "\n".join(lines)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from synthmed.artifacts import Scan
 from synthmed.backbones.generative import Round
 from synthmed.config import Config
 from synthmed.measure import Measured, Request
-from synthmed.policy import MIN_HOLDOUT
+from synthmed.metrics.copied import Copied
+from synthmed.metrics.copies import Copies
+from synthmed.policy import MIN_HOLDOUT, judge
 from synthmed.stages.train import steps_within
 from synthmed.trial import noise
 from synthmed.watch import COST
@@ -73,11 +76,43 @@ def test_spread_is_along_each_axis() -> None:
 
 def test_enough_held_out_people_leave_nothing_open(config: Callable[..., Config]) -> None:
     chosen = config(policy={})  # the default policy
-    few = plan.cannot_pass(chosen, MIN_HOLDOUT - 1)
-    assert plan.cannot_pass(chosen, MIN_HOLDOUT) == []
+    few = plan.cannot_pass(chosen, 150, MIN_HOLDOUT - 1, LABELS)
+    assert plan.cannot_pass(chosen, 400, 170, LABELS) == []
     assert {"coverage", "recall", "region_volume_smd"} <= set(few)
     assert not {"copied_patients", "copies_shipped", "authenticity_excess"} & set(few)
-    assert "authenticity_excess" in plan.cannot_pass(chosen, 3)
+    assert "authenticity_excess" in plan.cannot_pass(chosen, 150, 3, LABELS)
+
+
+LABELS = {"diagnosis": {"control": 260, "atrophy": 310}, "sex": {"F": 300, "M": 270}, "age": {}}
+
+
+def test_none_copied_of_a_few_patients_is_no_proof(config: Callable[..., Config]) -> None:
+    """The bound that the copies test would have with nothing found and full power."""
+    chosen = config(policy={})
+    (rule,) = [r for r in chosen.policy.rules if r.estimate == "copied_patients"]
+    for n_train, passes in ((67, False), (71, False), (72, True), (300, True)):
+        clean = Copies(
+            matches=(), n_train=n_train, n_holdout=90, largest_null_gap=1.0, power=1.0,
+            false_discovery_rate=0.01, similarity="image",
+        )  # fmt: skip
+        shared: Any = SimpleNamespace(as_sampled=lambda c=clean: c, as_shipped=lambda c=clean: c)
+        sides: Any = SimpleNamespace(seed=0)
+        found = {e.name: e for e in Copied().estimate(sides, shared)}
+        verdict = judge(rule, found["copied_patients"], 90)
+        assert (verdict.status == "pass") == passes
+        told = plan.cannot_pass(chosen, n_train, 170, LABELS)
+        assert ("copied_patients" not in told) == passes
+
+
+def test_a_subgroup_needs_held_out_people_of_its_own(config: Callable[..., Config]) -> None:
+    """Sixty held out are enough for the whole, and not for two halves of them."""
+    chosen = config(policy={}, data__holdout=0.3)
+    halves = {"diagnosis": {"control": 100, "atrophy": 100}, "sex": {"F": 100, "M": 100}}
+    assert plan.cannot_pass(chosen, 140, 60, halves) == ["mmd2_excess [worst subgroup]"]
+    # one is large, and the other too small to be judged: the large one may pass
+    apart = {"diagnosis": {"control": 170, "atrophy": 30}, "sex": {"F": 100, "M": 100}}
+    assert plan.cannot_pass(chosen, 140, 60, apart) == []
+    assert plan.cannot_pass(config(policy={}, data__conditions={}), 140, 60, {}) == []
 
 
 AROUND = 3 + 5 + 0.1 * 26 * 18 / 24
@@ -93,6 +128,8 @@ def measured(monkeypatch: pytest.MonkeyPatch, **values: Any) -> list[Request]:
         seconds_per_step=(0.5,),
         steps=(240,),
         finish_seconds=0.1,
+        finish_bytes=0,
+        reads_nobody=False,
         examine_seconds=5.0,
         first_batch_seconds=2.0,
         batch_seconds=1.5,
@@ -122,6 +159,16 @@ def test_the_cost_adds_up(config: Callable[..., Config], monkeypatch: pytest.Mon
     assert facts["disk_gib"] == pytest.approx(16**3 * 2 * (2 * 26 + 2 * 18) / 2**30, abs=1e-3)
 
 
+def test_a_fit_of_the_whole_cohort_is_in_the_memory(
+    config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 4,000 scans three quarters are trained on; the trial held far fewer."""
+    measured(monkeypatch, finish_bytes=2**20)
+    assert plan.cost(config(), 18, 6, 26, "cpu")["memory_gib"] == 1, "what the trial took"
+    facts = plan.cost(config(), 18, 6, 4096, "cpu")
+    assert facts["memory_gib"] == 3 + 0.25
+
+
 def test_rounds_cost_what_they_cost(
     config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,7 +193,8 @@ def test_a_few_patients_are_tried_with_the_batch_they_will_have(
 ) -> None:
     asked = measured(monkeypatch)
     plan.cost(config(train__batch_patients=64), 18, 6, 26, "cpu")
-    assert (asked[0].n_patients, asked[0].batch_patients) == (18, 18)
+    # a phase that reads nobody draws what is asked for; the loader cuts the batch of the others
+    assert (asked[0].n_patients, asked[0].batch_patients) == (18, 64)
 
 
 def test_minutes_and_steps_are_shared_between_the_rounds(config: Callable[..., Config]) -> None:
