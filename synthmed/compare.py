@@ -109,9 +109,11 @@ def trades(table: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The plots that can be drawn: those with two runs that have both figures.
 
     Each has `points` with the run's number, name, and places in percent from the lower left; the
-    text of both axes; and `left_out`, runs without one of the figures.
+    text of both axes, with their units; the `corner` that is better on both; and `left_out`, runs
+    without one of the figures: on an axis of epsilon those that were trained without any.
     """
     by_name = {e["name"]: e["of"] for e in table["estimates"]}
+    better = {e["name"]: e["better"] for e in table["estimates"]} | {"epsilon": "lower"}
     out = []
     for across, up, title in TRADES:
         ups = [None if o is None else o["value"] for o in by_name.get(up, [])]
@@ -131,8 +133,10 @@ def trades(table: Mapping[str, Any]) -> list[dict[str, Any]]:
         out.append(
             {
                 "title": title,
-                "across": "epsilon" if across == "epsilon" else words(across).title,
-                "up": words(up).title,
+                "across": _titled(across, by_name),
+                "up": _titled(up, by_name),
+                "corner": _corner(better[across], better[up]),
+                "of_epsilon": across == "epsilon",
                 "x": xs,
                 "y": ys,
                 "points": [
@@ -196,6 +200,19 @@ def _cell(figures: Mapping[str, Any] | None) -> str:
     if figures["ci"]:
         text += f" [{number(figures['ci'][0])}, {number(figures['ci'][1])}]"
     return text + ("" if not figures["rules"] else f" {figures['status']}")
+
+
+def _titled(name: str, by_name: Mapping[str, Sequence[Mapping[str, Any] | None]]) -> str:
+    """What an axis shows, with its unit."""
+    if name == "epsilon":
+        return "epsilon (without a unit; at the delta of each run)"
+    unit = next(o["unit"] for o in by_name[name] if o is not None)
+    return f"{words(name).title} ({'without a unit' if unit == '1' else unit})"
+
+
+def _corner(across: str, up: str) -> str:
+    """Where a run is better on both axes, each of which is better `lower` or `higher`."""
+    return f"{'upper' if up == 'higher' else 'lower'} {'right' if across == 'higher' else 'left'}"
 
 
 def _axis(values: Sequence[float]) -> tuple[float, float]:

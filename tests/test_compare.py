@@ -84,6 +84,26 @@ def test_plots_place_each_run_by_its_two_figures(runs: list[Path]) -> None:
             assert 5 < p["x"] < 95 and 5 < p["y"] < 95
 
 
+def test_a_plot_says_which_way_is_better_in_what_unit_and_who_is_missing(
+    runs: list[Path],
+) -> None:
+    for run, value in zip(runs, (0.6, 0.7, 0.8), strict=True):
+        report = json.loads((run / "private/report/report.json").read_text())
+        useful = estimate("auc_tstr", "utility", value=value, ci=None, better="higher", unit="AUC")
+        others = [e for e in report["estimates"] if e["name"] != "auc_tstr"]
+        change(run, estimates=[*others, useful])
+    table = compare.compare(runs)
+    private, membership, useful = compare.trades(table)
+    assert [t["corner"] for t in (private, membership, useful)] == [
+        "lower left", "lower left", "upper left",
+    ]  # fmt: skip
+    assert useful["up"].endswith("(AUC)") and "without a unit" in private["across"]
+    text = compare.page(table)
+    assert text.count("<strong>Better towards the lower left.</strong>") == 2
+    (caption,) = [c for c in text.split("<figcaption>") if "have no epsilon" in c]
+    assert ": plain." in caption.split("</figcaption>")[0]
+
+
 def test_other_people_are_said_to_be_others(runs: list[Path]) -> None:
     assert compare.DIFFERENT not in compare.page(compare.compare(runs))
     change(runs[1], provenance={"digests": {"dataset": "bb"}})

@@ -43,7 +43,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) ->
     parts = [p for p in (ROOT / "synthmed").rglob("*") if p.is_file() and p.suffix != ".pyc"]
     assert {str(p.relative_to(ROOT)) for p in parts} <= set(names)
     assert any("/templates/" in n and n.endswith(".html") for n in names)
-    assert {"synthmed/report/vendor/niivue.js", "synthmed/report/vendor/README.md"} <= set(names)
+    vendor = {f"synthmed/report/vendor/{n}" for n in ("niivue.js", "LICENSES.txt", "README.md")}
+    assert vendor <= set(names)
     assert {n.split("/")[0] for n in names} == {"synthmed", f"synthmed-{__version__}.dist-info"}
 
 

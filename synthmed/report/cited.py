@@ -6,14 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 _FIGURES = (
-    ("mmd2_excess", "squared maximum mean discrepancy beyond that of real patients"),
-    ("recall", "recall"),
-    ("coverage", "coverage"),
-    ("copied_patients", "share of training patients copied, before the filter"),
-    ("membership_auc", "AUC of membership inference"),
-    ("auc_tstr_minus_trtr", "AUC of a classifier taught by synthetic instead of real scans, gain"),
+    ("mmd2_excess", "squared maximum mean discrepancy beyond that of real patients", ""),
+    ("recall", "recall", "{:.3g} of real training patients"),
+    ("coverage", "coverage", "{:.3g} of real training patients"),
+    ("copied_patients", "share of training patients copied, before the filter", ""),
+    ("membership_auc", "AUC of membership inference", "guessing {:.3g}"),
+    (
+        "auc_tstr_minus_trtr",
+        "AUC of a classifier taught by synthetic scans less that of one taught by real scans",
+        "",
+    ),
 )
-"""What the paragraph reports where the report holds it."""
+"""What the paragraph reports where the report holds it, and what its floor is: a figure of real
+patients, a convention, or nothing worth saying (the floor of a difference and of a share is 0)."""
 
 
 def cited(report: Mapping[str, Any]) -> str:
@@ -35,6 +40,10 @@ def cited(report: Mapping[str, Any]) -> str:
         parts.append(
             f"The source held {count['n_scans']} scans of {count['n_patients']} patients, split by "
             f"patient: {count['n_train']} to learn from, {count['n_holdout']} held out."
+            if model
+            else f"They were set against {count['n_scans']} real scans of {count['n_patients']} "
+            f"patients: {count['n_train']} taken for those learned from, {count['n_holdout']} for "
+            "held out."
         )
     if privacy:
         parts.append(
@@ -43,24 +52,24 @@ def cited(report: Mapping[str, Any]) -> str:
             f"accountant {privacy['accountant']})."
         )
     else:
-        parts.append("No formal privacy guarantee applies.")
-    said = [text for name, what in _FIGURES if (text := _figure(report, name, what))]
+        parts.append(f"No formal privacy guarantee {'applies' if model else 'is known'}.")
+    said = [text for figure in _FIGURES if (text := _figure(report, *figure))]
     if said:
-        parts.append(f"Measured on held-out patients (95 % intervals): {'; '.join(said)}.")
+        parts.append(f"Measured on real patients (95 % intervals): {'; '.join(said)}.")
     n_met = sum(v["status"] == "pass" for v in report["policy"])
     if all(v["status"] for v in report["policy"]):
         parts.append(f"{n_met} of {len(report['policy'])} lines of the release policy were met.")
-    signed = " after review by a named person" if report["signature"] else ""
+    signed = ", signed for release by a named person" if report["signature"] else ""
     parts.append(f"Decision: {report['decision']}{signed}.")
     return " ".join(parts)
 
 
-def _figure(report: Mapping[str, Any], name: str, what: str) -> str:
+def _figure(report: Mapping[str, Any], name: str, what: str, floor: str) -> str:
     """One estimate of the whole cohort in words; empty where it is not in the report."""
     found = (e for e in report["estimates"] if e["name"] == name and e["slice"] is None)
     e = next(found, None)
     if e is None or e["value"] is None:
         return ""
     ci = f" [{e['ci'][0]:.3g}, {e['ci'][1]:.3g}]" if e["ci"] else ""
-    beside = f", {e['floor']:.3g} for real patients" if e["floor"] is not None else ""
+    beside = f" ({floor.format(e['floor'])})" if floor and e["floor"] is not None else ""
     return f"{what} {e['value']:.3g}{ci}{beside}"

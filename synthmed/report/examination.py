@@ -1,8 +1,9 @@
 """What the model showed of itself after training, for the restricted report.
 
-Stage train leaves it in the model's folder examination/: figures.json (name to number), a .tsv a
-table, a .png a picture, and captions.json (picture to sentence). It is made of patients, so
-nothing of it is in the shareable report.
+Stage train leaves it in the model's folder examination/: figures.json (name to number),
+remarks.json (what went wrong in training, a sentence each), a .tsv a table, a .png a picture, and
+captions.json (picture to sentence). It is made of patients, so nothing of it is in the shareable
+report.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def read(model: Path) -> dict[str, Any] | None:
         model: RUN/private/model.
 
     Returns:
-        `figures`, name to number, and `tables`, each with `name`, `columns` and `rows` of text.
+        `figures`, name to number, `remarks`, sentences, and `tables`, each with `name`, `columns`
+        and `rows` of text.
     """
     folder = model / FOLDER
     if not (folder / "figures.json").is_file():
@@ -36,7 +38,9 @@ def read(model: Path) -> dict[str, Any] | None:
             columns, *rows = csv.reader(handle, delimiter="\t")
         tables.append({"name": file.stem, "columns": columns, "rows": rows})
     figures = json.loads((folder / "figures.json").read_text(encoding="utf-8"))
-    return {"figures": figures, "tables": tables}
+    said = folder / "remarks.json"
+    remarks = json.loads(said.read_text(encoding="utf-8")) if said.is_file() else []
+    return {"figures": figures, "remarks": remarks, "tables": tables}
 
 
 def pictures(model: Path) -> list[Picture]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from synthmed.metrics.subgroups import WORST
 from synthmed.report.chart import chart
 from synthmed.report.cited import cited
 from synthmed.report.curves import WAYS, curves
+from synthmed.report.glance import glance
 from synthmed.report.viewer import cost, scripts
 from synthmed.report.words import direction, words
 
@@ -54,6 +57,7 @@ def render(report: Mapping[str, Any], content: Mapping[str, bytes]) -> str:
         r=report,
         images=shown,
         n_left_out=left_out,
+        glance=glance(report, number),
         slices=_worst_slices(report),
         curves=curves(report["estimates"]),
         viewer=scripts(list(volumes.values())),
@@ -73,9 +77,8 @@ def environment() -> Environment:
         keep_trailing_newline=True,
     )
     env.filters.update(num=number, line=one_line)
-    env.globals.update(
-        words=words, direction=direction, chart=chart, cited=cited, status_of=STATUS, group_of=GROUP
-    )
+    env.globals.update(words=words, direction=direction, chart=chart, cited=cited)
+    env.globals.update(status_of=STATUS, group_of=GROUP, worst_slice=WORST)
     return env
 
 
@@ -100,11 +103,13 @@ def one_line(x: Any) -> str:
 def _worst_slices(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """For each estimate measured in subgroups, the subgroup where it is worst.
 
-    Other slices (a region, a feature space, an attack) are parts of what was asked of everybody.
+    Where the evidence itself says which one is (`WORST`), that stands, also without a value. Other
+    slices (a region, a feature space, an attack) are parts of what was asked of everybody.
     """
     conditions = report["data"]["conditions"].items()
     subgroups = {f"{k}={c}" for k, v in conditions for c in v.get("categories", ())}
-    worst: dict[str, tuple[float, dict[str, Any]]] = {}
+    said = [e for e in report["estimates"] if e["slice"] == WORST]
+    worst = {e["name"]: (math.inf, e) for e in said}
     for e in report["estimates"]:
         if e["value"] is None or e["slice"] not in subgroups:
             continue

@@ -1,7 +1,7 @@
 """Volumes that a reader can leaf through: small copies beside the report, and the viewer in it.
 
-The viewer is NiiVue (`vendor`), inlined. What the page may run is named by digest in its
-Content-Security-Policy, so that nothing else in it can: no text of a config, no caption.
+The viewer is NiiVue (`vendor`), inlined with its licence. What the page may run is named by digest
+in its Content-Security-Policy, so that nothing else in it can: no text of a config, no caption.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def cost(contents: Mapping[str, bytes]) -> int:
 
 @cache
 def library() -> str:
-    """NiiVue, as a page holds it."""
-    return _text("vendor/niivue.js")
+    """NiiVue as a page holds it, behind the licences that have to go with it."""
+    return f"/*!\n{_text('vendor/LICENSES.txt')}*/\n{_text('vendor/niivue.js')}"
 
 
 @cache

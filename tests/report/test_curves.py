@@ -105,8 +105,11 @@ def test_the_page_draws_it_and_no_point_is_a_subgroup(
     whole_report["estimates"] += [*more, estimate("mmd2", "fidelity", slice="worst subgroup")]
     text = page(whole_report)
     assert "The synthetic scans help with 8 real patients" in text
+    # what the cohort was made of, and how the small subsets were drawn
+    assert "the model learned from all training patients, those of each small subset" in text
+    assert "evenly over the categories" in text and "drawn at random" not in text
     drawn = [a for tag, a in Seen(text).tags if str(a.get("class", "")).startswith("way ")]
     assert len([a for a in drawn if "cx" in a]) == 9  # three ways at three points
     assert len([a for a in drawn if str(a.get("x1", "")).endswith("%")]) == 6  # two lines each
     shown = _worst_slices(whole_report)
-    assert [(e["name"], e["slice"]) for e in shown] == [("mmd2", "sex=F")]
+    assert [(e["name"], e["slice"]) for e in shown] == [("mmd2", "worst subgroup")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import re
 from html.parser import HTMLParser
 from typing import Any
@@ -234,6 +235,69 @@ def test_parts_that_are_no_subgroup_are_not_the_worst_one(report: dict[str, Any]
     assert "sex=F" in part and "features=x" not in part
 
 
+def first_screen(text: str) -> dict[str, str]:
+    """Question to answer, as text, of the lines beside the decision."""
+    box = text.split('class="pairs glance"')[1].split("</dl>")[0]
+    found = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", box, re.S)
+    plain = [[html.unescape(re.sub("<[^>]+>", "", part)) for part in pair] for pair in found]
+    return {title: answer for title, answer in plain}
+
+
+def test_the_first_screen_answers_in_order(report: dict[str, Any]) -> None:
+    """The shareable page has no slice of a subgroup but the one that the policy asks about."""
+    report["estimates"] = [
+        estimate(
+            "copied_patients", "memorization", value=0.0, ci=[0.0, 0.07], status="inconclusive"
+        ),
+        estimate("copies_shipped", "memorization", value=0.0),
+        estimate("coverage", "fidelity", value=0.71, ci=None, floor=0.93, status="review"),
+        estimate("recall", "fidelity", value=0.9),
+        estimate("vendi", "fidelity", value=3.0, rules=[], status="inconclusive"),
+        estimate(
+            "mmd2_excess", "fidelity", slice="worst subgroup", value=0.4, ci=[0.2, 0.6],
+            status="fail", note="worst of 3: sex=F; too few people to judge: sex=X.",
+        ),
+    ]  # fmt: skip
+    text = page(report)
+    lines = first_screen(text)
+    order = ["Privacy", "Fidelity", "Utility", "Worst subgroup", "Inconclusive", "Use"]
+    assert list(lines) == order
+    assert text.index("Second reason.") < text.index('class="pairs glance"') < text.index("<nav")
+    assert lines["Privacy"] == (
+        "? inconclusive no formal guarantee; Patients copied: 0 [0, 0.07], best attainable 0; "
+        "1 of 2 met; no identifier found."
+    )
+    assert lines["Fidelity"] == (
+        "◐ to be reviewed Coverage: 0.71, best attainable 0.93; 1 of 2 met."
+    )
+    assert lines["Utility"] == "the policy asks nothing about it."
+    assert lines["Worst subgroup"].startswith("✕ not met Distance beyond")
+    assert lines["Worst subgroup"].endswith(
+        "0.4 [0.2, 0.6], best attainable 0; worst of 3: sex=F; too few people to judge: sex=X."
+    )
+    assert lines["Inconclusive"] == "1 of 2 lines: mmd2."
+    part = text.split("<h3>Worst subgroup</h3>")[1].split("</section>")[0]
+    assert "worst subgroup" in part and "worst of 3: sex=F" in part
+    report["identifier_scan"]["n_findings"] = 2
+    assert first_screen(page(report))["Privacy"].startswith("✕ not met")
+
+
+def test_a_worst_subgroup_without_a_value_is_no_silence(report: dict[str, Any]) -> None:
+    few = "too few people to judge: sex=F (fewer than 10 held-out)"
+    report["estimates"] = [
+        estimate(
+            "mmd2_excess", "fidelity", slice="worst subgroup", value=None, ci=None,
+            status="inconclusive", note=few,
+        )
+    ]  # fmt: skip
+    line = first_screen(page(report))["Worst subgroup"]
+    assert line.startswith("? inconclusive") and line.endswith(f"no value; {few}.")
+    report["estimates"] = []
+    assert first_screen(page(report))["Worst subgroup"] == "the policy asks nothing about it."
+    report["data"]["conditions"] = {}
+    assert first_screen(page(report))["Worst subgroup"] == "no labels to tell subgroups by."
+
+
 def test_the_text_to_cite_tells_what_the_report_tells(report: dict[str, Any]) -> None:
     text = cited(report)
     assert text.startswith("30 synthetic T1w scans were generated with the backbone cvae")
@@ -245,8 +309,48 @@ def test_the_text_to_cite_tells_what_the_report_tells(report: dict[str, Any]) ->
     # neither a figure that is not in the report, nor one without a value
     assert "coverage" not in text and "AUC of a classifier" not in text
     report["signature"] = {"name": "A", "when": "now", "reason": "r"}
-    report["decision"] = "RELEASE"
-    assert cited(report).endswith("Decision: RELEASE after review by a named person.")
+    assert cited(report).endswith("Decision: REVIEW, signed for release by a named person.")
+
+
+def test_the_text_to_cite_takes_no_convention_for_a_measurement(report: dict[str, Any]) -> None:
+    report["estimates"] = [
+        estimate("copied_patients", "memorization", value=0.0, ci=[0.0, 0.04]),
+        estimate("membership_auc", "membership", value=0.85, ci=None, floor=0.5),
+        estimate("coverage", "fidelity", value=0.8, ci=None, floor=0.93),
+    ]
+    text = cited(report)
+    assert "before the filter 0 [0, 0.04]" in text
+    assert "AUC of membership inference 0.85 (guessing 0.5)" in text
+    assert "coverage 0.8 (0.93 of real training patients)" in text
+    assert "for real patients" not in text
+
+
+def test_of_a_cohort_from_elsewhere_only_what_is_known_is_said(report: dict[str, Any]) -> None:
+    """Nobody here knows how it was made: not by which model, from whom, nor with what promise."""
+    own = page(report)
+    assert "the model was trained without differential privacy" in own
+    assert "never saw those held out" in own
+    report["data"]["backbone"] = None
+    text = page(report)
+    for claim in (
+        "trained without differential",
+        "never saw",
+        "learned from the training",
+        "split",
+    ):
+        assert claim not in text
+    assert "how this cohort was made is not known here" in text
+    assert "40 taken for those learned from, 60 for held out" in cited(report)
+    assert "No formal privacy guarantee is known." in text
+
+
+def test_copies_are_explained_as_they_are_found(report: dict[str, Any]) -> None:
+    """Since everybody plays in the null, held-out people are no longer all of it."""
+    text = page(report)
+    assert "than held-out people are to anybody" not in text
+    assert "any real patient, trained on or held out" in text
+    report["cohort"]["n_holdout"] = 0
+    assert "better than that among all other patients" in page(report)
 
 
 def test_an_estimate_without_a_rule_is_not_called_inconclusive(report: dict[str, Any]) -> None:
@@ -287,6 +391,7 @@ def test_what_the_model_shows_stands_on_the_restricted_page(report: dict[str, An
     assert 'id="model"' not in page(report)
     report["examination"] = {
         "figures": {"psnr_train": 28.25},
+        "remarks": ["COLLAPSED: " + HOSTILE],
         "tables": [{"name": "latents", "columns": ["unit", "kl_nats"], "rows": [["3", HOSTILE]]}],
     }
     report["images"].append(
@@ -296,7 +401,8 @@ def test_what_the_model_shows_stands_on_the_restricted_page(report: dict[str, An
     assert [a["id"] for t, a in seen.tags if t == "section" and a["id"] == "model"] == ["model"]
     assert [t for t, _ in seen.tags].count("script") == 0
     part = page(report).split('id="model"')[1].split("</section>")[0]
-    for expected in ("psnr_train", "28.2", "Latents", "kl nats", "&lt;script&gt;"):
+    said = ("COLLAPSED: &lt;script&gt;", "A row for each number of the code")
+    for expected in ("psnr_train", "28.2", "Latents", "kl nats", *said):
         assert expected in part
     assert part.count("<img") == 1
     assert ("a", {"href": "#model"}) in seen.tags

@@ -79,6 +79,18 @@ def test_the_page_runs_what_its_policy_names_and_holds_it_unchanged(
     assert "'unsafe-inline'" not in policy and "'unsafe-eval'" not in text
     assert base64.b64encode(content).decode() in found[0][1]
     assert "BSD 2-Clause" in text and "a &lt;b&gt;" in text
+    # the library goes nowhere without its licence, nor without those of what is bundled in it
+    licence = found[1][1].split("*/")[0]
+    for words in (
+        "Copyright (c) 2021, Niivue",
+        "Redistributions in binary form must reproduce the above copyright",
+        'THIS SOFTWARE IS PROVIDED BY THE COPYRIGHT HOLDERS AND CONTRIBUTORS "AS IS"',
+        "EVEN IF ADVISED OF THE POSSIBILITY OF SUCH DAMAGE.",
+        "Permission is hereby granted, free of charge",
+        "gl-matrix: Copyright",
+        "Permission to use, copy, modify, and/or distribute",
+    ):
+        assert words in licence
     assert "<script" not in render(whole_report | {"volumes": []}, pictures)
 
 

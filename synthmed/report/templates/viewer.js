@@ -43,7 +43,7 @@
       for (const old of [...nv.volumes]) nv.removeVolume(old);
       nv.addVolume(image);
       buttons.forEach((b, i) => b.setAttribute("aria-pressed", String(i === index)));
-      status.textContent = buttons[index].textContent + ": click or drag to move the cross, scroll to leaf through.";
+      status.textContent = buttons[index].textContent + " is shown.";
       box.dataset.shown = String(index);
     } catch (error) {
       status.textContent = error.message;
