@@ -243,7 +243,7 @@ def known(labels: Tensor, widths: Sequence[int]) -> Tensor:
         labels: without what tells of view and augmentation.
         widths: numbers of each label; empty where all D are one label's.
     """
-    blocks = labels.split(list(widths) or [labels.shape[1]], 1)
+    blocks = torch.split(labels, list(widths) or [labels.shape[1]], 1)
     return torch.cat([(b != 0).any(1, keepdim=True).expand_as(b) for b in blocks], 1)
 
 

@@ -92,7 +92,7 @@ class Wiener(nn.Module):
         rest = y.sub_(mean)
         total = float(rest.square().sum())
         ridge = _PSEUDO * torch.eye(x.shape[1], dtype=torch.float64, device=x.device)
-        shown = torch.cat([x.T @ part.double() for part in rest.split(_COLUMNS, 1)], 1)
+        shown = torch.cat([x.T @ part.double() for part in torch.split(rest, _COLUMNS, 1)], 1)
         weight = torch.linalg.solve(x.T @ x + ridge, shown).float()
         rest -= x.float() @ weight
         # the left singular vectors from the small Gram matrix: n is far larger than m
