@@ -68,6 +68,10 @@ class CGAN(BaseModel):
         alter: whether the critic sees scans and samples moved, brightened and partly hidden, the
             same kinds of change on both: few scans are then not learned by heart so soon
             (`nets.altered`).
+        variety: weight of how far two samples of one condition are apart, which the generator then
+            raises beside what the critic asks of it; for cohorts so small that samples would be
+            alike (Mao et al. 2019, arXiv:1903.05628, by the logarithm of a distance of coarse
+            shapes). A second pass of the generator in each of its steps.
         ema: decay of the moving average of the generator that is kept.
     """
 
@@ -94,6 +98,7 @@ class CGAN(BaseModel):
     hidden: Annotated[int, Field(ge=4, le=4096)] = 128
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     alter: bool = True
+    variety: Annotated[float, Field(ge=0, le=10)] = 0.0
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.995
 
     @model_validator(mode="after")
@@ -210,6 +215,8 @@ class ConditionalGAN:
         draws = self._draw_both(generator, n_scans)
         if not self.spec.given:
             draws["c_SD"] = torch.stack([self._draw_condition(generator) for _ in range(n_scans)])
+        if self.config.variety:
+            draws["other_SL"] = torch.randn(n_scans, self.config.latent, generator=generator)
         return draws
 
     def _draw_condition(self, generator: Generator) -> Tensor:
@@ -294,7 +301,8 @@ class ConditionalGAN:
     def _generator_loss(
         self, params: Params, batch: Batch | None, draws: Draws, progress: float
     ) -> Tensor:
-        """Mean over a patient's scans, or over the draws, of what the critic finds wrong."""
+        """Mean over a patient's scans, or over the draws, of what the critic finds wrong, less what
+        variety counts for."""
         b, s = draws["z_SL"].shape[:2]
         if batch is None:
             mask = draws["z_SL"].new_ones(b, s)
@@ -303,9 +311,15 @@ class ConditionalGAN:
         else:
             mask, c, given = batch.mask, batch.c.flatten(0, 1), batch.given.flatten(0, 1)
         keep = draws["keep_SH"].flatten(0, 1) if "keep_SH" in draws else None
-        made, given = self._altered(self._made(params, draws, c, given), given, draws, "made")
-        scores = self._scorer(params)(made, c, given, keep)
+        made = self._made(params, draws, c, given)
+        seen, given_seen = self._altered(made, given, draws, "made")
+        scores = self._scorer(params)(seen, c, given_seen, keep)
         loss = -scores if self.config.loss == "wasserstein" else softplus(-scores)
+        if self.config.variety:
+            from synthmed.backbones.nets.diversity import apart
+
+            other = self._made(params, {**draws, "z_SL": draws["other_SL"]}, c, given)
+            loss = loss - self.config.variety * apart(made, other)
         return _mean_scan(loss, mask)
 
     @torch.no_grad()

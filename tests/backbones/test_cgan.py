@@ -20,6 +20,7 @@ from synthmed.backbones.cgan import CGAN, ConditionalGAN
 from synthmed.backbones.generative import Batch, Phase, Round, VolumeSpec, named_parameters
 from synthmed.backbones.nets import watch
 from synthmed.backbones.nets.adversarial import _SHIFT
+from synthmed.backbones.nets.diversity import apart
 from synthmed.conditions import Conditions
 from synthmed.config import Augment, Categorical, Config, Optimizer
 from synthmed.keys import Key
@@ -109,6 +110,30 @@ def made_in(model: ConditionalGAN, draws: Mapping[str, Tensor], c: Tensor) -> Te
     z = draws["z_SL"].flatten(0, 1)
     made: Tensor = model.generator(z, c, noises, c.new_zeros(len(c), 0, *GRID))
     return made
+
+
+def test_variety_counts_what_two_latents_of_one_condition_make_apart() -> None:
+    """And nothing else: the draws before it, and the loss without it, are as they were."""
+    plain, varied = build(), build(variety=0.7)
+    (_, without), (critic, generator) = phases(plain), phases(varied)
+    params, told = named_parameters(varied), drawn(generator, 3, 1)
+    for name, value in drawn(without, 3, 1).items():
+        assert torch.equal(told[name], value)
+    c = told["c_SD"][:, 0]
+    with torch.no_grad():
+        one, other = (made_in(varied, {**told, "z_SL": told[k]}, c) for k in ("z_SL", "other_SL"))
+        loss = generator.loss(params, None, told, 0.5)
+        assert loss == pytest.approx(
+            without.loss(named_parameters(plain), None, told, 0.5) - 0.7 * apart(one, other)
+        )
+    assert not any(k.startswith("other") for k in drawn(critic, 3, 1))
+
+
+def test_apart_is_a_matter_of_shape_and_not_of_brightness() -> None:
+    x = torch.rand(4, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert apart(x, 0.5 * x + 0.2).exp().max() < 0.1
+    # two independent volumes, standardised: the root of two
+    assert apart(x, x.flip(0)).exp() == pytest.approx(math.sqrt(2), rel=0.1)
 
 
 @pytest.mark.parametrize("loss", ["wasserstein", "bce"])
@@ -533,6 +558,10 @@ def test_examination_shows_how_much_of_the_gap_is_memory(trained: Any) -> None:
     whole = Batch(*(torch.cat(t) for t in zip(*batches, strict=True)))
     same = model.examine(whole, whole)
     assert same.figures["critic_gap_holdout"] == 0
-    apart = model.examine(whole, whole._replace(x=1 - whole.x))
-    assert apart.figures["critic_gap_holdout"] > 0.5
+    # held-out people who look like samples: all of the gap is memory
+    c = whole.c.flatten(0, 1)
+    samples = model.sample(c, torch.arange(len(c)), whole.given.flatten(0, 1))
+    figures = model.examine(whole, whole._replace(x=samples.reshape(whole.x.shape))).figures
+    assert figures["critic_gap_holdout"] == pytest.approx(figures["critic_gap"], rel=1e-4)
+    assert abs(figures["critic_gap"]) > 1e-3  # or the above would say nothing
     assert "critic_gap_holdout" not in model.examine(whole, None).figures

@@ -7,12 +7,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _SIDE = 8
+_LEAST = 0.01  # standard deviation, and difference, below which volumes count as flat and alike
 
 
 def pooled(x: Tensor) -> Tensor:
     """(n, C, X, Y, Z) averaged to at most 8 voxels a side, (n, F): anatomy without grain."""
     nx, ny, nz = (min(_SIDE, n) for n in x.shape[-3:])
     return F.adaptive_avg_pool3d(x.float(), (nx, ny, nz)).flatten(1)
+
+
+def apart(x: Tensor, y: Tensor) -> Tensor:
+    """(n,) log of the root mean squared difference of coarse shapes of (n, C, X, Y, Z) volumes.
+
+    Each is standardised first, or the cheapest way to be far apart would be another brightness.
+    """
+    a, b = pooled(x), pooled(y)
+    a, b = ((v - v.mean(1, keepdim=True)) / (v.std(1, keepdim=True) + _LEAST) for v in (a, b))
+    return 0.5 * ((a - b).square().mean(1) + _LEAST**2).log()
 
 
 def distances(x: Tensor) -> Tensor:
