@@ -223,6 +223,11 @@ def _catalogue(run: Run, config: Config, holdout: Path | None, quiet: bool, give
             # nobody said who was trained on: everybody may have been
             scans = [s.model_copy(update={"split": "train"}) for s in scans]
         _write_catalogue(target, scans)
+    if config.data.patient is None and "participant_id" in facts["patient_columns"]:
+        progress.warn(
+            "each participant_id is taken for a person of its own; where somebody has two, name the "
+            "column that tells people with --patient, or copies and membership are judged wrongly"
+        )
     progress.done(f"{len(scans)} scans of {len({s.patient for s in scans})} people")
     return config if given else _on_grid_of(config, scans)
 

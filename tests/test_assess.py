@@ -63,6 +63,7 @@ def test_with_a_holdout(with_holdout: tuple[Path, Result]) -> None:
     by_name = {e["name"]: e for e in report["estimates"]}
     assert by_name["copied_patients"]["value"] == 0
     assert by_name["mmd2"]["floor"] is not None
+    assert "each participant_id is taken for a person of its own" in result.err
 
 
 def test_no_volume_and_no_name_leaves(
@@ -226,8 +227,9 @@ def test_the_tables_split_says_who_was_trained_on(
 ) -> None:
     real = listed(cohort, tmp_path / "real", lambda p, _: "holdout" if p % 3 == 0 else "train")
     out = tmp_path / "out"
-    result = synthmed("assess", real, folder(11), "--out", out, "-q")
+    result = synthmed("assess", real, folder(11), "--out", out)
     assert result.code in (0, 4), result.err
+    assert "participant_id" not in result.err, "the table says who is one person"
     count = report_of(out)["cohort"]
     assert (count["n_patients"], count["n_train"], count["n_holdout"]) == (12, 8, 4)
 
