@@ -225,8 +225,8 @@ def _catalogue(run: Run, config: Config, holdout: Path | None, quiet: bool, give
         _write_catalogue(target, scans)
     if config.data.patient is None and "participant_id" in facts["patient_columns"]:
         progress.warn(
-            "each participant_id is taken for a person of its own; where somebody has two, name the "
-            "column that tells people with --patient, or copies and membership are judged wrongly"
+            "each participant_id is taken for a person of its own; where somebody has two, name "
+            "the column that tells people with --patient, or copies and membership are judged wrong"
         )
     progress.done(f"{len(scans)} scans of {len({s.patient for s in scans})} people")
     return config if given else _on_grid_of(config, scans)
