@@ -1,10 +1,11 @@
-"""How well `synthmed plan` foretells a run: predicted against measured time and memory.
+"""How well `synthmed plan` foretells a run, in docs/benchmarks.md: predicted against measured.
 
     python tests/benchmarks/plan.py quickstart --set train.max_steps=60
     python tests/benchmarks/plan.py CONFIG... --input FOLDER --set KEY=VALUE
 
 Each config is planned, then ingested, prepared, trained and sampled for real, in processes of
-their own. One line a config: seconds of training and of sampling, and the peak of resident memory.
+their own: seconds of training and of sampling, and the peak of resident memory. Nothing else should
+run meanwhile.
 """
 
 from __future__ import annotations
@@ -15,8 +16,19 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from tests.benchmarks.cohorts import publish
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- plan:begin -->", "<!-- plan:end -->"
+FIGURES = {
+    "train_seconds": "training, s",
+    "sample_seconds": "sampling, s",
+    "memory_gib": "peak memory, GiB",
+}
 
 RUN = """
 import sys
@@ -64,21 +76,33 @@ def made(config: str, overrides: list[str]) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def table(found: Sequence[tuple[str, dict[str, Any], dict[str, float]]]) -> str:
+    """A row a config and figure: what the plan said, what came, and the one over the other."""
+    lines = ["| config | | predicted | measured | ratio |", "|---|---|---|---|---|"]
+    for config, before, after in found:
+        for name, words in FIGURES.items():
+            said, came = before[name], after[name]
+            lines.append(f"| {config} | {words} | {said:.3g} | {came:.3g} | {said / came:.2f} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table and put it into the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("configs", nargs="+")
     parser.add_argument("--input")
     parser.add_argument("--set", action="append", default=[], dest="overrides")
-    asked = parser.parse_args()
+    parser.add_argument("--page", type=Path, default=PAGE, help="default: docs/benchmarks.md")
+    asked = parser.parse_args(arguments)
     overrides = asked.overrides + ([f"data.source={asked.input}"] if asked.input else [])
-    print("| config | what | predicted | measured | ratio |\n|---|---|---|---|---|")
-    for config in asked.configs:
-        before, after = planned(config, overrides), made(config, overrides)
-        for name, value in after.items():
-            ratio = before[name] / value
-            print(f"| {config} | {name} | {before[name]:.2f} | {value:.2f} | {ratio:.2f} |")
+    found = [(c, planned(c, overrides), made(c, overrides)) for c in asked.configs]
+    words = " ".join([*asked.configs, *(f"--set {o}" for o in asked.overrides)])
+    text = f"`python tests/benchmarks/plan.py {words}`:\n\n{table(found)}"
+    publish(asked.page, text, BEGIN, END)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
