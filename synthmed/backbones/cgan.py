@@ -135,7 +135,7 @@ class ConditionalGAN:
         self.config = config
         self.spec = spec
         self.optimizer = optimizer
-        self.n_labels = spec.condition_width - spec.told_width
+        self.n_labels = spec.n_labels
         shared = (spec.channels, spec.given, spec.grid, config.widths, spec.condition_width)
         self.generator = Network(*shared, latent=config.latent)
         spectral = config.lipschitz == "spectral"

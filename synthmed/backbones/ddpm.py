@@ -112,7 +112,7 @@ class Diffusion:
         self.config, self.spec, self.optimizer = config, spec, optimizer
         self.process = Process(config.schedule, config.steps)
         self.space = config.space.build(spec, optimizer)
-        self.n_labels = spec.condition_width - spec.told_width
+        self.n_labels = spec.n_labels
         shape = self.space.shape
         self.wiener: Wiener | None = None
         inputs = shape[0]

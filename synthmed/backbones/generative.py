@@ -62,6 +62,11 @@ class VolumeSpec:
     label_widths: tuple[int, ...] = ()
     number_names: tuple[str, ...] = ()
 
+    @property
+    def n_labels(self) -> int:
+        """How many of the D numbers, the first ones, are those of labels."""
+        return self.condition_width - self.told_width
+
 
 class Batch(NamedTuple):
     """Scans of B patients.

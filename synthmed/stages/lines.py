@@ -68,25 +68,20 @@ def _flagged(config: Config, cohort: ScreenedCohort, facts: CohortFacts) -> list
             ),
         )
     ]
-    if shipped:
-        lines.append(
-            Verdict(
-                estimate="flagged samples that ship",
-                slice=None,
-                rule="none",
-                status="fail",
-                reason=f"flagged samples that ship: {shipped}; the screen did not drop them.",
-            )
+    if shipped or cohort.replaced is None:
+        said = (
+            f"{shipped}; the screen did not drop them"
+            if shipped
+            else "an earlier version did not screen what replaced those it dropped; "
+            "run screen again"
         )
-    elif cohort.replaced is None:
         lines.append(
             Verdict(
                 estimate="flagged samples that ship",
                 slice=None,
                 rule="none",
-                status="inconclusive",
-                reason="flagged samples that ship: an earlier version did not screen what replaced "
-                "those it dropped; run screen again.",
+                status="fail" if shipped else "inconclusive",
+                reason=f"flagged samples that ship: {said}.",
             )
         )
     return lines

@@ -54,11 +54,12 @@ def screen(
     """
     progress.update(0, 1)
     key = Key.root(config.seed).fold("screen")
+    train, holdout = (real_cases(dataset, held_out=side) for side in (False, True))
 
     def found(samples: Sequence[Sample], folder: Path, key: Key) -> Copies:
         return find_copies_by_image(
-            real_cases(dataset, held_out=False),
-            real_cases(dataset, held_out=True),
+            train,
+            holdout,
             synthetic_cases(samples, [folder] * len(samples), dataset),
             config.screen.false_discovery_rate,
             image_channels(dataset.channels),
