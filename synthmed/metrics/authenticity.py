@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -32,12 +32,15 @@ class Authenticity(Base):
       the chance in either is in the interval. Below 0, the floor, samples are nearer to training
       patients than other people are. Ceiling: train itself.
 
+    In a subgroup, samples and patients are its own: those whom a sample of it could be taken from.
+
     Args:
         draws: picks of one scan a patient that the figures are averaged over.
 
     Source: Alaa et al. 2022, section 4.3 (in the nearest-neighbour form of synthcity).
     """
 
+    by_subgroup: ClassVar[bool] = True
     name: Literal["authenticity"] = "authenticity"
     draws: int = 20
 

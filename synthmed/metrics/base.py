@@ -13,8 +13,9 @@ from synthmed.types import Estimate, Frozen
 class Base(Frozen):
     """A metric; its fields are its settings, as the config holds them.
 
-    With `by_subgroup` it is asked again about each label: it needs nothing but distributions of
-    scans, which `subgroups.Part` gives.
+    With `by_subgroup` it is asked again about each label: it needs nothing but the scans of the
+    subgroup, which `subgroups.Part` gives. A metric that teaches something by everybody has it
+    False and adds the subgroups itself, so that nothing is taught twice.
     """
 
     by_subgroup: ClassVar[bool] = False

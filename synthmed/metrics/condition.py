@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from synthmed.metrics.base import Base
 from synthmed.metrics.reader import (
+    Kind,
     Names,
+    as_array,
     asked,
     correlation,
     first_scans,
@@ -19,8 +23,11 @@ from synthmed.metrics.reader import (
 )
 from synthmed.metrics.shared import Shared, Side
 from synthmed.metrics.sides import Sides
-from synthmed.metrics.stats import Floats, clopper_pearson, fisher_interval
+from synthmed.metrics.stats import Floats, Ints, clopper_pearson, fisher_interval
+from synthmed.metrics.subgroups import among, judged
 from synthmed.types import Estimate
+
+USED: tuple[Side, ...] = ("train", "holdout", "synthetic")
 
 
 class ConditionAccuracy(Base):
@@ -38,7 +45,9 @@ class ConditionAccuracy(Base):
     Floor: the same reader on the holdout, one scan a patient: synthetic scans cannot be expected
     to be read better (they may be, when they exaggerate). One estimate a condition with slice
     `condition=NAME`, and one with slice null: the categorical condition that is worst against its
-    own floor, or the worst continuous one where there is no categorical one.
+    own floor, or the worst continuous one where there is no categorical one. Again the worst for
+    each subgroup (slice `NAME=CATEGORY`): the same readers, asked about its own samples and
+    held-out patients; of the label that makes the subgroup, the share recognised as that category.
 
     Args:
         side: voxels a side that the reader sees.
@@ -53,136 +62,147 @@ class ConditionAccuracy(Base):
     components: Annotated[int, Field(ge=2)] = 40
 
     def estimate(self, sides: Sides, shared: Shared) -> list[Estimate]:
-        """One a condition and the worst; none when nothing was asked for."""
+        """One a condition and the worst, and the worst of each subgroup; none without labels."""
         if not sides.categorical and not sides.continuous:
             return []
-        used: tuple[Side, ...] = ("train", "holdout", "synthetic")
-        scans = {side: shared.small(side, self.side) for side in used}
-        each = [self._category(c, sides, shared, scans) for c in sides.categorical]
-        numbers = [self._number(c, sides, shared, scans) for c in sides.continuous]
-        worst = min(each or numbers, key=_shortfall)
-        named = f"worst of {len(each or numbers)}: {worst.slice}"
-        note = f"{named}; {worst.note}" if worst.note else named
-        return [worst.model_copy(update={"slice": None, "note": note}), *each, *numbers]
+        scans = {side: shared.small(side, self.side) for side in USED}
+        readers = [self._teach(c, "category", shared, scans) for c in sides.categorical]
+        readers += [self._teach(c, "number", shared, scans) for c in sides.continuous]
+        everyone = {side: np.arange(len(scans[side])) for side in USED}
 
-    def _category(
-        self, condition: str, sides: Sides, shared: Shared, scans: dict[Side, Floats]
+        def ask(rows: Mapping[Side, Ints]) -> list[Estimate]:
+            """The worst of all readers, then each."""
+            each = [r.ask(rows, scans, shared) for r in readers]
+            n = len(sides.categorical) or len(each)
+            worst = min(each[:n], key=_shortfall)
+            note = "; ".join(filter(None, (f"worst of {n}: {worst.slice}", worst.note)))
+            return [worst.model_copy(update={"slice": None, "note": note}), *each]
+
+        out = ask(everyone)
+        for name, people in judged(sides).items():
+            part = ask({side: among(shared, side, people) for side in USED})[0]
+            out.append(part.model_copy(update={"slice": name}))
+        return out
+
+    def _teach(
+        self, condition: str, kind: Kind, shared: Shared, scans: Mapping[Side, Floats]
+    ) -> Reader:
+        """Taught by everybody of train whose label is known."""
+        labels = {side: asked(shared, side, condition) for side in USED}
+        rows = [i for i, v in enumerate(labels["train"]) if v is not None]
+        truth = as_array([labels["train"][i] for i in rows], kind)
+        if kind == "category" and len(set(truth)) < 2:
+            return Reader(condition, kind, labels, truth, "fewer than two categories in train")
+        if kind == "number" and (len(truth) < 3 or np.ptp(truth) == 0):
+            few = "fewer than three values, or all equal, in train"
+            return Reader(condition, kind, labels, truth, few)
+        weights = patient_weights(shared, rows)
+        taught = fit(scans["train"][rows], truth, weights, kind, self.components)
+        return Reader(condition, kind, labels, truth, taught=taught)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What reads one condition, and the labels that it is held against.
+
+    Args:
+        condition: its name.
+        kind: of the condition.
+        labels: of every scan of a side, null where it is not known.
+        truth: what it was taught, category or number a scan.
+        reason: why it could not be taught; else empty.
+        taught: the fitted pipeline; null with a reason.
+    """
+
+    condition: str
+    kind: Kind
+    labels: Mapping[Side, Sequence[str | float | None]]
+    truth: Any
+    reason: str = ""
+    taught: Any = None
+
+    def ask(
+        self, rows: Mapping[Side, Ints], scans: Mapping[Side, Floats], shared: Shared
     ) -> Estimate:
-        labels = {side: asked(shared, side, condition) for side in scans}
-        known = sorted({str(v) for v in labels["train"] if v is not None})
-        rows = {side: [i for i, v in enumerate(labels[side]) if v is not None] for side in scans}
-        wanted = sorted({str(labels["synthetic"][i]) for i in rows["synthetic"]})
-        reason = ""
-        if len(known) < 2:
-            reason = "fewer than two categories in train"
-        elif not wanted:
-            reason = "no synthetic scan was asked for a category"
+        """Its estimate on some rows of the synthetic and the held-out side.
+
+        Args:
+            rows: of each side, everybody's or those of a subgroup.
+            scans: what it sees of every scan of a side.
+            shared: the sides.
+        """
+        known = {
+            side: [int(i) for i in rows[side] if self.labels[side][i] is not None] for side in USED
+        }
+        one_each = first_scans(shared, known["holdout"])
+        truth = as_array([self.labels["synthetic"][i] for i in known["synthetic"]], self.kind)
+        real = as_array([self.labels["holdout"][i] for i in one_each], self.kind)
+        reason = self.reason or self._unasked(truth)
         if reason:
-            return self._one(condition, None, None, "1", 0, None, None, sides, reason, None)
-        train = np.array([str(labels["train"][i]) for i in rows["train"]])
-        reader = fit(
-            scans["train"][rows["train"]],
-            train,
-            patient_weights(shared, rows["train"]),
-            "category",
-            self.components,
-        )
+            return self._one(None, None, 0, None, shared.sides.seed, reason, None)
+        made = self.taught.predict(scans["synthetic"][known["synthetic"]])
+        held = self.taught.predict(scans["holdout"][one_each]) if one_each else real
+        n = len(truth)
+        floor = ci = None
+        if self.kind == "category":
+            value, effective = balanced(truth, made)
+            ci = clopper_pearson(value * effective, effective)
+            if one_each:
+                floor = balanced(real, held)[0]
+            notes = [] if one_each else ["no held-out patients: no floor"]
+            notes += self._strangers(truth, shared.sides)
+        else:
+            value = correlation(truth, made)
+            ci = fisher_interval(value, n)
+            if len(one_each) >= 3:
+                floor = correlation(real, held)
+            notes = [] if floor is not None else ["fewer than three held-out patients: no floor"]
+        notes += left_out(self.labels)
+        n_holdout = len(one_each) or None
+        return self._one(value, ci, n, floor, shared.sides.seed, "; ".join(notes), n_holdout)
 
-        def read(side: Side, chosen: list[int]) -> tuple[float, float]:
-            truth = np.array([str(labels[side][i]) for i in chosen])
-            return balanced(truth, reader.predict(scans[side][chosen]))
+    def _unasked(self, truth: Any) -> str:
+        """Why nothing can be said of what was asked for; empty where it can."""
+        if self.kind == "category":
+            return "" if len(truth) else "no synthetic scan was asked for a category"
+        few = len(truth) < 3 or np.ptp(truth) == 0
+        return "fewer than three values, or all equal, in what was asked for" if few else ""
 
-        value, effective = read("synthetic", rows["synthetic"])
-        floor = None
-        one_each = first_scans(shared, rows["holdout"])
-        if one_each:
-            floor = read("holdout", one_each)[0]
-        missing = [c for c in wanted if c not in known]
-        never = [c for c in sides.categorical[condition] if c not in wanted]
-        notes = []
-        if floor is None:
-            notes.append("no held-out patients: no floor")
-        if missing:
-            notes.append(f"not in train, so never recognised: {', '.join(missing)}")
-        if never:
-            notes.append(f"not asked for: {', '.join(never)}")
-        notes += left_out(labels)
-        return self._one(
-            condition,
-            value,
-            clopper_pearson(value * effective, effective),
-            "1",
-            len(rows["synthetic"]),
-            floor,
-            1 / len(known),
-            sides,
-            "; ".join(notes),
-            len(one_each) or None,
-        )
+    def _strangers(self, truth: Names, sides: Sides) -> list[str]:
+        """Categories that cannot be recognised, and those of which the cohort has nobody."""
+        missing = sorted(set(truth) - set(self.truth))
+        wanted = {v for v in self.labels["synthetic"] if v is not None}
+        never = [c for c in sides.categorical[self.condition] if c not in wanted]
+        notes = [f"not in train, so never recognised: {', '.join(missing)}"] if missing else []
+        return notes + ([f"not asked for: {', '.join(never)}"] if never else [])
 
-    def _number(
-        self, condition: str, sides: Sides, shared: Shared, scans: dict[Side, Floats]
-    ) -> Estimate:
-        labels = {side: asked(shared, side, condition) for side in scans}
-        rows = {side: [i for i, v in enumerate(labels[side]) if v is not None] for side in scans}
-        truth = {side: np.array([float(labels[side][i] or 0) for i in rows[side]]) for side in rows}
-        if any(len(truth[s]) < 3 or np.ptp(truth[s]) == 0 for s in ("train", "synthetic")):
-            reason = "fewer than three values, or all equal, in train or in what was asked for"
-            return self._one(condition, None, None, "r", 0, None, 0.0, sides, reason, None)
-        reader = fit(
-            scans["train"][rows["train"]],
-            truth["train"],
-            patient_weights(shared, rows["train"]),
-            "number",
-            self.components,
-        )
-        value = correlation(
-            truth["synthetic"], reader.predict(scans["synthetic"][rows["synthetic"]])
-        )
-        one_each = first_scans(shared, rows["holdout"])
-        floor = None
-        if len(one_each) >= 3:
-            real = np.array([float(labels["holdout"][i] or 0) for i in one_each])
-            floor = correlation(real, reader.predict(scans["holdout"][one_each]))
-        n = len(rows["synthetic"])
-        notes = [] if floor is not None else ["fewer than three held-out patients: no floor"]
-        return self._one(
-            condition,
-            value,
-            fisher_interval(value, n),
-            "r",
-            n,
-            floor,
-            0.0,
-            sides,
-            "; ".join(notes + left_out(labels)),
-            len(one_each) or None,
-        )
-
-    @staticmethod
     def _one(
-        condition: str,
+        self,
         value: float | None,
         ci: tuple[float, float] | None,
-        unit: str,
         n: int,
         floor: float | None,
-        ceiling: float | None,
-        sides: Sides,
+        seed: int,
         note: str,
         n_holdout: int | None,
     ) -> Estimate:
-        how = (
-            "Pearson r of asked and read values, ridge regression on real train; ceiling: 0, no "
-            "relation; Fisher interval"
-            if unit == "r"
-            else "Share of samples read as the category asked for (balanced), logistic regression "
-            "on real train; ceiling: guessing; Clopper-Pearson"
-        )
+        if self.kind == "category":
+            ceiling = 1 / len(set(self.truth)) if value is not None else None
+            unit = "1"
+            how = (
+                "Share of samples read as the category asked for (balanced), logistic regression "
+                "on real train; ceiling: guessing; Clopper-Pearson"
+            )
+        else:
+            ceiling, unit = 0.0, "r"
+            how = (
+                "Pearson r of asked and read values, ridge regression on real train; ceiling: 0, "
+                "no relation; Fisher interval"
+            )
         return Estimate(
             name="condition_accuracy",
             group="fidelity",
-            slice=f"condition={condition}",
+            slice=f"condition={self.condition}",
             value=value,
             ci=ci,
             unit=unit,
@@ -191,7 +211,7 @@ class ConditionAccuracy(Base):
             floor=floor,
             ceiling=ceiling,
             method=f"{how}; floor: the same reader on held-out patients.",
-            seed=sides.seed,
+            seed=seed,
             note=note,
             n_holdout=n_holdout,
         )

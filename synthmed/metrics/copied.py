@@ -9,6 +9,7 @@ from synthmed.metrics.copies import Copies
 from synthmed.metrics.shared import Shared
 from synthmed.metrics.sides import Sides
 from synthmed.metrics.stats import clopper_pearson
+from synthmed.metrics.subgroups import judged
 from synthmed.types import Estimate
 
 LEAST_POWER = 0.5
@@ -25,6 +26,9 @@ class Copied(Base):
       descriptor space, still flags; no value where it would miss most exact copies (`LEAST_POWER`),
       since nothing found then says nothing.
 
+    In a subgroup (slice `NAME=CATEGORY`) `copied_patients` again, as a share of its own training
+    patients: what is stored may be stored of the few.
+
     Intervals are Clopper-Pearson. The upper bound of `copied_patients` is divided by the power of
     the screen (`Copies.power`), at most 1: a test that could not have seen an exact copy bounds
     nothing. Floor 0; ceiling 1 (all) stands for a model that stores its training set.
@@ -35,11 +39,9 @@ class Copied(Base):
     name: Literal["copies"] = "copies"
 
     def estimate(self, sides: Sides, shared: Shared) -> list[Estimate]:
-        """The three estimates."""
+        """The three estimates, and the patients of each subgroup."""
         sampled, shipped = shared.as_sampled(), shared.as_shipped()
-        n, copied = len(sampled.matches), len(sampled.patients)
-        low, high = clopper_pearson(copied, sampled.n_train)
-        high = min(1.0, high / sampled.power) if sampled.power > 0 else 1.0
+        n = len(sampled.matches)
         speaks = bool(shipped.flagged) or shipped.power >= LEAST_POWER
         return [
             self._one(
@@ -52,16 +54,7 @@ class Copied(Base):
                 sampled,
                 sides,
             ),
-            self._one(
-                "copied_patients",
-                copied / sampled.n_train,
-                (low, high),
-                "share of training patients",
-                sampled.n_train,
-                1.0,
-                sampled,
-                sides,
-            ),
+            self._patients(None, len(sampled.patients), sampled.n_train, sampled, sides),
             self._one(
                 "copies_shipped",
                 float(len(shipped.flagged)) if speaks else None,
@@ -72,7 +65,24 @@ class Copied(Base):
                 shipped,
                 sides,
             ),
+            *(
+                self._patients(name, len(own & set(sampled.patients)), len(own), sampled, sides)
+                for name, people in judged(sides).items()
+                for own in [people["train"]]
+            ),
         ]
+
+    def _patients(
+        self, where: str | None, copied: int, n_train: int, found: Copies, sides: Sides
+    ) -> Estimate:
+        """How many of some training patients were copied."""
+        low, high = clopper_pearson(copied, n_train)
+        high = min(1.0, high / found.power) if found.power > 0 else 1.0
+        unit = "share of training patients"
+        one = self._one(
+            "copied_patients", copied / n_train, (low, high), unit, n_train, 1.0, found, sides
+        )
+        return one.model_copy(update={"slice": where})
 
     @staticmethod
     def _count_interval(found: Copies) -> tuple[float, float] | None:

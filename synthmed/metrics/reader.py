@@ -12,11 +12,11 @@ from synthmed.metrics.shared import Shared, Side
 from synthmed.metrics.stats import Floats
 
 Names = npt.NDArray[np.str_]
+Kind = Literal["category", "number"]
+"""Of a condition."""
 
 
-def fit(
-    x: Floats, y: Any, weight: Floats, kind: Literal["category", "number"], components: int
-) -> Any:
+def fit(x: Floats, y: Any, weight: Floats, kind: Kind, components: int) -> Any:
     """Standardised, reduced by PCA, and read by logistic regression or ridge regression.
 
     Args:
@@ -57,6 +57,13 @@ def asked(shared: Shared, side: Side, condition: str) -> list[str | float | None
     """The condition of every scan kept by `shared`, null where it is not known."""
     labels = shared.cases(side).labels
     return [labels[i].get(condition) for i in shared.scans(side)]
+
+
+def as_array(values: Sequence[Any], kind: Kind) -> Any:
+    """(n,) known labels, as text or as numbers."""
+    if kind == "category":
+        return np.array([str(v) for v in values], dtype=str)
+    return np.array([float(v) for v in values], dtype=np.float64)
 
 
 def left_out(values: Mapping[Side, Sequence[str | float | None]]) -> list[str]:

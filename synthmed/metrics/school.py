@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,17 +38,34 @@ class Examined:
         own: (n, S, R) Dice with the patient's masks.
         others: (n, S, R) Dice with the masks of another patient; null with one patient alone.
         placed: (n, R) Dice of the label map of most of train with the patient's masks.
-        present: (R,) whether any patient has the region.
-        n_empty: (R,) scans whose mask holds no voxel of the region.
-        n_scans: of all patients.
+        empty: (n, R) scans of a patient whose mask holds no voxel of the region.
+        n_scans: (n,) of each patient.
+        patients: (n,) who they are.
     """
 
     own: Floats
     others: Floats | None
     placed: Floats
-    present: Bools
-    n_empty: Ints
-    n_scans: int
+    empty: Ints
+    n_scans: Ints
+    patients: Sequence[str]
+
+    @property
+    def present(self) -> Bools:
+        """(R,) whether any patient has the region."""
+        return np.asarray((self.empty < self.n_scans[:, None]).any(axis=0))
+
+    def of(self, people: Collection[str]) -> Examined:
+        """Some of the patients."""
+        rows = [i for i, p in enumerate(self.patients) if p in people]
+        return Examined(
+            own=self.own[rows],
+            others=None if self.others is None else self.others[rows],
+            placed=self.placed[rows],
+            empty=self.empty[rows],
+            n_scans=self.n_scans[rows],
+            patients=[self.patients[i] for i in rows],
+        )
 
 
 class School:
@@ -140,9 +157,9 @@ class School:
             own=by_patient(own),
             others=by_patient(others) if others else None,
             placed=by_patient(placed),
-            present=np.asarray(~empty.all(axis=0)),
-            n_empty=empty.sum(axis=0),
-            n_scans=len(empty),
+            empty=np.stack([empty[rows].sum(axis=0) for rows in groups]),
+            n_scans=np.array([len(rows) for rows in groups]),
+            patients=list(dict.fromkeys(people)),
         )
 
     def looked_at(self) -> str:

@@ -17,6 +17,7 @@ from synthmed.metrics.segmenter import Layout
 from synthmed.metrics.shared import Shared
 from synthmed.metrics.sides import Sides
 from synthmed.metrics.stats import Bools, Floats, Ints
+from synthmed.metrics.subgroups import judged
 from synthmed.metrics.taught import (
     CURVE_WAYS,
     WAYS,
@@ -84,7 +85,8 @@ class Segmentation(Base):
     at the image. Of differences it is the same less the yardstick.
 
     Slice null: mean over the regions (labels of all masks) that a held-out patient has. Slice
-    `region=NAME`: one of several. Slice `N patients`: the learning curve, as in `utility`.
+    `region=NAME`: one of several. Slice `N patients`: the learning curve, as in `utility`. Slice
+    `NAME=CATEGORY`: a subgroup, of whose patients the same segmenters are asked.
     Intervals: bootstrap of patients, widened where it has no spread; that other patients would have
     taught another segmenter is not in them. Masks of tissue too thin for the grid, at most 64
     voxels a side, are not judged well.
@@ -143,7 +145,15 @@ class Segmentation(Base):
         note = "; ".join(filter(None, notes if absent else notes[:1]))
         slices = _slices(titles, held.present)
         out = [_segmentability(where, k, made, held, note, shared) for where, k in slices.items()]
-        return out + _taught(parts, slices, held, note, key, shared)
+        out += _taught(parts, slices, held, note, key, shared)
+        for name, people in judged(sides).items():
+            of, own = made.of(people["synthetic"]), held.of(people["holdout"])
+            regions = np.flatnonzero(own.present)
+            if len(of.patients) and len(regions):  # thinning may have left nobody of the few
+                fold = key.fold("subgroup", name)
+                out.append(_segmentability(name, regions, of, own, note, shared))
+                out += _taught({None: whole}, {name: regions}, own, note, fold, shared)
+        return out
 
     def _curve(self, school: School, key: Key) -> dict[str | None, Part]:
         """The segmenters of each point of the learning curve, by slice."""
@@ -194,7 +204,7 @@ def _taught(
                 figures[way] = judge.figures(each.mean(axis=(1, 2)))
                 at += len(own)
             # how many is of patients, and a note may leave the house
-            empty = "some held-out masks are empty" if held.n_empty[regions].any() else ""
+            empty = "some held-out masks are empty" if held.empty[:, regions].any() else ""
             told = "; ".join(filter(None, (note, empty)))
             n_made = len(shared.patients("synthetic"))
             out += estimates("dice", where, figures, judge, n_made, shared.sides, told, n)
@@ -229,7 +239,8 @@ def _segmentability(
             notes.append("one held-out patient: no ceiling")
         else:
             ceiling = float(held.others[:, :seeds][:, :, regions].mean())
-    return _fidelity(where, value, ci, floor, ceiling, n, "; ".join(filter(None, notes)), shared)
+    told, n_held = "; ".join(filter(None, notes)), len(held.patients) if held else None
+    return _fidelity(where, value, ci, floor, ceiling, n, told, n_held, shared.sides.seed)
 
 
 def _fidelity(
@@ -240,7 +251,8 @@ def _fidelity(
     ceiling: float | None,
     n: int,
     note: str,
-    shared: Shared,
+    n_holdout: int | None,
+    seed: int,
 ) -> Estimate:
     return Estimate(
         name="segmentability",
@@ -255,16 +267,17 @@ def _fidelity(
         method="Dice coefficient of each synthetic mask with what a segmenter taught by real "
         "training scans sees in its image; floor: the same of held-out patients; ceiling: what it "
         "sees in these against the masks of others; bootstrap interval by patient.",
-        seed=shared.sides.seed,
+        seed=seed,
         note=note,
-        n_holdout=shared.n_holdout,
+        n_holdout=n_holdout,
     )
 
 
 def _none(everything: bool, reason: str, shared: Shared) -> list[Estimate]:
     """The estimates of utility without values, and `segmentability` where that has none too."""
     n = len(shared.patients("synthetic"))
-    out = [_fidelity(None, None, None, None, None, n, reason, shared)] if everything else []
+    nothing, seed = (None, None, None, None, None), shared.sides.seed
+    out = [_fidelity(*nothing, n, reason, shared.n_holdout, seed)] if everything else []
     return out + [
         one(name, None, None, None, None, None, n, shared.sides, reason, None)
         for name in names("dice")
@@ -273,5 +286,5 @@ def _none(everything: bool, reason: str, shared: Shared) -> list[Estimate]:
 
 def _empty(examined: Examined, regions: Ints) -> str:
     """How many synthetic masks hold no voxel, for the note; empty where all do."""
-    n = int(examined.n_empty[regions].sum())
-    return f"{n} of {examined.n_scans * len(regions)} masks are empty" if n else ""
+    n = int(examined.empty[:, regions].sum())
+    return f"{n} of {examined.n_scans.sum() * len(regions)} masks are empty" if n else ""

@@ -51,10 +51,22 @@ def too_small(people: People) -> str:
     return f"fewer than {FEWEST} {', '.join(few)}" if few else ""
 
 
+def judged(sides: Sides) -> dict[str, People]:
+    """The subgroups that have enough people on every side."""
+    return {name: people for name, people in subgroups(sides).items() if not too_small(people)}
+
+
+def among(shared: Shared, side: Side, people: People) -> Ints:
+    """Which rows of a side's features are scans of a subgroup's people, in order."""
+    patients = shared.cases(side).patients[shared.scans(side)]
+    return np.flatnonzero(np.isin(patients, sorted(people.get(side, ()))))
+
+
 class Part(Shared):
     """A subgroup of what `Shared` keeps: z-scores stay those of the whole.
 
-    Only what speaks of distributions may ask it; copies and membership are for everyone.
+    For what compares scans with scans. What was taught by everyone (a reader, a segmenter, an
+    attack) is asked about a subgroup by the metric itself.
 
     Args:
         whole: the caches of the whole.

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from synthmed.keys import Key
 from synthmed.metrics.blocks import Singles
+from synthmed.metrics.reader import Kind
 from synthmed.metrics.shared import Shared
 from synthmed.metrics.sides import Sides
 from synthmed.metrics.stats import Floats, Ints
 from synthmed.types import Estimate
-
-Kind = Literal["category", "number"]
 
 WAYS = ("trtr", "tstr", "augmented", "classical_augmentation")
 """What a reader learns from: real scans, synthetic ones, both, or real and altered real ones."""

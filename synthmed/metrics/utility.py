@@ -8,9 +8,12 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from synthmed.keys import Key
 from synthmed.metrics.base import Base
 from synthmed.metrics.blocks import smallest
 from synthmed.metrics.reader import (
+    Kind,
+    as_array,
     asked,
     first_scans,
     fit,
@@ -19,11 +22,11 @@ from synthmed.metrics.reader import (
 )
 from synthmed.metrics.shared import Shared, Side
 from synthmed.metrics.sides import Sides
-from synthmed.metrics.stats import Floats, Ints, wins
+from synthmed.metrics.stats import Bools, Floats, Ints, wins
+from synthmed.metrics.subgroups import judged
 from synthmed.metrics.taught import (
     CURVE_WAYS,
     WAYS,
-    Kind,
     altered,
     certain,
     copies,
@@ -63,6 +66,10 @@ class Utility(Base):
     short (a category, where there is one). Slice `condition=NAME, N patients`: the learning curve.
     Its real part is N patients of train, drawn evenly over the categories, `draws` times; the
     cohort learned from them and from all others, as one that a larger hospital shares would.
+    Slice `NAME=CATEGORY`: a subgroup, of whose held-out patients the same readers are asked, with
+    the condition that falls furthest short there; of the label that makes the subgroup, the AUC of
+    its category against the rest.
+
     Intervals: bootstrap of the held-out patients within their categories, widened where it has no
     spread (`Judge.gap`); that other patients would have taught another reader is not in them.
 
@@ -83,19 +90,35 @@ class Utility(Base):
     flip: bool = False
 
     def estimate(self, sides: Sides, shared: Shared) -> list[Estimate]:
-        """All conditions and the one that falls shortest; none when nothing was asked for."""
+        """All conditions and the one that falls shortest; none when nothing was asked for.
+
+        Again the one that falls shortest in each subgroup.
+        """
         if not sides.categorical and not sides.continuous:
             return []
         scans = self._scans(shared) if shared.has_holdout else None
         conditions = (*sides.categorical, *sides.continuous)
         found = {c: self._condition(c, sides, shared, scans) for c in conditions}
-        whole = {c: [e for e in found[c] if e.slice == f"condition={c}"] for c in conditions}
-        worst = min(sides.categorical or sides.continuous, key=lambda c: _shortfall(whole[c]))
-        leading = [
-            e.model_copy(update={"slice": None, "note": "; ".join(filter(None, (e.slice, e.note)))})
-            for e in whole[worst]
-        ]
-        return leading + [e for c in conditions for e in found[c]]
+
+        def leading(slices: Mapping[str, str], name: str | None) -> list[Estimate]:
+            """The condition that falls shortest in a slice of its own, as slice `name`."""
+            own = {c: [e for e in found[c] if e.slice == slices[c]] for c in conditions}
+            able = [c for c in sides.categorical or sides.continuous if own[c]]
+            if not able:
+                return []
+            worst = min(able, key=lambda c: _shortfall(own[c]))
+            notes = ["; ".join(filter(None, (f"condition={worst}", e.note))) for e in own[worst]]
+            return [
+                e.model_copy(update={"slice": name, "note": note})
+                for e, note in zip(own[worst], notes, strict=True)
+            ]
+
+        groups = judged(sides) if shared.has_holdout else {}
+        out = leading({c: f"condition={c}" for c in conditions}, None)
+        out += [e for c in conditions for e in found[c] if e.slice not in groups]
+        for name in groups:
+            out += leading(dict.fromkeys(conditions, name), name)
+        return out
 
     def _scans(self, shared: Shared) -> dict[str, Floats]:
         """What a reader sees of every side, and of altered copies of train, copy after copy."""
@@ -118,8 +141,8 @@ class Utility(Base):
         labels = {side: asked(shared, side, condition) for side in used}
         rows = {side: [i for i, v in enumerate(labels[side]) if v is not None] for side in used}
         test = first_scans(shared, rows["holdout"]) if scans is not None else []
-        truth = {side: _array([labels[side][i] for i in rows[side]], kind) for side in used}
-        known = _array([labels["holdout"][i] for i in test], kind)
+        truth = {side: as_array([labels[side][i] for i in rows[side]], kind) for side in used}
+        known = as_array([labels["holdout"][i] for i in test], kind)
         reason = "no held-out patients" if scans is None else _reason(kind, truth, known)
         n = len(shared.patients("synthetic"))
         whole = f"condition={condition}"
@@ -153,9 +176,14 @@ class Utility(Base):
             return scored(fit(a, b, weights, kind, self.components), scans["holdout"][test], judge)
 
         everyone = np.arange(len(x))
-        figures = {way: judge.figures([taught(everyone, way)]) for way in WAYS}
+        said = {way: taught(everyone, way) for way in WAYS}
+        figures = {way: judge.figures([s]) for way, s in said.items()}
         notes = "; ".join(left_out(labels))
         out = estimates(start, whole, figures, judge, n, sides, notes, len(test))
+        patients = sides.holdout.patients[shared.scans("holdout")[test]]
+        for name, people in judged(sides).items():
+            own = np.isin(patients, sorted(people["holdout"]))
+            out += _of_subgroup(name, own, condition, judge, said, n, sides, notes, key)
         for count in counts(len(set(person))):
             picks = [
                 of(person, draw(person, truth["train"], kind, count, key.fold("curve", count, d)))
@@ -175,11 +203,20 @@ class Judge:
         kind: of the condition.
         times: bootstrap draws of patients, within their categories.
         rng: draws them.
+        asked: the categories that are told from the rest; by default all.
     """
 
-    def __init__(self, truth: Any, kind: Kind, times: int, rng: np.random.Generator) -> None:
+    def __init__(
+        self,
+        truth: Any,
+        kind: Kind,
+        times: int,
+        rng: np.random.Generator,
+        asked: Sequence[str] | None = None,
+    ) -> None:
         self.truth, self.kind = truth, kind
         self.categories: list[str] = sorted(set(truth)) if kind == "category" else []
+        self.asked = self.categories if asked is None else asked
         n = len(truth)
         groups = [np.nonzero(truth == c)[0] for c in self.categories] or [np.arange(n)]
         self.weights = draws(n, times, groups, rng)
@@ -209,8 +246,8 @@ class Judge:
         if self.kind == "number":
             return np.asarray(np.mean([self._correlations(s[:, 0]) for s in said], axis=0))
         each = []
-        for k, category in enumerate(self.categories):
-            own = self.truth == category
+        for category in self.asked:
+            own, k = self.truth == category, self.categories.index(category)
             won = np.mean([wins(s[own, k], s[~own, k]) for s in said], axis=0)
             a, b = self.weights[:, own], self.weights[:, ~own]
             each.append(np.sum((a @ won) * b, axis=1) / (a.sum(axis=1) * b.sum(axis=1)))
@@ -222,6 +259,46 @@ class Judge:
         top = np.sum(w * x * y, axis=1)
         below = np.sqrt(np.sum(w * x * x, axis=1) * np.sum(w * y * y, axis=1))
         return np.asarray(np.divide(top, below, out=np.zeros_like(top), where=below > 1e-12))
+
+
+def _of_subgroup(
+    name: str,
+    own: Bools,
+    condition: str,
+    judge: Judge,
+    said: Mapping[str, Floats],
+    n: int,
+    sides: Sides,
+    notes: str,
+    key: Key,
+) -> list[Estimate]:
+    """What the readers of everybody say of a subgroup's held-out patients.
+
+    Args:
+        name: of the subgroup, `NAME=CATEGORY`.
+        own: (n,) which of the judge's patients are its.
+        condition: what was read.
+        judge: of everybody.
+        said: way to what its reader says of everybody.
+        n: synthetic patients.
+        sides: for the seed.
+        notes: what limits the figures.
+        key: draws the patients anew.
+    """
+    of, _, category = name.partition("=")
+    start = "auc" if judge.kind == "category" else "r"
+    # its own category is told from everybody else, of whom the subgroup has none
+    rows = np.arange(len(own)) if of == condition else np.flatnonzero(own)
+    reason = "" if of == condition else _untestable(judge.kind, judge.truth[rows])
+    if reason:
+        none = (None, None, None, None)
+        return [one(title, name, *none, n, sides, reason, None) for title in names(start)]
+    rng = key.fold("subgroup", name).numpy()
+    asked = [category] if of == condition else None
+    part = Judge(judge.truth[rows], judge.kind, sides.resamples, rng, asked)
+    columns = [judge.categories.index(c) for c in part.categories] or [0]
+    figures = {way: part.figures([s[rows][:, columns]]) for way, s in said.items()}
+    return estimates(start, name, figures, part, n, sides, notes, int(own.sum()))
 
 
 def scored(reader: Any, x: Floats, judge: Judge) -> Floats:
@@ -237,24 +314,26 @@ def scored(reader: Any, x: Floats, judge: Judge) -> Floats:
     return out
 
 
-def _array(values: Sequence[Any], kind: Kind) -> Any:
-    if kind == "category":
-        return np.array([str(v) for v in values], dtype=str)
-    return np.array([float(v) for v in values], dtype=np.float64)
-
-
 def _reason(kind: Kind, truth: Mapping[Side, Any], test: Any) -> str:
     """Why a condition cannot be asked about; empty where it can."""
+    untestable = _untestable(kind, test)
+    if untestable:
+        return untestable
+    for side in ("train", "synthetic"):
+        if kind == "number" and len(truth[side]) < 3:
+            return f"fewer than three values in {side}"
+        if kind == "category" and len(set(truth[side])) < 2:
+            return f"fewer than two categories in {side}"
+    return ""
+
+
+def _untestable(kind: Kind, test: Any) -> str:
+    """Why held-out patients cannot be asked about a condition; empty where they can."""
     if kind == "number":
-        few = [side for side in ("train", "synthetic") if len(truth[side]) < 3]
-        few += ["holdout"] if len(test) < SMALLEST_CLASS else []
-        return f"fewer than three values in {few[0]}" if few else ""
+        return "fewer than three values in holdout" if len(test) < SMALLEST_CLASS else ""
     known = sorted(set(test))
     if len(known) < 2 or min(int(np.sum(test == c)) for c in known) < SMALLEST_CLASS:
         return "a category has too few held-out patients to ask about it"
-    for side in ("train", "synthetic"):
-        if len(set(truth[side])) < 2:
-            return f"fewer than two categories in {side}"
     return ""
 
 

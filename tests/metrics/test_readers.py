@@ -45,7 +45,8 @@ def read(train: Cases, holdout: Cases, synthetic: Cases, **given):  # type: igno
 
 def test_conditions_that_came_are_recognised(cohort: tuple[Cases, Cases, Cases]) -> None:
     found = read(*cohort, categorical=CATEGORIES, continuous={"load": (0.0, 0.5)})
-    assert set(found) == {None, "condition=diagnosis", "condition=load"}
+    groups = {"diagnosis=atrophy", "diagnosis=healthy"}
+    assert set(found) == {None, "condition=diagnosis", "condition=load", *groups}
     category, number = found["condition=diagnosis"], found["condition=load"]
     assert category.value >= 0.9 and category.floor >= 0.9 and category.ceiling == 0.5
     assert number.value >= 0.8 and number.unit == "r" and number.ceiling == 0.0
@@ -60,6 +61,23 @@ def test_shuffled_conditions_are_not_recognised(cohort: tuple[Cases, Cases, Case
     found = read(train, holdout, wrong, categorical=CATEGORIES, continuous={"load": (0.0, 0.5)})
     low, high = found["condition=diagnosis"].ci
     assert low <= 0.5 <= high and abs(found["condition=load"].value) < 0.5
+
+
+def test_a_category_that_never_came_fails_in_its_own_subgroup(
+    cohort: tuple[Cases, Cases, Cases],
+) -> None:
+    """Whoever is asked for, somebody healthy comes: half of the cohort is as it should be."""
+    train, holdout, honest = cohort
+    well = [i for i, x in enumerate(honest.labels) if x["diagnosis"] == "healthy"]
+    volumes = honest.volumes[np.resize(well, len(honest))]
+    collapsed = Cases(volumes, honest.patients, honest.labels)
+    found = read(train, holdout, collapsed, categorical=CATEGORIES)
+    ill, rest = found["diagnosis=atrophy"], found["diagnosis=healthy"]
+    assert ill.value == 0.0 and ill.floor >= 0.9 and rest.value >= 0.9
+    assert (ill.n, ill.n_holdout, ill.ceiling) == (15, 12, 0.5)
+    # the balanced figure of the whole is the mean of its categories
+    assert found[None].value == pytest.approx((ill.value + rest.value) / 2, abs=1e-12)
+    assert found[None].floor == pytest.approx((ill.floor + rest.floor) / 2, abs=1e-12)
 
 
 def test_categories_missing_on_a_side_are_named(cohort: tuple[Cases, Cases, Cases]) -> None:

@@ -202,6 +202,32 @@ def test_masks_shifted_against_their_images_are_seen_and_mislead(
     assert found["dice_trtr", None] == honest["dice_trtr", None]
 
 
+def test_a_subgroup_is_asked_of_its_own_patients() -> None:
+    """At one of two sites the masks of the samples lie beside what the images show."""
+
+    def at_sites(cases: Cases) -> Cases:
+        return replace(cases, labels=[{"site": "ab"[i % 2]} for i in range(len(cases))])
+
+    cohort = phantoms(4, 20, "s")
+    cohort.volumes[1::2, 1:] = np.roll(cohort.volumes[1::2, 1:], 4, axis=(2, 4))
+    given = replace(
+        compared(at_sites(TRAIN), at_sites(phantoms(5, 22, "h")), at_sites(cohort)),
+        categorical={"site": ("a", "b")},
+    )
+    found = measured(given)
+    well, ill = (found["segmentability", f"site={s}"] for s in "ab")
+    assert well.ci[1] > well.floor - 0.03 and ill.ci[1] < ill.floor - 0.2
+    assert (well.n, well.n_holdout) == (10, 11)
+    for name in ("segmentability", "dice_trtr", "dice_tstr", "dice_augmented_minus_classical"):
+        whole = found[name, None]
+        parts = [found[name, f"site={s}"] for s in "ab"]
+        # both sites are as large: the figure of all patients is the mean of theirs
+        assert whole.value == pytest.approx(np.mean([e.value for e in parts]), abs=1e-12)
+        assert whole.floor is None or whole.floor == pytest.approx(
+            np.mean([e.floor for e in parts]), abs=1e-12
+        )
+
+
 def test_images_of_noise_teach_no_more_than_a_place() -> None:
     noise = np.random.default_rng(0).normal(0.4, 0.2, (len(HONEST), 1, *GRID))
     found = measured(compared(TRAIN, HOLDOUT, changed(HONEST, slice(0, 1), noise)))

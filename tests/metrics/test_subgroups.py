@@ -7,7 +7,15 @@ import pytest
 
 from synthmed import configfile
 from synthmed.config import Config, Policy
-from synthmed.metrics import DEFAULT_METRICS, MMD, IntensityW1, Membership, RegionVolumeSMD
+from synthmed.metrics import (
+    DEFAULT_METRICS,
+    MMD,
+    Authenticity,
+    Copied,
+    IntensityW1,
+    Membership,
+    RegionVolumeSMD,
+)
 from synthmed.metrics.anatomy import scan_volumes, thresholds
 from synthmed.metrics.shared import Shared
 from synthmed.metrics.sides import Cases, Sides
@@ -201,6 +209,18 @@ def test_membership_of_a_leaked_minority_shows_in_its_own_figure() -> None:
     assert few.value > 0.95 > found["membership_auc", None].value
     assert many.ci[0] < 0.5 < many.ci[1]
     assert (few.n, few.n_holdout) == (14, 14)
+    # so do the patients who were copied
+    stored = {e.slice: e for e in Copied().estimate(of, Shared(of)) if e.name == "copied_patients"}
+    assert (stored["kind=rare"].value, stored["kind=rare"].n) == (1.0, 14)
+    assert (stored["kind=common"].value, stored["kind=common"].n) == (0.0, 36)
+    assert stored[None].value == 14 / 50
+    # and of exact copies how near to them they are
+    volumes[:14] = of.train.volumes[leaked]
+    of = Sides(**{**of.__dict__, "synthetic": made(volumes, list(of.synthetic.labels))})
+    asked = judge(of, Shared(of), (Authenticity(),), Progress("evaluate", quiet=True))
+    near = {e.slice: e for e in asked if e.name == "authenticity_excess"}
+    assert near["kind=rare"].ci[1] < 0 < near[None].ci[1]
+    assert near["kind=common"].ci[0] < 0 < near["kind=common"].ci[1]
 
 
 @pytest.mark.parametrize("n_holdout", [0, 2])

@@ -72,6 +72,47 @@ def test_the_whole_is_the_condition_that_falls_shortest() -> None:
     assert found["auc_tstr", None].note.startswith("condition=kind")
 
 
+def at_sites(given: Cases, swapped: str = "") -> Cases:
+    """The cases at two sites of both kinds; at one of them the kinds may be written wrongly."""
+    other = {"ill": "well", "well": "ill"}
+    labels = []
+    for i, label in enumerate(given.labels):
+        site = "ab"[i // 2 % 2]
+        kind = str(label["kind"])
+        labels.append({**label, "site": site, "kind": other[kind] if site == swapped else kind})
+    return Cases(given.volumes, given.patients, labels)
+
+
+def test_a_subgroup_is_asked_of_its_own_held_out_patients() -> None:
+    """A cohort with swapped kinds misleads at one site; at the other the truth is swapped too."""
+    given = sides(
+        at_sites(labelled(1, 40, "t")),
+        at_sites(labelled(2, 48, "h"), swapped="b"),
+        at_sites(as_made(labelled(3, 40, "s", swap=True))),
+        100,
+        categorical={"kind": ("ill", "well"), "site": ("a", "b")},
+    )
+    every = Utility(draws=1).estimate(given, Shared(given))
+    found = {(e.name, e.slice): e for e in every}
+    assert len(found) == len(every)
+    real, made = found["auc_trtr", "site=a"], found["auc_tstr", "site=a"]
+    assert real.value > 0.8 and made.value < 0.2 and made.floor == real.value
+    assert real.note.startswith("condition=kind") and real.n_holdout == 24
+    assert found["auc_tstr_minus_trtr", "site=a"].ci[1] < -0.5
+    # there the cohort is right about the kind, so the site itself falls shorter
+    assert found["auc_tstr_minus_trtr", "site=b"].note.startswith("condition=site")
+
+
+def test_a_category_is_told_from_all_others() -> None:
+    found = measured(as_made(labelled(3, 40, "s")))
+    for name in ("auc_trtr", "auc_tstr", "auc_augmented_minus_classical"):
+        whole = found[name, "condition=kind"]
+        for kind in ("ill", "well"):  # of two each is told from the other, as in the whole
+            own = found[name, f"kind={kind}"]
+            assert own.value == pytest.approx(whole.value, abs=1e-12)
+            assert (own.n_holdout, whole.n_holdout) == (12, 24)
+
+
 def test_the_curve_takes_some_patients_evenly_and_ends_below_all() -> None:
     found = measured(as_made(labelled(3, 40, "s")))
     points = {s for _, s in found if s and "patients" in s}
