@@ -258,8 +258,9 @@ class Train(Part):
     `norms_and_conditions`, or `adapters` of rank `adapter_rank` at every layer's weight.
     `watch` compares, now and then, the loss on training and on held-out patients, and warns where
     the model learns its patients by heart. `memory_gib` bounds the peak of training: a step's
-    patients are worked through in pieces that fit. `compile` is torch.compile; `auto` uses it on
-    CUDA where training is long enough to pay for it.
+    patients are worked through in pieces that fit, and where none do, ddpm's activations are
+    computed again on the way back. `compile` is torch.compile; `auto` uses it on CUDA where
+    training is long enough to pay for it.
     """
 
     max_minutes: Annotated[float, Field(gt=0)] | None = None

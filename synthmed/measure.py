@@ -31,6 +31,7 @@ class Request:
         batch_patients: patients a step, and what a phase draws that reads none of them; above
             `n_patients` it is they that are fewer.
         pieces: the batch is worked through in.
+        recompute: whether blocks compute their inside again on the way back.
         steps: of each phase, at least three: the first two are not timed.
         samples: whether to draw samples as well.
         device: where.
@@ -41,6 +42,7 @@ class Request:
     n_holdout: int
     batch_patients: int
     pieces: int
+    recompute: bool
     steps: int
     samples: bool
     device: str

@@ -2,13 +2,15 @@
 
 Peak memory grows by a constant for each patient that is worked on at once. Trials with pieces of
 two and of four patients give that line, it gives the fewest pieces that fit, and a last trial of
-those decides.
+those decides. Pieces cost next to nothing, so activations are recomputed only where no pieces fit
+without.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
@@ -20,8 +22,20 @@ from synthmed.measure import Request, held_bytes, measure
 GIB = 2**30
 
 
-def pieces(config: Config, loader: Loader, device: str) -> int:
-    """Into how many pieces to split a batch: 1 where nothing bounds the memory.
+class Fitting(NamedTuple):
+    """How a step is taken so that it fits.
+
+    Args:
+        pieces: into how many a step's patients are split.
+        recompute: whether blocks compute their inside again on the way back (`Recomputable`).
+    """
+
+    pieces: int = 1
+    recompute: bool = False
+
+
+def fitting(config: Config, loader: Loader, device: str) -> Fitting:
+    """How to take a step: all at once where nothing bounds the memory.
 
     A piece is never one patient on a CPU, where a Conv3d of batch 1 takes a slow path. Scans
     mapped from the disk are not counted: the system takes their pages back when it needs them.
@@ -30,12 +44,12 @@ def pieces(config: Config, loader: Loader, device: str) -> int:
         ResourceError: not even the smallest pieces fit.
     """
     if config.train.memory_gib is None:
-        return 1
+        return Fitting()
     n, asked = loader.batch_patients, loader.asked
     scan_bytes = 4 * math.prod(loader.dataset.volumes.shape[1:])
     here = held_bytes(device)
 
-    def needs(size: int) -> int:
+    def needs(size: int, recompute: bool) -> int:
         # two pieces show what there is to gather; the rest of the batch only lies there, twice:
         # the next one is drawn while this one is trained on
         patients = min(n, 2 * size)
@@ -46,6 +60,7 @@ def pieces(config: Config, loader: Loader, device: str) -> int:
             n_holdout=0,
             batch_patients=drawn,
             pieces=1 if size == n else 2,
+            recompute=recompute,
             steps=3,
             samples=False,
             device=device,
@@ -57,7 +72,13 @@ def pieces(config: Config, loader: Loader, device: str) -> int:
         return measured.peak_bytes + more + 2 * left * scan_bytes
 
     smallest = 1 if device.startswith("cuda") else 2
-    return fewest(n, smallest, config.train.memory_gib * GIB, needs)
+    limit = config.train.memory_gib * GIB
+    try:
+        return Fitting(fewest(n, smallest, limit, lambda size: needs(size, False)))
+    except ResourceError:
+        if config.privacy is not None:  # a gradient a patient is a pass of its own
+            raise
+    return Fitting(fewest(n, smallest, limit, lambda size: needs(size, True)), recompute=True)
 
 
 def fewest(n: int, smallest: int, limit: float, needs: Callable[[int], int]) -> int:

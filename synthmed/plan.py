@@ -179,10 +179,10 @@ def cost(config: Config, n_train: int, n_holdout: int, n_scans: int, device: str
     batch = min(asked, n_train)
     n_trial = min(n_train, max(2 * batch, WATCHED))
     loader = noise_loader(config, n_trial, asked)
-    pieces = memory.pieces(config, loader, device)
+    how = memory.fitting(config, loader, device)
     threads = torch.get_num_threads()
     held_out = min(n_holdout, WATCHED)
-    measured = measure(config, Request(n_trial, held_out, asked, pieces, 6, True, device, threads))
+    measured = measure(config, Request(n_trial, held_out, asked, *how, 6, True, device, threads))
     seconds, steps = measured.seconds_per_step, measured.steps
     n_watched = 2 * min(WATCHED, n_train, n_holdout) if config.train.watch else 0
     looks = [len(look_steps(n, batch, n_watched)) if n_watched else 0 for n in steps]
@@ -202,7 +202,7 @@ def cost(config: Config, n_train: int, n_holdout: int, n_scans: int, device: str
         "n_trained": measured.n_trained,
         "steps": sum(steps),
         "steps_by_round": list(steps),
-        "pieces": pieces,
+        **how._asdict(),
         "seconds_per_step": [round(s, 4) for s in seconds],
         "train_seconds": round(training, 1),
         "sample_seconds": round(measured.first_batch_seconds + further * measured.batch_seconds, 1),

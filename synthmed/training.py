@@ -27,6 +27,7 @@ from synthmed.backbones.generative import (
     named_parameters,
     trained_by,
 )
+from synthmed.backbones.nets.recomputable import set_recompute
 from synthmed.config import Config, Optimizer
 from synthmed.errors import SynthmedError
 from synthmed.keys import Key
@@ -46,18 +47,26 @@ class Training:
         pieces: into how many pieces a step's patients are split, one after the other; more
             pieces need less memory, and the gradient is that of the whole up to rounding.
         origin: digest of the weights it started from, where they were another run's.
+        recompute: whether blocks compute their inside again on the way back; needs less memory,
+            for the same gradient.
 
     `private` is what a private training has to find again when it goes on: its number in the
     ledger, and how far that had come.
     """
 
     def __init__(
-        self, model: Generative, steps: Sequence[int], pieces: int = 1, origin: str | None = None
+        self,
+        model: Generative,
+        steps: Sequence[int],
+        pieces: int = 1,
+        origin: str | None = None,
+        recompute: bool = False,
     ) -> None:
         self.model = model
         self.rounds = model.rounds()
         self.steps = list(steps)
-        self.pieces = pieces
+        self.pieces, self.recompute = pieces, recompute
+        set_recompute(model.modules.values(), recompute)
         self.origin = origin
         self.private: dict[str, Any] | None = None
         self.round = 0
@@ -114,6 +123,7 @@ class Training:
             "step": self.step,
             "steps": self.steps,
             "pieces": self.pieces,
+            "recompute": self.recompute,
             "origin": self.origin,
             "private": self.private,
             "figures": self.figures,
@@ -127,7 +137,7 @@ class Training:
         state = saved_state(path)
         tensors = load_file(path)
         load_state(model, {k[7:]: v for k, v in tensors.items() if k.startswith("module/")})
-        self = cls(model, state["steps"], state["pieces"], state["origin"])
+        self = cls(model, state["steps"], state["pieces"], state["origin"], state["recompute"])
         self.round, self.step = state["round"], state["step"]
         self.private = state["private"]
         self.figures = state["figures"]

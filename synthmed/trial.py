@@ -25,6 +25,7 @@ from synthmed.given import GivenMasks
 from synthmed.keys import Key
 from synthmed.loader import Loader
 from synthmed.measure import Measured, Request, held_bytes, peak_bytes
+from synthmed.memory import Fitting
 from synthmed.stages import train
 from synthmed.stages.prepare import channels_of, grid_affine
 from synthmed.stages.sample import Sampler
@@ -71,7 +72,7 @@ class _Blank(GivenMasks):
 
 def perform(config: Config, request: Request) -> Measured:
     """The trial itself, in this process."""
-    device = request.device
+    device, fitting = request.device, Fitting(request.pieces, request.recompute)
     loader = noise_loader(config, request.n_patients, request.batch_patients, request.n_holdout)
     key = Key.root(config.seed).fold("trial")
     started = time.monotonic()
@@ -86,9 +87,7 @@ def perform(config: Config, request: Request) -> Measured:
     with train.arithmetic(device, amp), loader.ahead():
         for i, current in enumerate(rounds):
             seconds.append(
-                train.round_seconds(
-                    config, model, i, loader, key, device, request.pieces, request.steps
-                )
+                train.round_seconds(config, model, i, loader, key, device, fitting, request.steps)
             )
             if request.n_holdout and current.finish is not None:
                 started = time.monotonic()

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synthmed import configfile, memory
-from synthmed.config import Config
+from synthmed.backbones.nets.recomputable import Recomputable
+from synthmed.config import Config, Privacy
 from synthmed.errors import ResourceError, UsageError
 from synthmed.keys import Key
 from synthmed.measure import Measured, Request, held_bytes, measure, peak_bytes
-from synthmed.memory import GIB, fewest
+from synthmed.memory import GIB, Fitting, fewest
 from synthmed.stages import train as stage
 from synthmed.training import Training, gradient, split
 from synthmed.trial import noise_loader, perform
@@ -44,6 +45,39 @@ def test_the_pieces_gradients_sum_to_that_of_the_whole(config: Config, pieces: i
         assert (a is None) == (b is None)
         if a is not None and b is not None:
             assert (a - b).norm() <= 1e-5 * size
+
+
+@pytest.mark.parametrize("kind", ["voxel", "wavelet", "latent"])
+def test_what_is_computed_again_gives_the_same_gradient(config: Config, kind: str) -> None:
+    """To the last bit."""
+    tree = config.model_dump(mode="json")
+    tree["backbone"] = {"name": "ddpm", "widths": [4, 8], "depth": 2, "space": {"kind": kind}}
+    tried = Config.model_validate(tree)
+    source = noise_loader(tried, 4, 4)
+    model = stage.build(tried, source, Key.root(0), "cpu")
+    phase = model.rounds()[-1].phases[0]
+    batch, draws = source.draw(phase, Key.root(1), 0, "cpu")
+    got, calls = [], []
+    for recompute in (False, True):
+        state = Training(model, [10] * len(model.rounds()), recompute=recompute)
+        every = [b for m in model.modules.values() for b in m.modules()]
+        blocks = [b for b in every if isinstance(b, Recomputable)]
+        assert len(blocks) == 8
+        n_convolved = 0
+
+        def counted(layer: torch.nn.Module, args: object) -> None:
+            nonlocal n_convolved
+            n_convolved += 1
+
+        hooks = [b.second.register_forward_pre_hook(counted) for b in blocks]
+        got.append(gradient(state, phase, batch, draws, 0.5, list(state.params.values())))
+        calls.append(n_convolved)
+        for hook in hooks:
+            hook.remove()
+    assert calls == [8, 16]
+    assert torch.equal(got[0][0], got[1][0])
+    for a, b in zip(got[0][1], got[1][1], strict=True):
+        assert (a is None and b is None) or torch.equal(a, b)
 
 
 def test_a_batch_is_split_whole_and_in_order() -> None:
@@ -95,7 +129,7 @@ def test_a_line_that_promised_too_much_is_not_trusted() -> None:
 
 def test_unbounded_memory_needs_no_trial(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "measure", lambda *a: pytest.fail("a trial was run"))
-    assert memory.pieces(config, noise_loader(config, 4, 4), "cpu") == 1
+    assert memory.fitting(config, noise_loader(config, 4, 4), "cpu") == Fitting(1, False)
 
 
 def test_what_a_phase_draws_that_reads_nobody_is_bounded_too(
@@ -126,15 +160,58 @@ def test_what_a_phase_draws_that_reads_nobody_is_bounded_too(
         )
 
     monkeypatch.setattr(memory, "measure", answer)
-    assert memory.pieces(bounded, noise_loader(bounded, 8, 64), "cpu") == 4
+    assert memory.fitting(bounded, noise_loader(bounded, 8, 64), "cpu") == Fitting(4, False)
     assert {(r.n_patients, r.batch_patients) for r in noted} >= {(4, 32), (8, 64)}
+
+
+def test_activations_are_recomputed_where_no_pieces_fit(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A patient takes 1 GiB, or 0.3 GiB with its activations computed again."""
+
+    def answer(config: Config, request: Request) -> Measured:
+        at_once = math.ceil(min(request.n_patients, request.batch_patients) / request.pieces)
+        each = 0.3 if request.recompute else 1.0
+        return Measured(
+            n_parameters=1,
+            n_trained=1,
+            build_seconds=1,
+            seconds_per_step=(1,),
+            steps=(1,),
+            finish_seconds=0,
+            finish_bytes=0,
+            reads_nobody=False,
+            examine_seconds=0,
+            first_batch_seconds=0,
+            batch_seconds=0,
+            built_bytes=1000 * GIB,
+            peak_bytes=int(at_once * each * GIB),
+        )
+
+    monkeypatch.setattr(memory, "measure", answer)
+    source = noise_loader(config, 8, 8)
+
+    def found(memory_gib: float, private: bool = False) -> Fitting:
+        train = config.train.model_copy(update={"memory_gib": memory_gib, "batch_patients": 8})
+        privacy = (
+            Privacy(epsilon=8, delta=1e-3, sample_rate=0.1, patients=1000) if private else None
+        )
+        bounded = config.model_copy(update={"train": train, "privacy": privacy})
+        return memory.fitting(bounded, source, "cpu")
+
+    assert found(2.5) == Fitting(4, False)
+    assert found(1.5) == Fitting(2, True)
+    with pytest.raises(ResourceError, match="even with 2 patients at once"):
+        found(0.5)
+    with pytest.raises(ResourceError, match="even with 2 patients at once"):
+        found(1.5, private=True)
 
 
 @pytest.mark.parametrize("name", ["cgan", "cvae"])
 def test_a_trial_tells_whether_a_phase_reads_nobody(config: Config, name: str) -> None:
     tree = {**config.model_dump(mode="json"), "backbone": {"name": name, "widths": [4, 4]}}
     tried = Config.model_validate(tree)
-    found = perform(tried, Request(2, 0, 4, 1, 3, False, "cpu", 1))
+    found = perform(tried, Request(2, 0, 4, 1, False, 3, False, "cpu", 1))
     assert found.reads_nobody == (name == "cgan")
 
 
@@ -142,14 +219,14 @@ def test_a_bound_that_nothing_meets_is_exit_5(config: Config) -> None:
     train = config.train.model_copy(update={"memory_gib": 0.01})
     tight = config.model_copy(update={"train": train})
     with pytest.raises(ResourceError, match=r"train.memory_gib 0.01: training takes") as error:
-        memory.pieces(tight, noise_loader(tight, 4, 4), "cpu")
+        memory.fitting(tight, noise_loader(tight, 4, 4), "cpu")
     assert error.value.exit_code == 5
 
 
 def test_a_trial_measures_time_and_memory_of_its_own_process(config: Config) -> None:
     ballast = bytearray(2 * GIB // 4)  # what this process holds must not count
     ballast[::4096] = b"x" * len(ballast[::4096])
-    request = Request(8, 4, 4, 1, 4, True, "cpu", 1)
+    request = Request(8, 4, 4, 1, False, 4, True, "cpu", 1)
     small = measure(config, request)
     assert small.steps == (5,)
     assert len(small.seconds_per_step) == 1
@@ -164,10 +241,27 @@ def test_a_trial_measures_time_and_memory_of_its_own_process(config: Config) -> 
     assert large.n_parameters > small.n_parameters
 
 
+def test_recomputing_needs_less(config: Config) -> None:
+    """Of what two further patients take: five maps a block are kept otherwise, and now one."""
+    tree = config.model_dump(mode="json")
+    tree["data"]["grid"] = [40, 40, 40]
+    space = {"kind": "voxel"}
+    tree["backbone"] = {"name": "ddpm", "widths": [16, 16], "depth": 4, "space": space}
+    large = Config.model_validate(tree)
+    taken = []
+    for recompute in (False, True):
+        two, four = (
+            measure(large, Request(n, 0, n, 1, recompute, 3, False, "cpu", 1)).peak_bytes
+            for n in (2, 4)
+        )
+        taken.append(four - two)
+    assert taken[1] < 0.6 * taken[0], taken
+
+
 def test_an_error_of_the_trial_is_its_own(config: Config) -> None:
     data = config.data.model_copy(update={"grid": (0, 0, 0)})
     broken = config.model_copy(update={"data": data})
     with pytest.raises(Exception, match="trial") as error:
-        measure(broken, Request(8, 0, 4, 1, 4, False, "cpu", 1))
+        measure(broken, Request(8, 0, 4, 1, False, 4, False, "cpu", 1))
     assert "Traceback" not in str(error.value)
     assert not isinstance(error.value, UsageError)

@@ -96,7 +96,7 @@ def test_none_copied_of_a_few_patients_is_no_proof(config: Callable[..., Config]
             false_discovery_rate=0.01, similarity="image",
         )  # fmt: skip
         shared: Any = SimpleNamespace(as_sampled=lambda c=clean: c, as_shipped=lambda c=clean: c)
-        sides: Any = SimpleNamespace(seed=0)
+        sides: Any = SimpleNamespace(seed=0, categorical={}, train=(), holdout=(), synthetic=())
         found = {e.name: e for e in Copied().estimate(sides, shared)}
         verdict = judge(rule, found["copied_patients"], 90)
         assert (verdict.status == "pass") == passes
@@ -149,7 +149,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, **values: Any) -> list[Request]:
 def test_the_cost_adds_up(config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     asked = measured(monkeypatch)
     facts = plan.cost(config(train__watch=False), 18, 6, 26, "cpu")
-    assert asked == [Request(18, 6, 4, 1, 6, True, "cpu", torch.get_num_threads())]
+    assert asked == [Request(18, 6, 4, 1, False, 6, True, "cpu", torch.get_num_threads())]
     assert facts["steps"] == 240
     assert facts["train_seconds"] == pytest.approx(AROUND + 240 * 0.5, abs=0.06)
     # 18 samples: one whole batch of 16 and one that is padded

@@ -24,6 +24,7 @@ from synthmed.errors import Interrupted, UsageError
 from synthmed.inventory import fast_bfloat16
 from synthmed.keys import Key
 from synthmed.loader import Loader
+from synthmed.memory import Fitting
 from synthmed.origin import ABOUT, WEIGHTS, Origin, provenance
 from synthmed.privacy.ledger import Ledger
 from synthmed.progress import Progress, count
@@ -140,6 +141,7 @@ def train(
     return {
         "steps": state.steps,
         "pieces": state.pieces,
+        "recompute": state.recompute,
         "n_parameters": sum(p.numel() for p in named_parameters(model).values()),
         "n_trained": trained,
         "precision": "bf16" if amp else "fp32",
@@ -164,9 +166,9 @@ def _begun(
     if checkpoint.exists() and saved_state(checkpoint)["origin"] == digest:
         return Training.restore(model, checkpoint)
     checkpoint.with_name(LOG).unlink(missing_ok=True)  # of a training from other weights
-    pieces = memory.pieces(config, loader, device)
-    steps = plan_steps(config, model, loader, key, device, pieces)
-    state = Training(model, steps, pieces, digest)
+    fitting = memory.fitting(config, loader, device)
+    steps = plan_steps(config, model, loader, key, device, fitting)
+    state = Training(model, steps, fitting.pieces, digest, fitting.recompute)
     state.save(checkpoint)
     return state
 
@@ -283,12 +285,12 @@ def recent(log: Path, rounds: Sequence[Round]) -> list[dict[str, float]]:
 
 
 def plan_steps(
-    config: Config, model: Generative, loader: Loader, key: Key, device: str, pieces: int
+    config: Config, model: Generative, loader: Loader, key: Key, device: str, fitting: Fitting
 ) -> list[int]:
     """Steps of each round: given, or as many as `max_minutes` allow at the speed measured now."""
     if config.train.max_minutes is None:
         return steps_within(config, model, [])
-    seconds = seconds_per_step(config, model, loader, key, device, pieces)
+    seconds = seconds_per_step(config, model, loader, key, device, fitting)
     return steps_within(config, model, seconds)
 
 
@@ -305,13 +307,13 @@ def steps_within(config: Config, model: Generative, seconds: Sequence[float]) ->
 
 
 def seconds_per_step(
-    config: Config, model: Generative, loader: Loader, key: Key, device: str, pieces: int
+    config: Config, model: Generative, loader: Loader, key: Key, device: str, fitting: Fitting
 ) -> list[float]:
     """Time of one step of each round; the weights are put back, nothing is kept."""
     kept = {k: v.clone() for k, v in named_state(model).items()}
     out = []
     for i in range(len(model.rounds())):
-        out.append(round_seconds(config, model, i, loader, key, device, pieces, TRIAL_STEPS))
+        out.append(round_seconds(config, model, i, loader, key, device, fitting, TRIAL_STEPS))
         load_state(model, kept)
     return out
 
@@ -323,7 +325,7 @@ def round_seconds(
     loader: Loader,
     key: Key,
     device: str,
-    pieces: int,
+    fitting: Fitting,
     n_steps: int,
 ) -> float:
     """Time of one step of a round, by training on: 0 where it has no phases.
@@ -334,7 +336,7 @@ def round_seconds(
     amp = precision(config, device)
     rounds = model.rounds()
     last = [n_steps * max((p.every for p in r.phases), default=0) for r in rounds]
-    trial = Training(model, last, pieces)
+    trial = Training(model, last, fitting.pieces, recompute=fitting.recompute)
     trial.round = number
     trial.begin_round()
     seconds = 0.0

@@ -133,12 +133,13 @@ def test_the_bound_is_kept(config: Config) -> None:
     config = config.model_copy(update={"data": data})
 
     def peak(pieces: int) -> int:
-        return measure(config, Request(8, 0, 8, pieces, 3, False, DEVICE, 1)).peak_bytes
+        return measure(config, Request(8, 0, 8, pieces, False, 3, False, DEVICE, 1)).peak_bytes
 
     limit = (peak(1) + peak(8)) / 2 / memory.GIB
     train = config.train.model_copy(update={"memory_gib": limit})
     bounded = config.model_copy(update={"train": train})
-    pieces = memory.pieces(bounded, noise_loader(bounded, 8, 8), DEVICE)
+    pieces, recompute = memory.fitting(bounded, noise_loader(bounded, 8, 8), DEVICE)
+    assert not recompute
     assert 1 < pieces <= 8
     assert peak(pieces) <= limit * memory.GIB * 1.02
 

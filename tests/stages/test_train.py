@@ -26,6 +26,7 @@ from synthmed.errors import Interrupted, SynthmedError
 from synthmed.inventory import fast_bfloat16
 from synthmed.keys import Key
 from synthmed.loader import Loader, unaugmented
+from synthmed.memory import Fitting
 from synthmed.progress import Progress
 from synthmed.stages import train as stage
 from synthmed.training import CHECKPOINT, LOG, Training, schedule
@@ -468,11 +469,11 @@ def test_a_model_trained_with_changes_is_sampled_without(
 
 def test_the_pieces_are_decided_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     conf = config(train__batch_patients=4, train__memory_gib=1)
-    decided = [2]
-    monkeypatch.setattr("synthmed.memory.pieces", lambda *a: decided.pop())
+    decided = [Fitting(2, True)]
+    monkeypatch.setattr("synthmed.memory.fitting", lambda *a: decided.pop())
     facts = run(conf, tmp_path / "whole")
-    assert facts["pieces"] == 2
-    decided.append(2)
+    assert (facts["pieces"], facts["recompute"]) == (2, True)
+    decided.append(Fitting(2, True))
     with pytest.raises(Interrupted):
         run(conf, tmp_path / "parts", interrupt_at=3)
     assert run(conf, tmp_path / "parts")["pieces"] == 2, "nothing is measured again"

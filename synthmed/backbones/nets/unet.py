@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from synthmed.backbones.nets.recomputable import Recomputable
+
 _FREQUENCIES = 32  # of the Fourier features of the noise level
 _PLACE = 8  # learned maps that tell where a voxel is: anatomy is not the same everywhere
 _KNOWN = 128  # features of noise level and condition
@@ -109,7 +111,7 @@ class UNet(nn.Module):
         return out
 
 
-class _Block(nn.Module):
+class _Block(Recomputable):
     """Two convolutions; what is known scales and shifts the features between them."""
 
     CONDITIONING = ("modulate",)
@@ -126,7 +128,7 @@ class _Block(nn.Module):
         self.skip = nn.Conv3d(channels, width, 1) if channels != width else nn.Identity()
         _quiet(self.second)
 
-    def forward(self, x: Tensor, known: Tensor, keep: Tensor | None) -> Tensor:
+    def compute(self, x: Tensor, known: Tensor, keep: Tensor | None) -> Tensor:
         scale, shift = self.modulate(known)[:, :, None, None, None].chunk(2, 1)
         h = F.silu(self.norm(self.first(x)) * (1 + scale) + shift)
         if keep is not None:
