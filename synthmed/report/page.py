@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -19,6 +19,8 @@ from synthmed.report.viewer import cost, scripts
 from synthmed.report.words import direction, words
 
 MAX_PAGE_BYTES = 10_000_000
+_TAG_BYTES = 2_000
+"""Room for what stands round an image or the viewer: tag and caption."""
 
 STATUS = {
     "pass": ("✓", "met"),
@@ -40,28 +42,52 @@ def render(report: Mapping[str, Any], content: Mapping[str, bytes]) -> str:
 
     Args:
         report: the content of report.json.
-        content: file name below report/ to PNG or .nii.gz; images that would take the page past
-            `MAX_PAGE_BYTES` are left to the files beside it, and the page says so.
+        content: file name below report/ to PNG or .nii.gz; volumes, and then images, that would
+            take the page past `MAX_PAGE_BYTES` are left to the files beside it, and the page says
+            so.
     """
-    volumes = {v["file"]: content[v["file"]] for v in report.get("volumes", [])}
-    shown, left_out, size = [], 0, cost(volumes)
-    for image in report["images"]:
-        text = base64.b64encode(content[image["file"]]).decode("ascii")
-        size += len(text)
-        if size > MAX_PAGE_BYTES * 0.9:
-            left_out += 1
-            continue
-        shown.append({**image, "source": f"data:image/png;base64,{text}"})
-    template = environment().get_template("report.html")
-    return template.render(
-        r=report,
-        images=shown,
-        n_left_out=left_out,
-        glance=glance(report, number),
-        slices=_worst_slices(report),
-        curves=curves(report["estimates"]),
-        viewer=scripts(list(volumes.values())),
-        ways=[said for _, said in WAYS],
+    volumes, images = report.get("volumes", []), report["images"]
+    room = MAX_PAGE_BYTES - len(_page(report, [], [], content).encode())
+    kept = next(
+        volumes[:n]
+        for n in range(len(volumes), -1, -1)
+        if cost([content[v["file"]] for v in volumes[:n]]) <= room
+    )
+    room -= cost([content[v["file"]] for v in kept])
+    shown = []
+    for image in images:
+        room -= -(-len(content[image["file"]]) // 3) * 4 + _TAG_BYTES
+        if room >= 0:
+            shown.append(image)
+    return _page(report, kept, shown, content)
+
+
+def _page(
+    report: Mapping[str, Any],
+    volumes: Sequence[Mapping[str, str]],
+    images: Sequence[Mapping[str, str]],
+    content: Mapping[str, bytes],
+) -> str:
+    """The page with some of the volumes and images."""
+    sources = {
+        i["file"]: "data:image/png;base64," + base64.b64encode(content[i["file"]]).decode("ascii")
+        for i in images
+    }
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            r=report,
+            volumes=volumes,
+            images=[{**i, "source": sources[i["file"]]} for i in images],
+            n_left_out=len(report["images"]) - len(images),
+            n_volumes_left_out=len(report.get("volumes", [])) - len(volumes),
+            glance=glance(report, number),
+            slices=_worst_slices(report),
+            curves=curves(report["estimates"]),
+            viewer=scripts([content[v["file"]] for v in volumes]),
+            ways=[said for _, said in WAYS],
+        )
     )
 
 

@@ -10,7 +10,7 @@ import base64
 import gzip
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -27,6 +27,8 @@ nib: Any = nibabel  # its functions carry no types
 MAX_VOLUMES = 6
 MAX_SIDE = 96
 """Voxels a side; a longer one is averaged down by a whole number."""
+MARKUP_BYTES = 10_000
+"""Room for the buttons and what else stands round the viewer in a page."""
 TOP_PERCENT = 99.8
 """Brightness that becomes white."""
 
@@ -79,11 +81,12 @@ def scripts(contents: Sequence[bytes]) -> Scripts | None:
     )
 
 
-def cost(contents: Mapping[str, bytes]) -> int:
+def cost(contents: Sequence[bytes]) -> int:
     """Bytes that the viewer of these volumes adds to a page."""
     if not contents:
         return 0
-    return len(library().encode()) + sum(-(-len(c) // 3) * 4 for c in contents.values())
+    texts = sum(len(text.encode()) for text in (library(), _program()))
+    return texts + sum(-(-len(c) // 3) * 4 for c in contents) + MARKUP_BYTES
 
 
 @cache

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image as Picture
 
+from synthmed import compare
 from synthmed.report import viewer
 from synthmed.report.page import MAX_PAGE_BYTES, render
 from tests.report.browser import CHROMIUM, Page, browser
 from tests.report.test_page import HOSTILE, PICTURE
 from tests.report.test_page import report as whole_report  # noqa: F401
+from tests.test_compare import runs  # noqa: F401
 
 pytestmark = [
     pytest.mark.services,
@@ -77,6 +79,44 @@ def test_a_report_renders_and_its_viewer_draws(
     assert {url.split(":")[0] for url in page.requests} <= {"file", "data"}
 
 
+def test_the_heaviest_report_is_in_time_and_draws(
+    page: Page, tmp_path: Path, whole_report: dict[str, Any]  # noqa: F811
+) -> None:  # fmt: skip
+    """Volumes and pictures of noise, which nothing compresses, and five hundred figures."""
+    rng = np.random.default_rng(0)
+    volumes = [
+        viewer.small_copy(rng.random((viewer.MAX_SIDE,) * 3, np.float32), np.eye(4))
+        for _ in range(viewer.MAX_VOLUMES)
+    ]
+    contents = {f"viewer/{i}.nii.gz": content for i, content in enumerate(volumes)}
+    whole = copy.deepcopy(whole_report)
+    whole["volumes"] = [
+        {"file": file, "group": "synthetic", "part": "", "caption": file} for file in contents
+    ]
+    for i in range(10):
+        picture = io.BytesIO()
+        noise = rng.integers(0, 256, (400, 600), np.uint8)
+        Picture.fromarray(noise).save(picture, "PNG")
+        file = f"images/synthetic-{i:04d}.png"
+        contents[file] = picture.getvalue()
+        whole["images"].append({**whole["images"][0], "file": file})
+    contents[whole["images"][0]["file"]] = PICTURE
+    slices = [f"sex={s}, {n} patients" for s in "FM" for n in range(35)]
+    whole["estimates"] += [{**e, "slice": s} for e in whole["estimates"] for s in slices]
+    opened = tmp_path / "report.html"
+    opened.write_text(render(whole, contents), encoding="utf-8")
+    text = opened.read_text(encoding="utf-8")
+    assert 0.95 * MAX_PAGE_BYTES < len(text.encode()) < MAX_PAGE_BYTES
+    assert "1 more scan lies beside this page" in text
+    page.size(1200, 900)
+    page.open(opened)
+    paints = "performance.getEntriesByType('paint').map(e => e.startTime)"
+    page.until(f"{paints}.length > 0")
+    assert min(page.run(paints)) < 3000
+    assert drawn(page, 4) > 0
+    assert page.complaints == []
+
+
 def drawn(page: Page, index: int) -> int:
     """How many pixels of the canvas are bright once a scan is shown."""
     page.run(f"document.querySelectorAll('#viewer button')[{index}].click()")
@@ -102,6 +142,8 @@ CONTRAST = """
     return 0.2126 * one(r) + 0.7152 * one(g) + 0.0722 * one(b);
   };
   const behind = node => {
+    const mark = node.previousElementSibling;  // a number stands on the mark before it
+    if (mark && mark.tagName === 'circle') return channels(getComputedStyle(mark).fill);
     for (; node; node = node.parentElement) {
       const colour = channels(getComputedStyle(node).backgroundColor);
       if (colour[3] === 1) return colour;
@@ -142,6 +184,30 @@ def test_every_text_has_the_contrast_of_wcag_aa(
     # the measure itself sees grey on white
     page.run("document.querySelector('h1').style.color = '#999'")
     assert len(page.run(CONTRAST)["low"]) == 1
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+def test_a_comparison_renders_with_its_marks_in_their_places(
+    page: Page, tmp_path: Path, runs: list[Path], width: int  # noqa: F811
+) -> None:  # fmt: skip
+    file = tmp_path / "compare.html"
+    file.write_text(compare.page(compare.compare(runs)), encoding="utf-8")
+    page.size(width, 900)
+    page.open(file)
+    assert page.run("document.documentElement.scrollWidth") <= width
+    found = page.run(CONTRAST)
+    assert found["seen"] > 50 and found["low"] == []
+    # fidelity against epsilon: at 8 better than at 1, so that its mark is further right and lower
+    places = page.run(
+        "[...document.querySelectorAll('figure svg')].map(svg => "
+        "[...svg.querySelectorAll('circle')].map(c => c.getBoundingClientRect())"
+        ".map(r => [r.x, r.y]))"
+    )
+    assert [len(marks) for marks in places] == [2, 3]
+    (eight, one), _ = places
+    assert eight[0] > one[0] and eight[1] > one[1]
+    assert page.complaints == []
+    assert {url.split(":")[0] for url in page.requests} <= {"file", "data"}
 
 
 def test_what_a_config_says_cannot_run(

@@ -217,6 +217,21 @@ def test_a_page_never_outgrows_its_bound(report: dict[str, Any]) -> None:
     assert "more images lie beside this page" in text
 
 
+def test_volumes_that_do_not_fit_are_left_beside_the_page(report: dict[str, Any]) -> None:
+    """As many as fit, in their order, and the images after them."""
+    report["volumes"] = [
+        {"file": f"viewer/{i}.nii.gz", "group": "synthetic", "part": "", "caption": f"scan {i}"}
+        for i in range(3)
+    ]
+    content = {v["file"]: bytes(2_500_000) for v in report["volumes"]}
+    content |= {i["file"]: PICTURE for i in report["images"]}
+    text = render(report, content)
+    assert len(text.encode()) < MAX_PAGE_BYTES
+    assert text.count('<button type="button" aria-pressed') == 2
+    assert "1 more scan lies beside this page in the folder viewer" in text
+    assert "beside this page in the folder images" not in text
+
+
 def test_estimates_without_a_name_in_the_table_are_shown(report: dict[str, Any]) -> None:
     assert "my_new_score" not in WORDS
     assert "My new score" in page(report)
