@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -12,7 +12,14 @@ from synthmed.keys import Key
 from synthmed.metrics.base import Base
 from synthmed.metrics.shared import Shared, Side, pick
 from synthmed.metrics.sides import Sides
-from synthmed.metrics.stats import Floats, auc, auc_interval
+from synthmed.metrics.stats import (
+    Floats,
+    auc,
+    clopper_pearson,
+    half,
+    half_se,
+    normal_interval,
+)
 from synthmed.types import Estimate
 
 
@@ -26,14 +33,15 @@ class DiscriminatorAUC(Base):
     a few patients is weak, so that a figure near 0.5 from few of them is no acquittal; the floor is
     real train in the place of synthetic at the same count (cross-validated AUCs of equal
     distributions lie a little below 0.5). Ceiling: the blurred holdout against train. Interval:
-    bootstrap of the scores by patient; that the classifiers would have been others with other
-    patients is not in it.
+    from halves of the patients, classifiers trained anew on each: a bootstrap of the scores, which
+    leaves the classifiers as they are, held the average in 83 % of studies instead of 95.
 
     Args:
         folds: of the cross-validation, fewer where there are fewer patients.
         ridge: strength of the penalty, scikit-learn's 1 / C.
         side: voxels a side of what is reduced to components.
         components: at most; also at most a third of the scans of train.
+        halves: behind the interval.
 
     Source: Lopez-Paz and Oquab 2017, arXiv:1610.06545 (classifier two-sample tests).
     """
@@ -44,6 +52,7 @@ class DiscriminatorAUC(Base):
     ridge: Annotated[float, Field(gt=0)] = 10.0
     side: Annotated[int, Field(ge=4, le=32)] = 12
     components: Annotated[int, Field(ge=1)] = 30
+    halves: Annotated[int, Field(ge=20)] = 100
 
     def estimate(self, sides: Sides, shared: Shared) -> list[Estimate]:
         """One estimate; null with fewer than four patients a side."""
@@ -56,18 +65,36 @@ class DiscriminatorAUC(Base):
         if count >= 4:
             controls: tuple[Side, ...] = ("blurred",) if shared.has_holdout else ()
             seen = self._seen(shared, (*used, *controls))
-            made, people = self._scores(shared, seen, "synthetic", real, count, key.fold("value"))
-            value = auc(made, people)
-            rng = key.fold("ci").numpy()
-            low, high = auc_interval(made, people, sides.resamples, rng)
-            ci = (min(low, value), max(high, value))
-            note = "no held-out patients: told from training patients; no floor and no ceiling"
+
+            def rows(a: Side, b: Side, key: Key) -> list[Floats]:
+                """One scan each of `count` patients of either side."""
+                rng = key.numpy()
+                out = []
+                for side in (a, b):
+                    groups = shared.patients(side)
+                    chosen = np.sort(rng.permutation(len(groups))[:count])
+                    out.append(seen[side][pick([groups[i] for i in chosen], rng)])
+                return out
+
+            def told(of: Sequence[Floats], key: Key) -> float:
+                return auc(*told_apart(of[0], of[1], self.folds, self.ridge, key.numpy()))
+
+            made = rows("synthetic", real, key.fold("value"))
+            value = told(made, key.fold("value", "folds"))
+            halves = []
+            for i in range(self.halves if count >= 8 else 0):
+                rng = key.fold("half", i).numpy()
+                part = [x[half(count, rng)] for x in made]
+                halves.append(told(part, key.fold("half", i, "folds")))
+            ci = _interval(value, np.array(halves), count) if halves else None
+            note = "" if halves else "too few patients for an interval"
             if shared.has_holdout:
-                floor = auc(*self._scores(shared, seen, "train", real, count, key.fold("floor")))
-                ceiling = auc(
-                    *self._scores(shared, seen, "blurred", "train", count, key.fold("ceiling"))
-                )
-                note = ""
+                floor = told(rows("train", real, key.fold("floor")), key.fold("floor", "folds"))
+                known = rows("blurred", "train", key.fold("ceiling"))
+                ceiling = told(known, key.fold("ceiling", "folds"))
+            else:
+                lacking = "no held-out patients: told from training patients; no floor, no ceiling"
+                note = "; ".join(filter(None, (lacking, note)))
         return [
             Estimate(
                 name="discriminator_auc",
@@ -81,7 +108,7 @@ class DiscriminatorAUC(Base):
                 method="Logistic regression on descriptors and principal components of small "
                 f"images, {self.folds}-fold by patient, {count} a side; floor: real train told "
                 "from held-out patients; ceiling: the holdout blurred by 0.4 voxel told from "
-                "train; bootstrap interval by patient.",
+                "train; interval from halves of the patients.",
                 seed=sides.seed,
                 note=note,
                 n_holdout=shared.n_holdout,
@@ -96,23 +123,11 @@ class DiscriminatorAUC(Base):
             for side in dict.fromkeys(sides)
         }
 
-    def _scores(
-        self,
-        shared: Shared,
-        seen: Mapping[Side, Floats],
-        a: Side,
-        b: Side,
-        count: int,
-        key: Key,
-    ) -> tuple[Floats, Floats]:
-        """Scores of `count` patients of either side, by classifiers that never saw them."""
-        rng = key.numpy()
-        rows = []
-        for side in (a, b):
-            groups = shared.patients(side)
-            chosen = np.sort(rng.permutation(len(groups))[:count])
-            rows.append(seen[side][pick([groups[i] for i in chosen], rng)])
-        return told_apart(rows[0], rows[1], self.folds, self.ridge, rng)
+
+def _interval(value: float, halves: Floats, n: int) -> tuple[float, float]:
+    """From the AUCs of halves; where all of them are 1 the exact bound for n of n."""
+    low, high = normal_interval(value, half_se(halves), 0.0, 1.0)
+    return (clopper_pearson(n, n)[0] if low == 1.0 else low), high
 
 
 def places(train: Floats, components: int) -> Callable[[Floats], Floats]:

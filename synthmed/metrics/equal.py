@@ -161,6 +161,7 @@ def one_variety(
     least: float,
     sides: Sides,
     shared: Shared,
+    scale: Callable[[float], float] = float,
 ) -> Estimate:
     """The estimate of how various scans are at equal counts; best as various as real train.
 
@@ -172,8 +173,11 @@ def one_variety(
         least: the figure of one scan over and over.
         sides: what is compared.
         shared: their caches.
+        scale: from what was compared to what is told, increasing.
     """
     value, ci, floor, _ = _first(found, least)
+    value, floor = (None if x is None else scale(x) for x in (value, floor))
+    ci = None if ci is None else (scale(ci[0]), scale(ci[1]))
     method, note = f"{what}.", _too_few(2)
     if found is not None:
         method = (
@@ -191,7 +195,7 @@ def one_variety(
         better="match",
         target=floor,
         floor=floor,
-        ceiling=least,
+        ceiling=scale(least),
         method=method,
         seed=sides.seed,
         note=note,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -41,15 +42,21 @@ class Vendi(Base):
 
         def statistic(_a: Side, _a_scans: Ints, b: Side, scans: Ints) -> Floats:
             distances = shared.distances(b, b)[np.ix_(scans, scans)]
-            return np.array([vendi(np.exp(-gamma * distances**2))])
+            return np.array([entropy(np.exp(-gamma * distances**2))])
 
         found = compare(shared, statistic, "vendi", self.draws, 2)
         what = "Effective number of different scans (order 1)"
-        return [one_variety("vendi", what, "scans", found, 1.0, sides, shared)]
+        # draws and halves are those of the entropy, whose spread does not grow with n
+        return [one_variety("vendi", what, "scans", found, 0.0, sides, shared, math.exp)]
 
 
 def vendi(kernel: Floats) -> float:
     """The score of a kernel (n, n) with ones on its diagonal."""
+    return math.exp(entropy(kernel))
+
+
+def entropy(kernel: Floats) -> float:
+    """The logarithm of `vendi`."""
     values = np.linalg.eigvalsh(kernel / len(kernel))
     values = values[values > 1e-15]
-    return float(np.exp(-np.sum(values * np.log(values))))
+    return float(-np.sum(values * np.log(values)))

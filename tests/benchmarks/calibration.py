@@ -21,10 +21,20 @@ from scipy import stats as reference
 from scipy.spatial.distance import cdist
 
 from synthmed.config import Policy
-from synthmed.metrics import kernels, stats
-from synthmed.metrics.authenticity import Authenticity
+from synthmed.metrics import (
+    KID,
+    MMD,
+    PRDC,
+    Authenticity,
+    DiscriminatorAUC,
+    Frechet,
+    Vendi,
+    kernels,
+    stats,
+)
 from synthmed.metrics.descriptor import RESOLUTION
 from synthmed.policy import judge
+from synthmed.types import Estimate
 from tests.benchmarks.cohorts import publish
 from tests.benchmarks.faults import PAGE, hippocampus, phantoms, tabled
 from tests.metrics.cohorts import Points
@@ -33,6 +43,17 @@ BEGIN, END = "<!-- calibration:begin -->", "<!-- calibration:end -->"
 SPLITS = 1000
 PERMUTATIONS = 199
 POSED = 200
+STUDIES = 200
+STUDY = (80, 50, 60)
+"""People trained on, held out, and samples of a study."""
+RESAMPLES = 200
+MEASURED = (MMD(), KID(), PRDC(), Frechet(), Vendi(), DiscriminatorAUC(), Authenticity())
+SETTINGS = {
+    "as people are": (1.0, 0.0),
+    "shifted by 0.4": (1.0, 0.4),
+    "narrower by 0.3": (0.7, 0.0),
+}
+"""What samples are like, in standard deviations of every number: width and shift."""
 NUMBERS = 5
 """Of the Gaussians; gamma is 0.1."""
 BELOW = "value below 0.9 of the floor"
@@ -105,6 +126,39 @@ def posing(n_train: int, n_holdout: int, n: int, copies: float, seed: int) -> Po
     return Points(seed, train=train, holdout=holdout, synthetic=made)
 
 
+def held(widths: float, apart: float, times: int) -> dict[str, float]:
+    """Share of intervals that hold what the figure is on average, over studies done anew.
+
+    The people trained on are the same in all: a cohort has those of one study, and the widths of
+    kernels are theirs.
+
+    Args:
+        widths: of the samples' distribution, as a share of the people's.
+        apart: by how much of a standard deviation each number of a sample is shifted.
+        times: studies, each with others held out and other samples.
+    """
+    found: dict[str, list[Estimate]] = {}
+    train = np.random.default_rng(0).standard_normal((STUDY[0], NUMBERS))
+    for seed in range(1, times + 1):
+        rng = np.random.default_rng(seed)
+        holdout, made = (rng.standard_normal((n, NUMBERS)) for n in STUDY[1:])
+        study = Points(
+            seed, RESAMPLES, train=train, holdout=holdout, synthetic=widths * made + apart,
+            blurred=0.7 * holdout,
+        )  # fmt: skip
+        for metric in MEASURED:
+            for e in metric.estimate(study.sides, study):
+                found.setdefault(e.name, []).append(e)
+    return {
+        name: float(np.mean([_holds(e, np.mean([x.value for x in of])) for e in of]))
+        for name, of in found.items()
+    }
+
+
+def _holds(estimate: Estimate, truth: np.floating) -> bool:
+    return estimate.ci is not None and bool(estimate.ci[0] <= truth <= estimate.ci[1])
+
+
 def judged(sizes: tuple[int, int, int], copies: float, times: int) -> dict[str, float]:
     """How often the starting policy's line on authenticity says what, and how often the value of
     authenticity is below 0.9 of its floor."""
@@ -112,7 +166,7 @@ def judged(sizes: tuple[int, int, int], copies: float, times: int) -> dict[str, 
     said = dict.fromkeys(("pass", "inconclusive", "fail", BELOW), 0.0)
     for seed in range(times):
         points = posing(*sizes, copies, seed)
-        share, excess = Authenticity().estimate(points, points)
+        share, excess = Authenticity().estimate(points.sides, points)
         said[judge(line, excess, sizes[1]).status] += 1 / times
         if share.value is not None and share.floor is not None:
             said[BELOW] += (share.value < 0.9 * share.floor) / times
@@ -144,6 +198,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for shift in (0.0, 0.2, 0.4, 0.8):
         both = [f"{100 * c:.1f} %" for c in covered(shift, round(10 * shift))]
         lines.append(f"| {shift:g} standard deviations | {' | '.join(both)} |")
+    lines += ["", f"| estimate, interval covered | {' | '.join(SETTINGS)} |", "|---|---|---|---|"]
+    of = [held(*setting, STUDIES) for setting in SETTINGS.values()]
+    lines += [f"| `{n}` | {' | '.join(f'{100 * o[n]:.1f} %' for o in of)} |" for n in of[0]]
     lines += [
         "",
         "| Gaussians: trained on, held out, samples | near-copies among them | line on "
@@ -155,7 +212,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             shares = [f"{100 * share:.0f} %" for share in judged(sizes, copies, POSED).values()]
             who = " + ".join(str(k) for k in sizes)
             lines.append(f"| {who} | {100 * copies:.0f} % | {' | '.join(shares)} |")
-    times = f"{SPLITS} times each, the line on authenticity {POSED}"
+    who = " + ".join(str(k) for k in STUDY)
+    times = (
+        f"{SPLITS} times each, every estimate in {STUDIES} studies of {who} (trained on, held out, "
+        f"samples), the line on authenticity {POSED}"
+    )
     text = f"`python tests/benchmarks/calibration.py`, {times}:\n\n" + "\n".join(lines)
     publish(options.page, text, BEGIN, END)
     return 0

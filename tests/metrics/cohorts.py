@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
-from scipy.spatial.distance import cdist
 
 from synthmed.artifacts import ChannelInfo
 from synthmed.keys import Key
+from synthmed.metrics.shared import Shared, Side
 from synthmed.metrics.sides import Cases, Sides
 from synthmed.metrics.similarity import Similarity
 
@@ -112,23 +112,21 @@ DISGUISES: dict[str, Disguise] = {
 """What may be done to a copy, intensities being about 0 to 1."""
 
 
-class Points:
-    """`Sides` and `Shared` of people who are points, one scan each."""
+class Points(Shared):
+    """People who are points, one scan each: what metrics see of scans is given, (n, D) a side."""
 
     def __init__(self, seed: int, resamples: int = 100, **points: np.ndarray) -> None:
-        self.seed, self.resamples, self.key = seed, resamples, Key.root(seed)
+        def people(side: str) -> Cases:
+            n = len(points[side])
+            names = np.array([f"{side[0]}{i:04d}" for i in range(n)], dtype=str)
+            return Cases(np.zeros((n, 1, 1, 1, 1), np.float16), names, [{} for _ in names])
+
+        used = [people(side) for side in ("train", "holdout", "synthetic")]
+        super().__init__(sides(*used, resamples, seed=seed))
         self.points = points
 
-    @property
-    def has_holdout(self) -> bool:
-        return len(self.points["holdout"]) > 0
+    def features(self, side: Side) -> np.ndarray:
+        return self.points[side]
 
-    @property
-    def n_holdout(self) -> int | None:
-        return len(self.points["holdout"]) or None
-
-    def patients(self, side: str) -> list[np.ndarray]:
-        return [np.array([i]) for i in range(len(self.points[side]))]
-
-    def distances(self, a: str, b: str) -> np.ndarray:
-        return cdist(self.points[a], self.points[b])
+    def small(self, side: Side, voxels: int) -> np.ndarray:
+        return self.points[side]

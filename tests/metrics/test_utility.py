@@ -12,7 +12,7 @@ from synthmed.metrics import DiscriminatorAUC, Utility, reader, taught, utility
 from synthmed.metrics.shared import Shared
 from synthmed.metrics.sides import Cases
 from synthmed.types import Estimate
-from tests.metrics.cohorts import GRID, cases, made, sides
+from tests.metrics.cohorts import GRID, Points, cases, made, sides
 
 
 def labelled(seed: int, n: int, prefix: str, signal: float = 0.5, swap: bool = False) -> Cases:
@@ -222,6 +222,25 @@ def test_a_discriminator_sees_noise_and_not_another_draw_of_people() -> None:
     assert noisy.value > 0.95
     assert honest.ci[0] < 0.6 and honest.value < 0.75
     assert honest.ceiling > honest.floor
+
+
+def test_the_interval_of_a_discriminator_is_that_of_halves() -> None:
+    """Eight people on a side are the fewest that have halves; of n told apart in all halves the
+    end away from 1 is the exact bound for n of n."""
+    rng = np.random.default_rng(6)
+
+    def told(n: int, apart: float) -> Estimate:
+        points = {side: rng.standard_normal((n, 4)) for side in ("train", "holdout", "blurred")}
+        given = Points(0, **points, synthetic=rng.standard_normal((n, 4)) + apart)
+        (e,) = DiscriminatorAUC(halves=20).estimate(given.sides, given)
+        return e
+
+    few = told(7, 0.0)
+    assert few.value is not None and few.ci is None and "too few" in few.note
+    perfect = told(16, 20.0)
+    assert perfect.value == 1.0 and perfect.ci == (pytest.approx(0.025 ** (1 / 16)), 1.0)
+    low, high = told(16, 0.3).ci
+    assert 0.1 < high - low < 0.9
 
 
 def test_a_figure_without_spread_keeps_an_interval() -> None:
