@@ -119,12 +119,12 @@ def cannot_pass(
         n_holdout: patients held out.
         labels: of `label_counts`.
     """
-    counts = [
-        labels[name].get(category, 0)
+    counts = {
+        f"{name}={category}": labels[name].get(category, 0)
         for name, condition in config.data.conditions.items()
         if condition.kind == "categorical"
         for category in condition.categories
-    ]
+    }
     rules = [r for r in config.policy.rules if r.required or counts]
     best = [_best(rule, config, n_train, n_holdout, counts) for rule in rules]
     verdicts = [judge(r, e, n_holdout) for r, e in zip(rules, best, strict=True)]
@@ -137,13 +137,19 @@ def cannot_pass(
 
 
 def _best(
-    rule: Rule, config: Config, n_train: int, n_holdout: int, counts: Sequence[float]
+    rule: Rule, config: Config, n_train: int, n_holdout: int, counts: Mapping[str, float]
 ) -> Estimate:
     """The evidence that a rule is best met with: at its limit, as sure as so many people allow.
 
     Args:
-        counts: patients of each category.
+        counts: patients of each subgroup.
     """
+    held_out, enough = n_holdout, True
+    if rule.slice is not None and rule.slice in counts:
+        n = counts[rule.slice]
+        held_out = round(config.data.holdout * n)
+        n_train = round(n) - held_out
+        enough = min(held_out, n_train) >= FEWEST
     start = Estimate(
         name=rule.estimate,
         group="memorization" if rule.estimate in ABOUT_PEOPLE else "fidelity",
@@ -159,14 +165,15 @@ def _best(
     )
     value = limits(rule, start)[0]
     ci = None if value is None else (value, value)
-    held_out = n_holdout
-    if rule.slice is None and rule.estimate in ("copies", "copied_patients"):
+    if not enough:
+        value = None
+    elif rule.slice != WORST and rule.estimate in ("copies", "copied_patients"):
         n = n_train if rule.estimate == "copied_patients" else sample_count(config)
         value, ci = 0.0, clopper_pearson(0, n)
-    elif rule.estimate == "authenticity_excess" and n_holdout < FEWEST_OTHERS:
+    elif rule.estimate == "authenticity_excess" and held_out < FEWEST_OTHERS:
         value = None
     elif rule.slice == WORST:
-        parts = [(n, round(config.data.holdout * n)) for n in counts]
+        parts = [(n, round(config.data.holdout * n)) for n in counts.values()]
         # the largest that can be judged at all: the worst may be it
         held_out = max((h for n, h in parts if min(h, n - h) >= FEWEST), default=0)
         value = value if held_out else None

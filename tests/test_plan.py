@@ -115,6 +115,25 @@ def test_a_subgroup_needs_held_out_people_of_its_own(config: Callable[..., Confi
     assert plan.cannot_pass(config(policy={}, data__conditions={}), 140, 60, {}) == []
 
 
+def test_a_rule_on_one_subgroup_is_met_by_its_people(config: Callable[..., Config]) -> None:
+    rules = [
+        {"estimate": "auc_tstr_minus_trtr", "slice": f"sex={s}", "bound": "lower", "at_least": -0.1}
+        for s in "FM"
+    ]
+    rules += [
+        {"estimate": "copied_patients", "slice": f"sex={s}", "bound": "upper", "at_most": 0.05}
+        for s in "FM"
+    ]
+    chosen = config(policy={"rules": rules}, data__holdout=0.4)
+    # of 100 men 40 are held out, and of 60 to train on nobody copied leaves 5.96 % in doubt
+    labels = {"diagnosis": {"control": 150, "atrophy": 150}, "sex": {"F": 200, "M": 100}}
+    told = ["auc_tstr_minus_trtr [sex=M]", "copied_patients [sex=M]"]
+    assert plan.cannot_pass(chosen, 180, 120, labels) == told
+    few = {**labels, "sex": {"F": 276, "M": 24}}  # ten held out, and fourteen to train on
+    assert plan.cannot_pass(chosen, 180, 120, few) == told
+    assert plan.cannot_pass(chosen, 180, 120, {**labels, "sex": {"F": 150, "M": 150}}) == []
+
+
 AROUND = 3 + 5 + 0.1 * 26 * 18 / 24
 """Seconds to build the model, to examine it, and to fit what is fitted on the training scans."""
 
