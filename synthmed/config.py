@@ -26,6 +26,10 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+RESERVED = frozenset({"attack", "condition", "control", "features", "region"})
+"""What slices of estimates begin with, beside the names of labels."""
+
+
 class Categorical(Part):
     """A condition with named categories, in the order the network sees them."""
 
@@ -166,6 +170,15 @@ class Data(Part):
     holdout: Annotated[float, Field(gt=0, lt=0.9)] = 0.25
     view: Literal["drawn", "grid"] = "drawn"
     intensity: Intensity = Intensity()
+
+    @field_validator("conditions")
+    @classmethod
+    def _not_taken(cls, value: Mapping[str, Condition]) -> Mapping[str, Condition]:
+        for name in RESERVED & set(value):
+            raise ValueError(
+                f"{name}: the evidence calls its own slices so; give the column another name"
+            )
+        return value
 
     @field_validator("channels", mode="before")
     @classmethod

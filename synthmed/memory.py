@@ -20,6 +20,8 @@ from synthmed.loader import Loader
 from synthmed.measure import Request, held_bytes, measure
 
 GIB = 2**30
+RECOMPUTED = frozenset({"ddpm"})
+"""Backbones with `Recomputable` blocks."""
 
 
 class Fitting(NamedTuple):
@@ -76,7 +78,8 @@ def fitting(config: Config, loader: Loader, device: str) -> Fitting:
     try:
         return Fitting(fewest(n, smallest, limit, lambda size: needs(size, False)))
     except ResourceError:
-        if config.privacy is not None:  # a gradient a patient is a pass of its own
+        # a private gradient, one a patient, is a pass of its own
+        if config.privacy is not None or config.backbone.name not in RECOMPUTED:
             raise
     return Fitting(fewest(n, smallest, limit, lambda size: needs(size, True)), recompute=True)
 

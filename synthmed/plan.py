@@ -20,7 +20,7 @@ from synthmed.loader import WATCHED
 from synthmed.measure import Request, measure
 from synthmed.metrics.authenticity import FEWEST_OTHERS
 from synthmed.metrics.stats import clopper_pearson
-from synthmed.metrics.subgroups import FEWEST, WORST
+from synthmed.metrics.subgroups import FEWEST, WORST, tens
 from synthmed.policy import MIN_HOLDOUT, judge, limits
 from synthmed.progress import Progress, clock
 from synthmed.stages.fetch import FOLDER
@@ -130,8 +130,9 @@ def cannot_pass(
     verdicts = [judge(r, e, n_holdout) for r, e in zip(rules, best, strict=True)]
     names = {
         v.estimate if v.slice is None else f"{v.estimate} [{v.slice}]"
-        for v in verdicts
-        if v.status != "pass"
+        for r, e, v in zip(rules, best, verdicts, strict=True)
+        # of a subgroup too small to be measured there is no line, unless it is required
+        if v.status != "pass" and (r.required or r.slice not in counts or e.value is not None)
     }
     return sorted(names)
 
@@ -168,7 +169,9 @@ def _best(
     if not enough:
         value = None
     elif rule.slice != WORST and rule.estimate in ("copies", "copied_patients"):
-        n = n_train if rule.estimate == "copied_patients" else sample_count(config)
+        # of a subgroup they are counted in tens
+        trained_on = n_train if rule.slice is None else tens(n_train)
+        n = trained_on if rule.estimate == "copied_patients" else sample_count(config)
         value, ci = 0.0, clopper_pearson(0, n)
     elif rule.estimate == "authenticity_excess" and held_out < FEWEST_OTHERS:
         value = None

@@ -137,7 +137,8 @@ class Training:
         state = saved_state(path)
         tensors = load_file(path)
         load_state(model, {k[7:]: v for k, v in tensors.items() if k.startswith("module/")})
-        self = cls(model, state["steps"], state["pieces"], state["origin"], state["recompute"])
+        recompute = state.get("recompute", False)
+        self = cls(model, state["steps"], state["pieces"], state["origin"], recompute)
         self.round, self.step = state["round"], state["step"]
         self.private = state["private"]
         self.figures = state["figures"]

@@ -164,6 +164,10 @@ def test_at_most_three_faults_are_told() -> None:
         ({"data__grid": [16, 16]}, "data.grid.2: missing"),
         ({"data__conditions__age__high": 10}, "data.conditions.age: high (10.0) must be above"),
         ({"data__conditions__sex__categories": ["F", "F"]}, "names a category twice"),
+        (
+            {"data__conditions": {"region": {"kind": "categorical", "categories": ["a", "b"]}}},
+            "data.conditions: region: the evidence calls its own slices so",
+        ),
         ({"data__channels": {"T1w": "/etc/*.nii"}}, "path must stay inside data.source"),
         ({"data__channels": {"T1w": "../*.nii"}}, "path must stay inside data.source"),
         ({"train": {"batch_patients": 4}}, "train: give max_minutes or max_steps"),

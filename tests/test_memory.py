@@ -191,12 +191,15 @@ def test_activations_are_recomputed_where_no_pieces_fit(
     monkeypatch.setattr(memory, "measure", answer)
     source = noise_loader(config, 8, 8)
 
-    def found(memory_gib: float, private: bool = False) -> Fitting:
+    def found(memory_gib: float, private: bool = False, backbone: str = "ddpm") -> Fitting:
         train = config.train.model_copy(update={"memory_gib": memory_gib, "batch_patients": 8})
         privacy = (
             Privacy(epsilon=8, delta=1e-3, sample_rate=0.1, patients=1000) if private else None
         )
-        bounded = config.model_copy(update={"train": train, "privacy": privacy})
+        tree = {**config.model_dump(mode="json"), "backbone": {"name": backbone}}
+        bounded = Config.model_validate(tree).model_copy(
+            update={"train": train, "privacy": privacy}
+        )
         return memory.fitting(bounded, source, "cpu")
 
     assert found(2.5) == Fitting(4, False)
@@ -205,6 +208,8 @@ def test_activations_are_recomputed_where_no_pieces_fit(
         found(0.5)
     with pytest.raises(ResourceError, match="even with 2 patients at once"):
         found(1.5, private=True)
+    with pytest.raises(ResourceError, match="even with 2 patients at once"):
+        found(1.5, backbone="cvae")  # none of its blocks can be computed again
 
 
 @pytest.mark.parametrize("name", ["cgan", "cvae"])

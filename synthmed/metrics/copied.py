@@ -9,7 +9,7 @@ from synthmed.metrics.copies import Copies
 from synthmed.metrics.shared import Shared
 from synthmed.metrics.sides import Sides
 from synthmed.metrics.stats import clopper_pearson
-from synthmed.metrics.subgroups import judged
+from synthmed.metrics.subgroups import judged, tens
 from synthmed.types import Estimate
 
 LEAST_POWER = 0.5
@@ -27,7 +27,8 @@ class Copied(Base):
       since nothing found then says nothing.
 
     In a subgroup (slice `NAME=CATEGORY`) `copied_patients` again, as a share of its own training
-    patients: what is stored may be stored of the few.
+    patients: what is stored may be stored of the few. Their number is taken down to tens, which
+    errs on the safe side, and tells nobody how many there are.
 
     Intervals are Clopper-Pearson. The upper bound of `copied_patients` is divided by the power of
     the screen (`Copies.power`), at most 1: a test that could not have seen an exact copy bounds
@@ -41,7 +42,7 @@ class Copied(Base):
     def estimate(self, sides: Sides, shared: Shared) -> list[Estimate]:
         """The three estimates, and the patients of each subgroup."""
         sampled, shipped = shared.as_sampled(), shared.as_shipped()
-        n = len(sampled.matches)
+        n, copied = len(sampled.matches), set(sampled.patients)
         speaks = bool(shipped.flagged) or shipped.power >= LEAST_POWER
         return [
             self._one(
@@ -66,9 +67,9 @@ class Copied(Base):
                 sides,
             ),
             *(
-                self._patients(name, len(own & set(sampled.patients)), len(own), sampled, sides)
+                self._patients(name, min(len(own & copied), n), n, sampled, sides)
                 for name, people in judged(sides).items()
-                for own in [people["train"]]
+                for own, n in [(people["train"], tens(len(people["train"])))]
             ),
         ]
 

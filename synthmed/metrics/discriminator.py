@@ -106,9 +106,9 @@ class DiscriminatorAUC(Base):
                 floor=floor,
                 ceiling=ceiling,
                 method="Logistic regression on descriptors and principal components of small "
-                f"images, {self.folds}-fold by patient, {count} a side; floor: real train told "
-                "from held-out patients; ceiling: the holdout blurred by 0.4 voxel told from "
-                "train; interval from halves of the patients.",
+                f"images, {self.folds}-fold by patient, {shared.counted(count)} a side; floor: "
+                "real train told from held-out patients; ceiling: the holdout blurred by 0.4 voxel "
+                "told from train; interval from halves of the patients.",
                 seed=sides.seed,
                 note=note,
                 n_holdout=shared.n_holdout,
@@ -125,9 +125,9 @@ class DiscriminatorAUC(Base):
 
 
 def _interval(value: float, halves: Floats, n: int) -> tuple[float, float]:
-    """From the AUCs of halves; where all of them are 1 the exact bound for n of n."""
+    """From the AUCs of halves; of a figure of 1 at least down to the exact bound for n of n."""
     low, high = normal_interval(value, half_se(halves), 0.0, 1.0)
-    return (clopper_pearson(n, n)[0] if low == 1.0 else low), high
+    return (min(low, clopper_pearson(n, n)[0]) if value == 1.0 else low), high
 
 
 def places(train: Floats, components: int) -> Callable[[Floats], Floats]:

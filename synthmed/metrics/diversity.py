@@ -65,7 +65,8 @@ class MSSSIMDiversity(Base):
                 floor=floor,
                 ceiling=0.0,
                 method=f"1 - MS-SSIM of {len(made)} pairs of synthetic scans; floor and target: "
-                f"{len(real)} pairs of training patients; ceiling: one scan over and over.",
+                f"{shared.counted(len(real))} pairs of training patients; ceiling: one scan over "
+                "and over.",
                 seed=sides.seed,
                 note=note,
                 n_holdout=None,

@@ -131,7 +131,8 @@ def one_distance(
     method, note = f"{what}.", _too_few(smallest)
     if found is not None:
         method = (
-            f"{what}, synthetic against {found.against} patients, {found.count} a side; floor: "
+            f"{what}, synthetic against {found.against} patients, {shared.counted(found.count)} a "
+            "side; floor: "
             f"real train against the same; ceiling: {shared.control}; interval from halves of the "
             "patients."
         )
@@ -181,8 +182,9 @@ def one_variety(
     method, note = f"{what}.", _too_few(2)
     if found is not None:
         method = (
-            f"{what} among {found.count} synthetic scans; floor and target: among as many training "
-            "patients; ceiling: one scan over and over; interval from halves of the patients."
+            f"{what} among {shared.counted(found.count)} synthetic scans; floor and target: among "
+            "as many training patients; ceiling: one scan over and over; interval from halves of "
+            "the patients."
         )
         note = found.limits
     return Estimate(

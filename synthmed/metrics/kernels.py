@@ -36,7 +36,7 @@ class Discrepancy:
     Args:
         reference: the real side that the synthetic one was compared with: held out, or train
             where nobody is.
-        n_reference: its patients.
+        told: how many patients it has, for the note.
         value: synthetic against the reference.
         ci: 95 % interval of it, by leaving out one patient at a time on every side.
         p: of a permutation test for equal distributions.
@@ -47,7 +47,7 @@ class Discrepancy:
     """
 
     reference: Side
-    n_reference: int
+    told: str
     value: float
     ci: Interval
     p: float
@@ -60,7 +60,7 @@ class Discrepancy:
     def note(self) -> str:
         """What limits the figure."""
         told = f"permutation p = {self.p:.3g} for equal distributions; "
-        told += f"n = {self.n_reference} {self.reference} patients"
+        told += f"n = {self.told} {self.reference} patients"
         if self.floor is not None:
             return told
         lacking = "no held-out patients: against train, where copies score perfectly"
@@ -97,7 +97,7 @@ def discrepancy(shared: Shared, kernel: Kernel, times: int, key: Key) -> Discrep
         ]
     )
     p = permutation_p(value, permuted_mmd2(k_ss, k_rr, k_sr, times, key.numpy()))
-    alone = Discrepancy(real, len(k_rr), value, normal_interval(value, se), p)
+    alone = Discrepancy(real, shared.counted(len(k_rr)), value, normal_interval(value, se), p)
     if not shared.has_holdout:
         return alone
     k_tt, k_tr = between("train", "train"), between("train", "holdout")

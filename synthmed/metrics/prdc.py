@@ -68,8 +68,9 @@ class PRDC(Base):
                     floor, ceiling = float(found.floor[i]), float(found.ceiling[i])
                 method = (
                     f"k-NN balls (k = {self.k}) of descriptors, synthetic against {found.against} "
-                    f"patients, {found.count} a side; floor: real train against the same; "
-                    "ceiling: holdout blurred by 0.4 voxel; interval from halves of the patients."
+                    f"patients, {shared.counted(found.count)} a side; floor: real train against "
+                    "the same; ceiling: holdout blurred by 0.4 voxel; interval from halves of the "
+                    "patients."
                 )
                 note = found.limits
             out.append(

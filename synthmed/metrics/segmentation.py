@@ -17,7 +17,7 @@ from synthmed.metrics.segmenter import Layout
 from synthmed.metrics.shared import Shared
 from synthmed.metrics.sides import Sides
 from synthmed.metrics.stats import Bools, Floats, Ints
-from synthmed.metrics.subgroups import judged
+from synthmed.metrics.subgroups import FEWEST, judged
 from synthmed.metrics.taught import (
     CURVE_WAYS,
     WAYS,
@@ -149,7 +149,8 @@ class Segmentation(Base):
         for name, people in judged(sides).items():
             of, own = made.of(people["synthetic"]), held.of(people["holdout"])
             regions = np.flatnonzero(own.present)
-            if len(of.patients) and len(regions):  # thinning may have left nobody of the few
+            # thinning may have left too few of them
+            if min(len(of.patients), len(own.patients)) >= FEWEST and len(regions):
                 fold = key.fold("subgroup", name)
                 out.append(_segmentability(name, regions, of, own, note, shared))
                 out += _taught({None: whole}, {name: regions}, own, note, fold, shared)

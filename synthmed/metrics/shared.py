@@ -77,6 +77,10 @@ class Shared:
         """Held-out patients, null without any."""
         return len(self.patients("holdout")) if self.has_holdout else None
 
+    def counted(self, n: int) -> str:
+        """A number of patients as a note or a method sentence tells it."""
+        return str(n)
+
     def cases(self, side: Side) -> Cases:
         """The scans of a side; `blurred` gives the holdout as it is."""
         if side == "train":

@@ -51,6 +51,15 @@ def too_small(people: People) -> str:
     return f"fewer than {FEWEST} {', '.join(few)}" if few else ""
 
 
+def tens(n: int) -> int:
+    """A number of patients of a subgroup as it may leave the house.
+
+    >>> tens(37), tens(40)
+    (30, 40)
+    """
+    return n // FEWEST * FEWEST
+
+
 def judged(sides: Sides) -> dict[str, People]:
     """The subgroups that have enough people on every side."""
     return {name: people for name, people in subgroups(sides).items() if not too_small(people)}
@@ -83,6 +92,10 @@ class Part(Shared):
     @property
     def has_holdout(self) -> bool:
         return bool(self._people.get("holdout"))
+
+    def counted(self, n: int) -> str:
+        """Down to tens: what is told of a subgroup, nobody can take from the whole."""
+        return f"{tens(n)} or more"
 
     def patients(self, side: Side) -> list[Ints]:
         kept = self._kept(side)

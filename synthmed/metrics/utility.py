@@ -23,7 +23,7 @@ from synthmed.metrics.reader import (
 from synthmed.metrics.shared import Shared, Side
 from synthmed.metrics.sides import Sides
 from synthmed.metrics.stats import Bools, Floats, Ints, wins
-from synthmed.metrics.subgroups import judged
+from synthmed.metrics.subgroups import FEWEST, judged
 from synthmed.metrics.taught import (
     CURVE_WAYS,
     WAYS,
@@ -101,13 +101,21 @@ class Utility(Base):
         found = {c: self._condition(c, sides, shared, scans) for c in conditions}
 
         def leading(slices: Mapping[str, str], name: str | None) -> list[Estimate]:
-            """The condition that falls shortest in a slice of its own, as slice `name`."""
+            """The condition that falls shortest in a slice of its own, as slice `name`.
+
+            Of everybody one that cannot be asked about is the shortest; in a subgroup, where
+            another label may well be rare, only if none can.
+            """
             own = {c: [e for e in found[c] if e.slice == slices[c]] for c in conditions}
             able = [c for c in sides.categorical or sides.continuous if own[c]]
             if not able:
                 return []
-            worst = min(able, key=lambda c: _shortfall(own[c]))
-            notes = ["; ".join(filter(None, (f"condition={worst}", e.note))) for e in own[worst]]
+            mute = [c for c in able if name and own[c][0].value is None]
+            told = [c for c in able if c not in mute] or able
+            worst = min(told, key=lambda c: _shortfall(own[c]))
+            mute = [c for c in mute if c != worst]
+            said = f"condition={worst}" + (f"; not asked about: {', '.join(mute)}" if mute else "")
+            notes = ["; ".join(filter(None, (said, e.note))) for e in own[worst]]
             return [
                 e.model_copy(update={"slice": name, "note": note})
                 for e, note in zip(own[worst], notes, strict=True)
@@ -290,6 +298,8 @@ def _of_subgroup(
     # its own category is told from everybody else, of whom the subgroup has none
     rows = np.arange(len(own)) if of == condition else np.flatnonzero(own)
     reason = "" if of == condition else _untestable(judge.kind, judge.truth[rows])
+    if own.sum() < FEWEST:  # their label is not known, or a large cohort was thinned
+        reason = f"fewer than {FEWEST} held-out patients to ask"
     if reason:
         none = (None, None, None, None)
         return [one(title, name, *none, n, sides, reason, None) for title in names(start)]

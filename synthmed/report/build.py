@@ -12,7 +12,7 @@ from typing import Any, Literal
 from synthmed import __version__
 from synthmed.config import Config, Rule
 from synthmed.deid.scan import Finding
-from synthmed.metrics.subgroups import FEWEST
+from synthmed.metrics.subgroups import tens
 from synthmed.policy import describe, limits
 from synthmed.report.facts import CohortFacts
 from synthmed.report.glance import WORST_FIRST
@@ -60,9 +60,15 @@ def build(
         under_two_names: pairs of pseudonyms; in the restricted version alone.
     """
     named = {(r.estimate, r.slice) for r in config.policy.rules}
+    parts = {
+        f"{name}={category}"
+        for name, condition in config.data.conditions.items()
+        if condition.kind == "categorical"
+        for category in condition.categories
+    }
     if kind == "shareable":
         estimates = [
-            _without_small_counts(e, facts.n_holdout)
+            _without_small_counts(e, facts.n_holdout, e.slice in parts)
             for e in estimates
             if (e.name, e.slice) in named
         ]
@@ -114,12 +120,15 @@ def build(
     return protected(report) if kind == "shareable" and report["privacy"] else report
 
 
-def _without_small_counts(estimate: Estimate, n_holdout: int) -> Estimate:
-    """An estimate of a part of those held out with their number rounded down to tens."""
+def _without_small_counts(estimate: Estimate, n_holdout: int, is_subgroup: bool) -> Estimate:
+    """An estimate with the number of a part of the patients rounded down to tens."""
+    fields = {}
     n = estimate.n_holdout
-    if n is None or n == n_holdout:
-        return estimate
-    return estimate.model_copy(update={"n_holdout": n // FEWEST * FEWEST})
+    if n is not None and n != n_holdout:
+        fields["n_holdout"] = tens(n)
+    if is_subgroup:  # samples or training patients, as the method says
+        fields["n"] = tens(estimate.n)
+    return estimate.model_copy(update=fields)
 
 
 def _judged(estimate: Estimate, rules: Sequence[Rule], decision: Decision) -> dict[str, Any]:

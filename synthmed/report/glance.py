@@ -74,7 +74,8 @@ def glance(report: Mapping[str, Any], number: Callable[[float | None], str]) -> 
 
 
 def _figure(estimate: Mapping[str, Any], number: Callable[[float | None], str]) -> str:
-    title = words(estimate["name"]).title
+    part = estimate["slice"]
+    title = words(estimate["name"]).title + (f" [{part}]" if part and part != WORST else "")
     if estimate["value"] is None:
         return f"{title}: no value"
     ci = estimate["ci"]
@@ -100,7 +101,11 @@ def _worst(
 def _open(report: Mapping[str, Any], told: bool) -> str:
     if not told:
         return _IN_HOUSE
-    names = [v["estimate"] for v in report["policy"] if v["status"] == "inconclusive"]
+    names = [
+        v["estimate"] + (f" [{v['slice']}]" if v["slice"] else "")
+        for v in report["policy"]
+        if v["status"] == "inconclusive"
+    ]
     if not names:
         return "nothing: every line of the policy could be decided"
     lines = f"{len(names)} of {len(report['policy'])} lines"

@@ -48,11 +48,12 @@ def render(report: Mapping[str, Any], content: Mapping[str, bytes]) -> str:
     """
     volumes, images = report.get("volumes", []), report["images"]
     room = MAX_PAGE_BYTES - len(_page(report, [], [], content).encode())
-    kept = next(
+    fitting = (
         volumes[:n]
-        for n in range(len(volumes), -1, -1)
+        for n in range(len(volumes), 0, -1)
         if cost([content[v["file"]] for v in volumes[:n]]) <= room
     )
+    kept: Sequence[Mapping[str, str]] = next(fitting, [])
     room -= cost([content[v["file"]] for v in kept])
     shown = []
     for image in images:

@@ -32,7 +32,8 @@ def of_cohort(
 
 def _asked_about_copies(verdicts: Sequence[Verdict]) -> list[Verdict]:
     """A policy that does not ask about copies cannot pass: a person has to look."""
-    if {v.estimate for v in verdicts} & {"copies", "copied_patients", "copies_shipped"}:
+    about = {"copies", "copied_patients", "copies_shipped"}
+    if any(v.estimate in about and v.slice is None for v in verdicts):  # of everybody
         return []
     return [
         Verdict(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -15,6 +19,7 @@ from synthmed.metrics import (
     IntensityW1,
     Membership,
     RegionVolumeSMD,
+    Utility,
 )
 from synthmed.metrics.anatomy import scan_volumes, thresholds
 from synthmed.metrics.shared import Shared
@@ -150,7 +155,57 @@ def test_too_few_people_are_named_and_neither_judged_nor_counted() -> None:
     assert "30 or more held-out patients" in render(report, {})
 
 
-def made_config() -> Config:
+@pytest.mark.parametrize("kind", ["restricted", "shareable"])
+def test_nothing_that_leaves_counts_the_people_of_a_subgroup(kind: str) -> None:
+    """Of 50 trained on and 44 held out, three and seven are rare: 47 and 37 would give them away.
+
+    Whatever the policy asks of the common ones, no sentence and no field says how many they are.
+    """
+    rng = np.random.default_rng(11)
+    of = sides(
+        two(rng, 50, "t", 3),
+        two(rng, 44, "h", 7),
+        made(two(rng, 43, "s", 12).volumes, list(two(rng, 43, "s", 12).labels)),
+        20,
+        categorical={"kind": ("common", "rare")},
+    )
+    found = judge(of, Shared(of), DEFAULT_METRICS, Progress("evaluate", quiet=True))
+    mine = [e for e in found if e.slice == "kind=common"]
+    assert {"kid", "prdc", "vendi", "discriminator_auc", "copied_patients", "membership_auc"} <= {
+        "prdc" if e.name == "coverage" else e.name for e in mine
+    }
+    rules = [{"estimate": e.name, "slice": e.slice, "at_most": 1e9} for e in mine]
+    config = made_config({"policy": {"rules": rules}})
+    decision = decide(config.policy.rules, found, n_holdout=44)
+    facts = CohortFacts(
+        n_patients=94, n_scans=94, n_train=50, n_holdout=44, n_synthetic=43, n_dropped=0
+    )
+    report = build(
+        kind, config, decision, found, facts,
+        findings=[], n_searched=0, images=[], volumes=[],
+    )  # fmt: skip
+    told = [e for e in report["estimates"] if e["slice"] == "kind=common"]
+    assert len(told) == len(mine)
+    counts = re.compile(r"\b(47|37)\b")
+    for e in told:
+        assert not counts.search(f"{e['note']} {e['method']}"), e
+        if kind == "shareable":
+            assert not {e["n"], e["n_holdout"]} & {47, 37}, e
+    (stored,) = [e for e in told if e["name"] == "copied_patients"]
+    assert stored["n"] == 40 and (stored["value"] or 0) * 40 % 1 == 0
+
+
+def test_thinned_to_too_few_a_subgroup_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers are asked about the scans that are looked at, of which a large cohort has few."""
+    of = given(False, n_rare=10)
+    monkeypatch.setattr("synthmed.metrics.shared.MAX_PATIENTS", 20)
+    found = {(e.name, e.slice): e for e in Utility(draws=1).estimate(of, Shared(of))}
+    rare = found["auc_tstr", "kind=rare"]
+    assert rare.value is None and "fewer than 10 held-out patients to ask" in rare.note
+    assert found["auc_tstr", "kind=common"].value is not None
+
+
+def made_config(more: Mapping[str, Any] = {}) -> Config:
     tree = {
         "data": {
             "source": "x",
@@ -160,6 +215,7 @@ def made_config() -> Config:
         "backbone": {"name": "cvae"},
         "privacy": None,
         "train": {"max_steps": 1},
+        **more,
     }
     return configfile.validate(tree, "of a test")
 
@@ -211,8 +267,8 @@ def test_membership_of_a_leaked_minority_shows_in_its_own_figure() -> None:
     assert (few.n, few.n_holdout) == (14, 14)
     # so do the patients who were copied
     stored = {e.slice: e for e in Copied().estimate(of, Shared(of)) if e.name == "copied_patients"}
-    assert (stored["kind=rare"].value, stored["kind=rare"].n) == (1.0, 14)
-    assert (stored["kind=common"].value, stored["kind=common"].n) == (0.0, 36)
+    assert (stored["kind=rare"].value, stored["kind=rare"].n) == (1.0, 10)
+    assert (stored["kind=common"].value, stored["kind=common"].n) == (0.0, 30)
     assert stored[None].value == 14 / 50
     # and of exact copies how near to them they are
     volumes[:14] = of.train.volumes[leaked]

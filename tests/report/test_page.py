@@ -297,6 +297,18 @@ def test_the_first_screen_answers_in_order(report: dict[str, Any]) -> None:
     assert first_screen(page(report))["Privacy"].startswith("✕ not met")
 
 
+def test_the_first_screen_names_the_subgroup_it_speaks_of(report: dict[str, Any]) -> None:
+    ask = {"status": "fail", "value": -0.4, "ci": None}
+    report["estimates"] = [
+        estimate("auc_tstr_minus_trtr", "utility", value=0.0, ci=None, status="pass"),
+        estimate("auc_tstr_minus_trtr", "utility", slice="sex=F", **ask),
+    ]
+    report["policy"][1] |= {"slice": "sex=M"}
+    lines = first_screen(page(report))
+    assert "[sex=F]: \N{MINUS SIGN}0.4" in lines["Utility"]
+    assert lines["Inconclusive"] == "1 of 2 lines: mmd2 [sex=M]."
+
+
 def test_a_worst_subgroup_without_a_value_is_no_silence(report: dict[str, Any]) -> None:
     few = "too few people to judge: sex=F (fewer than 10 held-out)"
     report["estimates"] = [

@@ -292,9 +292,17 @@ def test_replacements_that_were_not_screened_ask_for_a_person(house: House) -> N
     assert decision.reasons[0].startswith("flagged samples that ship: an earlier version")
 
 
-def test_a_policy_that_does_not_ask_about_copies_is_for_a_person(house: House) -> None:
-    rules = [{"estimate": "mmd2", "at_most": 1}]
-    decision = house.release(PASSING, config=config(policy={"rules": rules}))
+@pytest.mark.parametrize("of_subgroup", [False, True])
+def test_a_policy_that_does_not_ask_about_copies_is_for_a_person(
+    house: House, of_subgroup: bool
+) -> None:
+    """Of everybody: copies of a few are not made up for by none of others."""
+    rules: list[dict[str, Any]] = [{"estimate": "kid", "at_most": 1}]
+    found = [PASSING, EXTRA]
+    if of_subgroup:
+        rules.append({"estimate": "copied_patients", "slice": "sex=F", "at_most": 1})
+        found.append(PASSING.model_copy(update={"slice": "sex=F"}))
+    decision = house.release(*found, config=config(policy={"rules": rules}))
     assert decision.decision == "REVIEW"
     assert "copied_patients: the policy has no line about copies." in decision.reasons
 

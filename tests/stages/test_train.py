@@ -476,7 +476,8 @@ def test_the_pieces_are_decided_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     decided.append(Fitting(2, True))
     with pytest.raises(Interrupted):
         run(conf, tmp_path / "parts", interrupt_at=3)
-    assert run(conf, tmp_path / "parts")["pieces"] == 2, "nothing is measured again"
+    again = run(conf, tmp_path / "parts")
+    assert (again["pieces"], again["recompute"]) == (2, True), "nothing is measured again"
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
 
 
