@@ -174,7 +174,7 @@ class Data(Part):
     @field_validator("conditions")
     @classmethod
     def _not_taken(cls, value: Mapping[str, Condition]) -> Mapping[str, Condition]:
-        for name in RESERVED & set(value):
+        for name in sorted(RESERVED & set(value)):
             raise ValueError(
                 f"{name}: the evidence calls its own slices so; give the column another name"
             )

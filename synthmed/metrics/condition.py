@@ -27,7 +27,8 @@ from synthmed.metrics.stats import Floats, Ints, clopper_pearson, fisher_interva
 from synthmed.metrics.subgroups import among, judged
 from synthmed.types import Estimate
 
-USED: tuple[Side, ...] = ("train", "holdout", "synthetic")
+ASKED: tuple[Side, ...] = ("holdout", "synthetic")
+USED: tuple[Side, ...] = ("train", *ASKED)
 
 
 class ConditionAccuracy(Base):
@@ -68,7 +69,7 @@ class ConditionAccuracy(Base):
         scans = {side: shared.small(side, self.side) for side in USED}
         readers = [self._teach(c, "category", shared, scans) for c in sides.categorical]
         readers += [self._teach(c, "number", shared, scans) for c in sides.continuous]
-        everyone = {side: np.arange(len(scans[side])) for side in USED}
+        everyone = {side: np.arange(len(scans[side])) for side in ASKED}
 
         def ask(rows: Mapping[Side, Ints]) -> list[Estimate]:
             """The worst of all readers, then each."""
@@ -80,7 +81,7 @@ class ConditionAccuracy(Base):
 
         out = ask(everyone)
         for name, people in judged(sides).items():
-            part = ask({side: among(shared, side, people) for side in USED})[0]
+            part = ask({side: among(shared, side, people) for side in ASKED})[0]
             out.append(part.model_copy(update={"slice": name}))
         return out
 
@@ -124,15 +125,15 @@ class Reader:
     def ask(
         self, rows: Mapping[Side, Ints], scans: Mapping[Side, Floats], shared: Shared
     ) -> Estimate:
-        """Its estimate on some rows of the synthetic and the held-out side.
+        """Its estimate on some rows of the sides that are asked about.
 
         Args:
-            rows: of each side, everybody's or those of a subgroup.
+            rows: of these sides, everybody's or those of a subgroup.
             scans: what it sees of every scan of a side.
             shared: the sides.
         """
         known = {
-            side: [int(i) for i in rows[side] if self.labels[side][i] is not None] for side in USED
+            side: [int(i) for i in rows[side] if self.labels[side][i] is not None] for side in ASKED
         }
         one_each = first_scans(shared, known["holdout"])
         truth = as_array([self.labels["synthetic"][i] for i in known["synthetic"]], self.kind)
