@@ -199,8 +199,8 @@ def estimate(part: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
 def shared(row: str, estimates: Sequence[Mapping[str, Any] | None], side: str) -> str:
     """A control that all models of a cohort have in common.
 
-    What is averaged over picks of one scan a patient may differ by `PICKS` where parts were measured
-    by versions that picked others; then both ends are shown.
+    What is averaged over picks of one scan a patient may differ by `PICKS` where parts were
+    measured by versions that picked others; then both ends are shown.
 
     Raises:
         ValueError: they differ by more, so that the parts were not measured alike.
