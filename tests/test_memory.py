@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,24 @@ def test_unbounded_memory_needs_no_trial(config: Config, monkeypatch: pytest.Mon
     assert memory.fitting(config, noise_loader(config, 4, 4), "cpu") == Fitting(1, False)
 
 
+TAKEN = Measured(
+    n_parameters=1,
+    n_trained=1,
+    build_seconds=1,
+    seconds_per_step=(1,),
+    steps=(1,),
+    finish_seconds=0,
+    finish_bytes=0,
+    reads_nobody=False,
+    examine_seconds=0,
+    first_batch_seconds=0,
+    batch_seconds=0,
+    built_bytes=1000 * GIB,
+    peak_bytes=0,
+)
+"""What a trial says; what this process holds is less than its model."""
+
+
 def test_what_a_phase_draws_that_reads_nobody_is_bounded_too(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,21 +162,7 @@ def test_what_a_phase_draws_that_reads_nobody_is_bounded_too(
     def answer(config: Config, request: Request) -> Measured:
         noted.append(request)
         at_once = math.ceil(request.batch_patients / request.pieces)
-        return Measured(
-            n_parameters=1,
-            n_trained=1,
-            build_seconds=1,
-            seconds_per_step=(1,),
-            steps=(1,),
-            finish_seconds=0,
-            finish_bytes=0,
-            reads_nobody=True,
-            examine_seconds=0,
-            first_batch_seconds=0,
-            batch_seconds=0,
-            built_bytes=1000 * GIB,
-            peak_bytes=at_once * GIB // 10,
-        )
+        return replace(TAKEN, reads_nobody=True, peak_bytes=at_once * GIB // 10)
 
     monkeypatch.setattr(memory, "measure", answer)
     assert memory.fitting(bounded, noise_loader(bounded, 8, 64), "cpu") == Fitting(4, False)
@@ -172,21 +177,7 @@ def test_activations_are_recomputed_where_no_pieces_fit(
     def answer(config: Config, request: Request) -> Measured:
         at_once = math.ceil(min(request.n_patients, request.batch_patients) / request.pieces)
         each = 0.3 if request.recompute else 1.0
-        return Measured(
-            n_parameters=1,
-            n_trained=1,
-            build_seconds=1,
-            seconds_per_step=(1,),
-            steps=(1,),
-            finish_seconds=0,
-            finish_bytes=0,
-            reads_nobody=False,
-            examine_seconds=0,
-            first_batch_seconds=0,
-            batch_seconds=0,
-            built_bytes=1000 * GIB,
-            peak_bytes=int(at_once * each * GIB),
-        )
+        return replace(TAKEN, peak_bytes=int(at_once * each * GIB))
 
     monkeypatch.setattr(memory, "measure", answer)
     source = noise_loader(config, 8, 8)
