@@ -336,7 +336,7 @@ def test_the_interval_of_the_excess_covers_nothing_where_nothing_differs() -> No
     covered = 0
     for seed in range(60):
         points = calibration.posing(60, 30, 40, 0.0, seed)
-        _, excess = Authenticity().estimate(points, points)
+        _, excess = Authenticity().estimate(points.sides, points)
         covered += excess.ci[0] <= 0 <= excess.ci[1]
     assert covered >= 55  # of 57 expected at 95 %; two standard deviations below
 
@@ -344,7 +344,7 @@ def test_the_interval_of_the_excess_covers_nothing_where_nothing_differs() -> No
 @pytest.mark.parametrize(("n_train", "n_holdout", "n"), [(5, 9, 9), (9, 3, 9), (9, 9, 3)])
 def test_an_excess_without_an_interval_is_no_excess(n_train: int, n_holdout: int, n: int) -> None:
     points = calibration.posing(n_train, n_holdout, n, 0.0, 0)
-    share, excess = Authenticity().estimate(points, points)
+    share, excess = Authenticity().estimate(points.sides, points)
     assert share.value is not None and share.floor is not None
     assert excess.value is None and excess.note.startswith("no interval with fewer than 6")
 
