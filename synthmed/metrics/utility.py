@@ -23,7 +23,7 @@ from synthmed.metrics.reader import (
 from synthmed.metrics.shared import Shared, Side
 from synthmed.metrics.sides import Sides
 from synthmed.metrics.stats import Bools, Floats, Ints, wins
-from synthmed.metrics.subgroups import FEWEST, judged
+from synthmed.metrics.subgroups import FEWEST, People, judged
 from synthmed.metrics.taught import (
     CURVE_WAYS,
     WAYS,
@@ -98,7 +98,8 @@ class Utility(Base):
             return []
         scans = self._scans(shared) if shared.has_holdout else None
         conditions = (*sides.categorical, *sides.continuous)
-        found = {c: self._condition(c, sides, shared, scans) for c in conditions}
+        groups = judged(sides) if scans is not None else {}
+        found = {c: self._condition(c, sides, shared, scans, groups) for c in conditions}
 
         def leading(slices: Mapping[str, str], name: str | None) -> list[Estimate]:
             """The condition that falls shortest in a slice of its own, as slice `name`.
@@ -121,7 +122,6 @@ class Utility(Base):
                 for e, note in zip(own[worst], notes, strict=True)
             ]
 
-        groups = judged(sides) if shared.has_holdout else {}
         out = leading({c: f"condition={c}" for c in conditions}, None)
         out += [e for c in conditions for e in found[c] if e.slice not in groups]
         for name in groups:
@@ -142,7 +142,12 @@ class Utility(Base):
         return {**scans, "altered": np.concatenate([scans["train"][:0], *rows])}
 
     def _condition(
-        self, condition: str, sides: Sides, shared: Shared, scans: Mapping[str, Floats] | None
+        self,
+        condition: str,
+        sides: Sides,
+        shared: Shared,
+        scans: Mapping[str, Floats] | None,
+        groups: Mapping[str, People],
     ) -> list[Estimate]:
         kind: Kind = "category" if condition in sides.categorical else "number"
         used: tuple[Side, ...] = ("train", "holdout", "synthetic")
@@ -189,7 +194,7 @@ class Utility(Base):
         notes = "; ".join(left_out(labels))
         out = estimates(start, whole, figures, judge, n, sides, notes, len(test))
         patients = sides.holdout.patients[shared.scans("holdout")[test]]
-        for name, people in judged(sides).items():
+        for name, people in groups.items():
             own = np.isin(patients, sorted(people["holdout"]))
             out += _of_subgroup(name, own, condition, judge, said, n, sides, notes, key)
         for count in counts(len(set(person))):
@@ -304,8 +309,8 @@ def _of_subgroup(
         none = (None, None, None, None)
         return [one(title, name, *none, n, sides, reason, None) for title in names(start)]
     rng = key.fold("subgroup", name).numpy()
-    asked = [category] if of == condition else None
-    part = Judge(judge.truth[rows], judge.kind, sides.resamples, rng, asked)
+    only = [category] if of == condition else None
+    part = Judge(judge.truth[rows], judge.kind, sides.resamples, rng, only)
     columns = [judge.categories.index(c) for c in part.categories] or [0]
     figures = {way: part.figures([s[rows][:, columns]]) for way, s in said.items()}
     return estimates(start, name, figures, part, n, sides, notes, int(own.sum()))

@@ -149,14 +149,13 @@ def held(widths: float, apart: float, times: int) -> dict[str, float]:
         for metric in MEASURED:
             for e in metric.estimate(study.sides, study):
                 found.setdefault(e.name, []).append(e)
-    return {
-        name: float(np.mean([_holds(e, np.mean([x.value for x in of])) for e in of]))
-        for name, of in found.items()
-    }
+    return {name: _holding(of) for name, of in found.items()}
 
 
-def _holds(estimate: Estimate, truth: np.floating) -> bool:
-    return estimate.ci is not None and bool(estimate.ci[0] <= truth <= estimate.ci[1])
+def _holding(estimates: Sequence[Estimate]) -> float:
+    """Share of the intervals that hold the mean of the values."""
+    truth = np.mean([e.value for e in estimates])
+    return float(np.mean([e.ci is not None and e.ci[0] <= truth <= e.ci[1] for e in estimates]))
 
 
 def judged(sizes: tuple[int, int, int], copies: float, times: int) -> dict[str, float]:
