@@ -171,6 +171,16 @@ class Data(Part):
     view: Literal["drawn", "grid"] = "drawn"
     intensity: Intensity = Intensity()
 
+    @property
+    def subgroups(self) -> dict[str, tuple[str, str]]:
+        """The slice of every subgroup to the condition and category that make it."""
+        return {
+            f"{name}={category}": (name, category)
+            for name, condition in self.conditions.items()
+            if condition.kind == "categorical"
+            for category in condition.categories
+        }
+
     @field_validator("conditions")
     @classmethod
     def _not_taken(cls, value: Mapping[str, Condition]) -> Mapping[str, Condition]:

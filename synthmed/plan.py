@@ -120,10 +120,8 @@ def cannot_pass(
         labels: of `label_counts`.
     """
     counts = {
-        f"{name}={category}": labels[name].get(category, 0)
-        for name, condition in config.data.conditions.items()
-        if condition.kind == "categorical"
-        for category in condition.categories
+        part: labels[name].get(category, 0)
+        for part, (name, category) in config.data.subgroups.items()
     }
     rules = [r for r in config.policy.rules if r.required or counts]
     best = [_best(rule, config, n_train, n_holdout, counts) for rule in rules]

@@ -60,15 +60,9 @@ def build(
         under_two_names: pairs of pseudonyms; in the restricted version alone.
     """
     named = {(r.estimate, r.slice) for r in config.policy.rules}
-    parts = {
-        f"{name}={category}"
-        for name, condition in config.data.conditions.items()
-        if condition.kind == "categorical"
-        for category in condition.categories
-    }
     if kind == "shareable":
         estimates = [
-            _without_small_counts(e, facts.n_holdout, e.slice in parts)
+            _without_small_counts(e, facts.n_holdout, e.slice in config.data.subgroups)
             for e in estimates
             if (e.name, e.slice) in named
         ]
