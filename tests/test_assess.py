@@ -104,7 +104,8 @@ def test_nothing_that_only_real_patients_show_is_told(
     """The youngest, the oldest and the one with a rare label: read, judged, and not printed."""
 
     def apart(rows: list[dict[str, str]]) -> None:
-        for row, age in zip(rows, ("17.25", "93.75"), strict=False):
+        # no share, coordinate or time of the pages is as large
+        for row, age in zip(rows, ("-71932.5", "86417.5"), strict=False):
             row["age"] = age
         rows[2]["sex"] = "intersex"
 
@@ -116,8 +117,9 @@ def test_nothing_that_only_real_patients_show_is_told(
     leaving = [p for p in (out / "withheld").rglob("*") if p.suffix in (".html", ".json")]
     texts = [p.read_text(encoding="utf-8") for p in leaving]
     assert any("Condition age" in t for t in texts)
+    own = ("71932", "71,932", "7.19e", "86417", "86,417", "8.64e", "intersex")
     for text in texts:
-        assert not [x for x in ("17.2", "93.7", "93.8", "intersex") if x in text]
+        assert not [x for x in own if x in text]
     told = json.loads((out / "withheld/report/report.json").read_text())["data"]["conditions"]
     samples = (out / "private/sample/samples.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(s)["labels"] for s in samples]
