@@ -34,7 +34,7 @@ class Copied(Base):
     the screen (`Copies.power`), at most 1: a test that could not have seen an exact copy bounds
     nothing. Floor 0; ceiling 1 (all) stands for a model that stores its training set.
 
-    Source: the gap test of `copies.find_copies`.
+    Source: the gap test of `copies.GapTest`.
     """
 
     name: Literal["copies"] = "copies"

@@ -109,16 +109,8 @@ def _matched(fitted: Similarity, made: Features, learned: Features, held: Featur
     return Matches(fitted.compare(made, learned), fitted.compare(made, held))
 
 
-def find_copies(
-    train: Cases,
-    holdout: Cases,
-    synthetic: Cases,
-    fdr: float,
-    similarity: Similarity,
-    key: Key,
-    found: Matches | None = None,
-) -> Copies:
-    """Screen samples by the gap test.
+class GapTest:
+    """The gap test by one similarity, fitted to real patients once and asked about any samples.
 
     gap = best match in train - best match in holdout. Null: every real patient, of either side,
     plays a sample (one scan of theirs, drawn by key; at most `MOST_PLAYERS` a side), matched with
@@ -126,14 +118,14 @@ def find_copies(
     at most. Who was learned from plays no part in how alike two real scans are, so those of train
     tell the tail as well as the few who were held out. A sample is a copy when its gap is larger
     than every null gap and its p-value, from a generalised Pareto tail of the null
-    (`stats.tail_p`), passes Benjamini-Hochberg at `fdr`.
+    (`stats.tail_p`), passes Benjamini-Hochberg at the false discovery rate asked for.
 
     It must also be near one person: its lead, best match minus that of the fifth best patient of
     train, must be larger than every null lead, with a tail p-value that passes Benjamini-Hochberg
-    at `fdr` among the samples that pass the gap test, and that fifth patient's own gap at most the
-    largest null gap or a tenth of the sample's. An average of many training patients is nearer to
-    all of them than to strangers, and so has a large gap, but it is nobody's copy. A copy's lead is
-    about its gap.
+    at the same rate among the samples that pass the gap test, and that fifth patient's own gap at
+    most the largest null gap or a tenth of the sample's. An average of many training patients is
+    nearer to all of them than to strangers, and so has a large gap, but it is nobody's copy. A
+    copy's lead is about its gap.
 
     Without a holdout the gap is the best match minus the best match among all *other* patients
     than that one, and the null is every real patient against everybody else: a copy is near one
@@ -141,58 +133,75 @@ def find_copies(
     under two pseudonyms, and it says so by its power.
 
     Guarantee: when samples and real patients are exchangeable, the chance that anything at all is
-    flagged is about `fdr` or less.
+    flagged among the samples of one question is about the false discovery rate or less.
 
     Args:
         train: every scan the model may have learned from.
         holdout: scans of held-out patients; may be empty.
-        synthetic: the samples.
-        fdr: false discovery rate, above 0 and below 1.
         similarity: how alike two scans are.
         key: draws the scan of each patient that plays a sample.
-        found: the samples' similarities, where they are known already.
     """
-    learned = similarity.features(train)
-    fitted, held = similarity.fit(learned), similarity.features(holdout)
-    if found is None:
-        found = _matched(fitted, similarity.features(synthetic), learned, held)
-    rng = key.numpy()
-    if len(holdout) > 0:
-        mine, held_out = _players(train.patients, rng), _players(holdout.patients, rng)
-        names = np.concatenate([train.patients[mine], holdout.patients[held_out]])
-        players = np.concatenate([learned[mine], held[held_out]])
-        in_train, in_holdout = (
-            _without_self(fitted.compare(players, scans), names, side.patients)
-            for scans, side in ((learned, train), (held, holdout))
+
+    def __init__(self, train: Cases, holdout: Cases, similarity: Similarity, key: Key) -> None:
+        self._learned, self._held = similarity.features(train), similarity.features(holdout)
+        self._by = similarity.fit(self._learned)
+        self._of_train, self._of_holdout = train.patients, holdout.patients
+        rng = key.numpy()
+        mine = _players(train.patients, rng)
+        names, players = train.patients[mine], self._learned[mine]
+        if len(holdout) > 0:
+            held_out = _players(holdout.patients, rng)
+            names = np.concatenate([names, holdout.patients[held_out]])
+            players = np.concatenate([players, self._held[held_out]])
+        met = _matched(self._by, players, self._learned, self._held)
+        others = Matches(
+            _without_self(met.to_train, names, train.patients),
+            _without_self(met.to_holdout, names, holdout.patients),
         )
-        null = _best(in_train) - _best(in_holdout)
-        gap = _best(found.to_train) - _best(found.to_holdout)
-        null_lead = _lead(in_train, train.patients, FEW)
-        lead = _lead(found.to_train, train.patients, FEW)
-        # an exact copy of a scan: its own similarity, less its best match in holdout
-        exact = fitted.same - _best(in_holdout[: len(mine)])
-        everybody = np.concatenate([train.patients, holdout.patients])
-        two_names = one_person(np.hstack([in_train, in_holdout]), names, everybody)
-    else:
-        players = _players(train.patients, rng)
-        others = _without_self(
-            fitted.compare(learned[players], learned), train.patients[players], train.patients
+        self._null = self._gap_and_lead(others)
+        # an exact copy of a scan: its own similarity, less its best match among others
+        rival = others.to_holdout[: len(mine)] if len(holdout) > 0 else others.to_train
+        self._exact = self._by.same - _best(rival)
+        self._two_names = one_person(
+            np.hstack([others.to_train, others.to_holdout]),
+            names,
+            np.concatenate([train.patients, holdout.patients]),
         )
-        null = null_lead = _lead(others, train.patients, 2)
-        gap = lead = _lead(found.to_train, train.patients, 2)
-        exact = fitted.same - _best(others)
-        two_names = one_person(others, train.patients[players], train.patients)
-    screened = judge(
-        found.to_train,
-        (gap, lead),
-        (null, null_lead),
-        exact,
-        train.patients,
-        holdout.patients,
-        fdr,
-        fitted.name,
-    )
-    return screened.model_copy(update={"under_two_names": two_names})
+
+    def match(self, synthetic: Cases) -> Matches:
+        """The similarities of samples to every real scan."""
+        made = self._by.features(synthetic)
+        return _matched(self._by, made, self._learned, self._held)
+
+    def find(self, synthetic: Cases, fdr: float, found: Matches | None = None) -> Copies:
+        """Screen samples.
+
+        Args:
+            synthetic: the samples.
+            fdr: false discovery rate, above 0 and below 1.
+            found: what `match` gives for them, where it is known already.
+        """
+        if found is None:
+            found = self.match(synthetic)
+        screened = judge(
+            found.to_train,
+            self._gap_and_lead(found),
+            self._null,
+            self._exact,
+            self._of_train,
+            self._of_holdout,
+            fdr,
+            self._by.name,
+        )
+        return screened.model_copy(update={"under_two_names": self._two_names})
+
+    def _gap_and_lead(self, of: Matches) -> tuple[Floats, Floats]:
+        if len(self._of_holdout) == 0:
+            gap = lead = _lead(of.to_train, self._of_train, 2)
+        else:
+            gap = _best(of.to_train) - _best(of.to_holdout)
+            lead = _lead(of.to_train, self._of_train, FEW)
+        return gap, lead
 
 
 def one_person(scores: Floats, players: Names, references: Names) -> Pairs | None:
@@ -228,56 +237,58 @@ def one_person(scores: Floats, players: Names, references: Names) -> Pairs | Non
     return ()
 
 
-def find_copies_by_image(
-    train: Cases,
-    holdout: Cases,
-    synthetic: Cases,
-    fdr: float,
-    channels: tuple[int, ...],
-    key: Key,
-    device: str = "cpu",
-    found: Matches | None = None,
-) -> Copies:
-    """Screen samples by both views of `ImageSimilarity`, each at half the rate.
+class ImageTest:
+    """The gap test by both views of `ImageSimilarity`, each at half the rate.
 
     A sample is a copy when either says so. The verdict on it is that of the view of all voxels,
     unless the view of tissue alone has found it. `power` is that of the better view, which is a
     lower bound of what both see together. Patients under two names are those of the view of tissue.
 
-    Guarantee: as of `find_copies`, by the union of two tests at `fdr / 2`.
+    Guarantee: as of `GapTest`, by the union of two tests at half the false discovery rate.
 
     Args:
         train: every scan the model may have learned from.
         holdout: scans of held-out patients; may be empty.
-        synthetic: the samples.
-        fdr: false discovery rate, above 0 and below 1.
         channels: image channels.
         key: draws the scan of each patient that plays a sample.
         device: torch device that compares.
-        found: the samples' similarities in the view of all voxels, where they are known already.
     """
-    whole, tissue = (
-        find_copies(
-            *(train, holdout, synthetic, fdr / 2),
-            ImageSimilarity(channels, view, device),
-            key,
-            known,
+
+    def __init__(
+        self,
+        train: Cases,
+        holdout: Cases,
+        channels: tuple[int, ...],
+        key: Key,
+        device: str = "cpu",
+    ) -> None:
+        self._whole, self._tissue = (
+            GapTest(train, holdout, ImageSimilarity(channels, view, device), key)
+            for view in (False, True)
         )
-        for view, known in ((False, found), (True, None))
-    )
-    matches = tuple(
-        b if a.copy_of is None and b.copy_of is not None else a
-        for a, b in zip(whole.matches, tissue.matches, strict=True)
-    )
-    power = max(whole.power, tissue.power)
-    return whole.model_copy(
-        update={
-            "matches": matches,
-            "power": power,
-            "false_discovery_rate": fdr,
-            "under_two_names": tissue.under_two_names,
-        }
-    )
+
+    def find(self, synthetic: Cases, fdr: float, found: Matches | None = None) -> Copies:
+        """Screen samples.
+
+        Args:
+            synthetic: the samples.
+            fdr: false discovery rate, above 0 and below 1.
+            found: the samples' similarities in the view of all voxels, where they are known.
+        """
+        whole = self._whole.find(synthetic, fdr / 2, found)
+        tissue = self._tissue.find(synthetic, fdr / 2)
+        matches = tuple(
+            b if a.copy_of is None and b.copy_of is not None else a
+            for a, b in zip(whole.matches, tissue.matches, strict=True)
+        )
+        return whole.model_copy(
+            update={
+                "matches": matches,
+                "power": max(whole.power, tissue.power),
+                "false_discovery_rate": fdr,
+                "under_two_names": tissue.under_two_names,
+            }
+        )
 
 
 def judge(

@@ -15,9 +15,9 @@ import numpy as np
 from synthmed.metrics.blocks import Singles, blocks, image_channels, smallest
 from synthmed.metrics.copies import (
     Copies,
+    GapTest,
+    ImageTest,
     Matches,
-    find_copies,
-    find_copies_by_image,
     match,
 )
 from synthmed.metrics.descriptor import RESOLUTION, describe
@@ -193,30 +193,18 @@ class Shared:
         """The screening that was handed in, or else that of the synthetic side."""
         if self._as_sampled is None:
             s = self.sides
-            self._as_sampled = find_copies_by_image(
-                s.train,
-                s.holdout,
-                s.synthetic,
-                self.false_discovery_rate,
-                self.images,
-                s.key.fold("copies"),
-                s.device,
-                self.matches(),
-            )
+            key = s.key.fold("copies")
+            test = ImageTest(s.train, s.holdout, self.images, key, s.device)
+            found = self.matches()
+            self._as_sampled = test.find(s.synthetic, self.false_discovery_rate, found)
         return self._as_sampled
 
     def as_shipped(self) -> Copies:
         """The synthetic side screened again, in descriptor space."""
         s = self.sides
-        similarity = DescriptorSimilarity(self.images)
-        return find_copies(
-            s.train,
-            s.holdout,
-            s.synthetic,
-            self.false_discovery_rate,
-            similarity,
-            s.key.fold("copies_shipped"),
-        )
+        key = s.key.fold("copies_shipped")
+        test = GapTest(s.train, s.holdout, DescriptorSimilarity(self.images), key)
+        return test.find(s.synthetic, self.false_discovery_rate)
 
     @staticmethod
     def _real(side: Side) -> str:

@@ -20,7 +20,7 @@ from synthmed.config import Config
 from synthmed.formats import synthetic
 from synthmed.keys import Key
 from synthmed.metrics.blocks import image_channels
-from synthmed.metrics.copies import Copies, find_copies_by_image
+from synthmed.metrics.copies import Copies, ImageTest
 from synthmed.metrics.sides import Cases
 from synthmed.progress import Progress
 from synthmed.stages.sample import Sampler, write_samples
@@ -53,21 +53,15 @@ def screen(
         how many patients were copied.
     """
     progress.update(0, 1)
-    key = Key.root(config.seed).fold("screen")
     train, holdout = (real_cases(dataset, held_out=side) for side in (False, True))
+    key = Key.root(config.seed).fold("screen")
+    test = ImageTest(train, holdout, image_channels(dataset.channels), key, device)
 
-    def found(samples: Sequence[Sample], folder: Path, key: Key) -> Copies:
-        return find_copies_by_image(
-            train,
-            holdout,
-            synthetic_cases(samples, [folder] * len(samples), dataset),
-            config.screen.false_discovery_rate,
-            image_channels(dataset.channels),
-            key,
-            device,
-        )
+    def found(samples: Sequence[Sample], folder: Path) -> Copies:
+        made = synthetic_cases(samples, [folder] * len(samples), dataset)
+        return test.find(made, config.screen.false_discovery_rate)
 
-    copies = found(cohort.samples, cohort.path, key)
+    copies = found(cohort.samples, cohort.path)
     write_bytes(target / COPIES, copies.model_dump_json().encode())
     flagged = [cohort.samples[i] for i in copies.flagged]
     # a filtered selection is no longer pure post-processing of a private model
@@ -79,7 +73,7 @@ def screen(
         replaced = {len(cohort.samples) + i: s.index for i, s in enumerate(dropped)}
         sampler.stand_in(replaced)
         replacements = sampler.write(sorted(replaced), target, lambda n: None)
-        again = found(replacements, target, key.fold("replaced"))
+        again = found(replacements, target)
         write_bytes(target / COPIES_REPLACED, again.model_dump_json().encode())
         flagged_again = len(again.flagged)
     write_json(target / "dropped.json", [s.index for s in dropped])

@@ -19,26 +19,16 @@ from typing import Any
 import numpy as np
 
 from synthmed.keys import Key
-from synthmed.metrics.copies import Matches, find_copies, match
+from synthmed.metrics.copies import GapTest, Matches
 from synthmed.metrics.sides import Cases
 from synthmed.metrics.similarity import DescriptorSimilarity, ImageSimilarity
 from tests.benchmarks.cohorts import PAGE, publish
 from tests.benchmarks.faults import hippocampus, phantoms
-from tests.metrics.cohorts import DISGUISES, Remembered, made
+from tests.metrics.cohorts import DISGUISES, made
 
 BEGIN, END = "<!-- planted:begin -->", "<!-- planted:end -->"
 SAMPLES, SHARES, COPIES = 100, (1, 5, 20), 20
 FDR = 0.01
-
-
-class Kept(Remembered):
-    """The same, which reads scans once as well."""
-
-    def features(self, cases: Cases) -> Any:
-        key = (cases.volumes.tobytes(), b"features")
-        if key not in self.kept:
-            self.kept[key] = self.inner.features(cases)
-        return self.kept[key]
 
 
 def people(volumes: Any, rows: Any, prefix: str) -> Cases:
@@ -57,19 +47,23 @@ def power(scans: Sequence[Any], n_train: int, n_holdout: int, seed: int) -> dict
     others = made(volumes[order[n_train + n_holdout :]])
     copied = rng.permutation(n_train)[:COPIES]
     out: dict[str, Any] = {}
-    views = [Kept(ImageSimilarity((0,), tissue), {}) for tissue in (False, True)]
-    tests = {
-        "screen": (views, FDR / 2),
-        "descriptor": ([Kept(DescriptorSimilarity((0,)), {})], FDR),
-    }
-    for test, (similarities, fdr) in tests.items():
-        honest = [match(train, holdout, others, s) for s in similarities]
+    whole, tissue, descriptor = (
+        GapTest(train, holdout, similarity, Key.root(seed))
+        for similarity in (
+            ImageSimilarity((0,)),
+            ImageSimilarity((0,), tissue=True),
+            DescriptorSimilarity((0,)),
+        )
+    )
+    tests = {"screen": ([whole, tissue], FDR / 2), "descriptor": ([descriptor], FDR)}
+    for kind, (parts, fdr) in tests.items():
+        honest = [test.match(others) for test in parts]
         # fewer people than samples: some come twice, which makes them no more alike to train
         filler = np.resize(np.arange(len(others)), SAMPLES)
         for name, disguise in DISGUISES.items():
             first = [disguise(np.asarray(train.volumes[i, 0], np.float32), rng) for i in copied]
             planted = made(np.stack(first)[:, None])
-            rows = [match(train, holdout, planted, s) for s in similarities]
+            rows = [test.match(planted) for test in parts]
             found = {share: 0 for share in SHARES}
             false = 0
             for share in SHARES:
@@ -77,21 +71,18 @@ def power(scans: Sequence[Any], n_train: int, n_holdout: int, seed: int) -> dict
                     some = np.arange(start, start + share)
                     rest = filler[: SAMPLES - share]
                     verdicts = []
-                    for similarity, of, by in zip(similarities, rows, honest, strict=True):
+                    for test, of, by in zip(parts, rows, honest, strict=True):
                         both = Matches(
                             np.concatenate([of.to_train[some], by.to_train[rest]]),
                             np.concatenate([of.to_holdout[some], by.to_holdout[rest]]),
                         )
-                        key = Key.root(seed)
-                        verdicts.append(
-                            find_copies(train, holdout, others, fdr, similarity, key, both)
-                        )
+                        verdicts.append(test.find(others, fdr, both))
                     for k, at in enumerate(some):
                         right = str(train.patients[copied[at]])
                         found[share] += any(v.matches[k].copy_of == right for v in verdicts)
                     false += len({i for v in verdicts for i in v.flagged if i >= share})
-            out[test, name] = {"found": found, "false": false}
-            print(test, name, found, false, file=sys.stderr)
+            out[kind, name] = {"found": found, "false": false}
+            print(kind, name, found, false, file=sys.stderr)
     return out
 
 

@@ -11,7 +11,6 @@ from synthmed.artifacts import ChannelInfo
 from synthmed.keys import Key
 from synthmed.metrics.shared import Shared, Side
 from synthmed.metrics.sides import Cases, Sides
-from synthmed.metrics.similarity import Similarity
 
 GRID = (20, 22, 20)
 
@@ -68,26 +67,6 @@ def sides(train: Cases, holdout: Cases, synthetic: Cases, resamples: int = 100, 
         resamples=resamples,
         device=given.get("device", "cpu"),
     )
-
-
-class Remembered:
-    """A similarity that computes nothing twice: screenings of one cohort share their null."""
-
-    def __init__(self, inner: Similarity, kept: dict[tuple[bytes, bytes], np.ndarray]) -> None:
-        self.inner, self.kept = inner, kept
-        self.name, self.same = inner.name, inner.same
-
-    def features(self, cases: Cases) -> np.ndarray:
-        return self.inner.features(cases)
-
-    def fit(self, train: np.ndarray) -> Similarity:
-        return Remembered(self.inner.fit(train), self.kept)
-
-    def compare(self, queries: np.ndarray, references: np.ndarray) -> np.ndarray:
-        pair = queries.tobytes(), references.tobytes()
-        if pair not in self.kept:
-            self.kept[pair] = self.inner.compare(queries, references)
-        return self.kept[pair]
 
 
 Disguise = Callable[[np.ndarray, np.random.Generator], np.ndarray]

@@ -18,11 +18,10 @@ from synthmed.keys import Key
 from synthmed.metrics import Copied, moves, similarity
 from synthmed.metrics.copies import (
     Copies,
+    GapTest,
+    ImageTest,
     Matches,
-    find_copies,
-    find_copies_by_image,
     judge,
-    match,
     one_person,
 )
 from synthmed.metrics.shared import Shared
@@ -37,14 +36,15 @@ from tests.metrics.cohorts import (
     DISGUISES,
     GRID,
     Disguise,
-    Remembered,
     cases,
     made,
     sides,
 )
 
-IMAGE = Remembered(ImageSimilarity((0,)), {})
-TISSUE = Remembered(ImageSimilarity((0,), tissue=True), {})
+IMAGE = ImageSimilarity((0,))
+TISSUE = ImageSimilarity((0,), tissue=True)
+
+Honest = tuple[GapTest, Matches]
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,10 @@ def cohort() -> tuple[Cases, Cases, Cases]:
 
 
 @pytest.fixture(scope="module")
-def honest(cohort: tuple[Cases, Cases, Cases]) -> Matches:
-    return match(*cohort, IMAGE)
+def honest(cohort: tuple[Cases, Cases, Cases]) -> Honest:
+    """The test fitted to the cohort, and how alike its honest samples are."""
+    test = GapTest(*cohort[:2], IMAGE, Key.root(1))
+    return test, test.match(cohort[2])
 
 
 def plant(
@@ -72,26 +74,26 @@ def plant(
 
 def screen(
     cohort: tuple[Cases, Cases, Cases],
-    honest: Matches,
+    honest: Honest,
     scans: list[int],
     disguise: Disguise = DISGUISES["exact"],
 ) -> Copies:
     """Screen 100 samples of which the first few are copies; only those are matched anew."""
-    train, holdout, _ = cohort
+    test, others = honest
     planted = plant(cohort, scans, disguise)
     first = Cases(planted.volumes[: len(scans)], planted.patients[: len(scans)], [])
-    found = match(train, holdout, first, IMAGE)
+    found = test.match(first)
     both = Matches(
-        np.concatenate([found.to_train, honest.to_train[len(scans) :]]),
-        np.concatenate([found.to_holdout, honest.to_holdout[len(scans) :]]),
+        np.concatenate([found.to_train, others.to_train[len(scans) :]]),
+        np.concatenate([found.to_holdout, others.to_holdout[len(scans) :]]),
     )
-    return find_copies(train, holdout, planted, 0.01, IMAGE, Key.root(1), both)
+    return test.find(planted, 0.01, both)
 
 
 @pytest.mark.parametrize("name", DISGUISES)
 @pytest.mark.parametrize("share", [1, 5, 20])
 def test_planted_copies_are_found_with_the_right_patient(
-    cohort: tuple[Cases, Cases, Cases], honest: Matches, name: str, share: int
+    cohort: tuple[Cases, Cases, Cases], honest: Honest, name: str, share: int
 ) -> None:
     scans = list(range(3, 3 + 3 * share, 3))
     found = screen(cohort, honest, scans, DISGUISES[name])
@@ -102,26 +104,25 @@ def test_planted_copies_are_found_with_the_right_patient(
 
 
 def test_one_patient_copied_into_one_percent_is_flagged(
-    cohort: tuple[Cases, Cases, Cases], honest: Matches
+    cohort: tuple[Cases, Cases, Cases], honest: Honest
 ) -> None:
     found = screen(cohort, honest, [17], DISGUISES["combined"])
     assert found.patients == (str(cohort[0].patients[17]),)
     assert Copies.model_validate_json(found.model_dump_json()) == found
 
 
-def test_honest_samples_are_not_flagged(
-    cohort: tuple[Cases, Cases, Cases], honest: Matches
-) -> None:
+def test_honest_samples_are_not_flagged(cohort: tuple[Cases, Cases, Cases], honest: Honest) -> None:
     assert screen(cohort, honest, []).flagged == ()
 
 
 def test_without_a_holdout_copies_are_still_decided(cohort: tuple[Cases, Cases, Cases]) -> None:
     nobody = cases(np.random.default_rng(0), 0, "h")
     samples = plant(cohort, [3, 40, 41], DISGUISES["flip"])
-    found = find_copies(cohort[0], nobody, samples, 0.01, IMAGE, Key.root(1))
+    test = GapTest(cohort[0], nobody, IMAGE, Key.root(1))
+    found = test.find(samples, 0.01)
     assert found.flagged == (0, 1, 2) and found.n_holdout == 0 and found.power == 1.0
     assert found.matches[1].copy_of == str(cohort[0].patients[40])
-    assert find_copies(cohort[0], nobody, cohort[2], 0.01, IMAGE, Key.root(1)).flagged == ()
+    assert test.find(cohort[2], 0.01).flagged == ()
 
 
 def test_nobody_is_matched_with_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +136,7 @@ def test_nobody_is_matched_with_themselves(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("synthmed.metrics.copies.judge", spy)
     rng = np.random.default_rng(1)
     train, holdout = cases(rng, 20, "t", twice=20), cases(rng, 20, "h", twice=20)
-    find_copies(train, holdout, holdout, 0.01, IMAGE, Key.root(1))
+    GapTest(train, holdout, IMAGE, Key.root(1)).find(holdout, 0.01)
     ((gaps, leads),) = seen
     assert len(gaps) == len(leads) == 40
     # had people of train met themselves, their gaps were far above zero, and others' far below
@@ -198,7 +199,7 @@ def test_more_patients_than_players(monkeypatch: pytest.MonkeyPatch) -> None:
     train, holdout = cases(rng, 12, "t", twice=12), cases(rng, 3, "h", twice=2)
     for seed in range(4):
         for side in (holdout, cases(rng, 0, "h")):
-            found = find_copies(train, side, train, 0.01, IMAGE, Key.root(seed))
+            found = GapTest(train, side, IMAGE, Key.root(seed)).find(train, 0.01)
             assert 0 <= found.power <= 1 and found.n_train == 12
 
 
@@ -206,7 +207,7 @@ def test_a_single_training_patient_gives_no_power() -> None:
     """With one patient nobody can be told from a second, so nothing is ever flagged."""
     rng = np.random.default_rng(5)
     one, holdout = cases(rng, 1, "t"), cases(rng, 40, "h")
-    found = find_copies(one, holdout, one, 0.01, IMAGE, Key.root(1))
+    found = GapTest(one, holdout, IMAGE, Key.root(1)).find(one, 0.01)
     assert found.flagged == () and found.power == 0
 
 
@@ -221,7 +222,7 @@ def test_a_screen_without_power_says_so() -> None:
 
 
 def test_estimates_count_samples_before_the_filter_and_patients_once(
-    cohort: tuple[Cases, Cases, Cases], honest: Matches
+    cohort: tuple[Cases, Cases, Cases], honest: Honest
 ) -> None:
     twice = [int(i) for i in np.nonzero(cohort[0].patients == "t003")[0]]
     as_sampled = screen(cohort, honest, [*twice, 50])
@@ -367,7 +368,7 @@ def test_the_view_of_tissue_finds_planted_copies_too(
     scans = [3, 20, 44]
     few = plant(cohort, scans, DISGUISES[name])
     samples = Cases(few.volumes[:20], few.patients[:20], [{}] * 20)
-    found = find_copies(cohort[0], cohort[1], samples, 0.01, TISSUE, Key.root(1))
+    found = GapTest(cohort[0], cohort[1], TISSUE, Key.root(1)).find(samples, 0.01)
     assert found.flagged == (0, 1, 2) and found.similarity == "tissue"
     named = [found.matches[i].copy_of for i in range(3)]
     assert named == [str(cohort[0].patients[s]) for s in scans]
@@ -395,9 +396,9 @@ def test_a_rescan_under_another_name_is_told(sides_of: str) -> None:
     else:
         of = added(train, again), holdout if sides_of == "together" else nobody
     samples = crops(rng, 3, "s")
-    found = find_copies_by_image(*of, samples, 0.01, (0,), Key.root(1))
+    found = ImageTest(*of, (0,), Key.root(1)).find(samples, 0.01)
     assert [set(pair) for pair in found.under_two_names] == [{"t000", "z"}]
-    honest = find_copies_by_image(train, holdout, samples, 0.01, (0,), Key.root(1))
+    honest = ImageTest(train, holdout, (0,), Key.root(1)).find(samples, 0.01)
     assert honest.under_two_names == ()
 
 
@@ -424,18 +425,19 @@ def test_either_view_makes_a_copy(cohort: tuple[Cases, Cases, Cases]) -> None:
     pairs.append(((*cohort[:2], samples), "image", [cohort[0].patients[i] for i in (3, 20)]))
     for of, by, copied in pairs:
         each = {
-            v.name: find_copies(*of, 0.005, v, Key.root(1))
+            v.name: GapTest(*of[:2], v, Key.root(1)).find(of[2], 0.005)
             for v in (ImageSimilarity((0,)), ImageSimilarity((0,), True))
         }
         other = each["image" if by == "tissue" else "tissue"]
         assert each[by].flagged == (0, 1)
         assert all(each[by].matches[i].gap > other.matches[i].gap for i in (0, 1))
-        both = find_copies_by_image(*of, 0.01, (0,), Key.root(1))
+        test = ImageTest(*of[:2], (0,), Key.root(1))
+        both = test.find(of[2], 0.01)
         assert both.flagged == (0, 1) and both.false_discovery_rate == 0.01
         assert [both.matches[i].copy_of for i in (0, 1)] == [str(p) for p in copied]
         assert both.power == max(e.power for e in each.values())
         honest = Cases(of[2].volumes[2:], of[2].patients[2:], [{}] * 18)
-        assert find_copies_by_image(*of[:2], honest, 0.01, (0,), Key.root(1)).flagged == ()
+        assert test.find(honest, 0.01).flagged == ()
 
 
 @pytest.mark.real_data
@@ -452,7 +454,7 @@ def test_noisy_smoothed_and_mirrored_copies_of_real_scans_are_found() -> None:
     for name in ("noise", "blur", "flip"):
         copies = [DISGUISES[name](train.volumes[i, 0].astype(np.float32), rng) for i in range(4)]
         samples = made(np.concatenate([np.stack(copies)[:, None], others.volumes]))
-        found = find_copies_by_image(train, holdout, samples, 0.01, (0,), Key.root(1))
+        found = ImageTest(train, holdout, (0,), Key.root(1)).find(samples, 0.01)
         assert found.flagged == (0, 1, 2, 3), name
         assert [m.copy_of for m in found.matches[:4]] == [str(p) for p in train.patients[:4]]
 
@@ -465,7 +467,7 @@ def test_descriptor_similarity_must_be_fitted() -> None:
 def test_screening_is_the_same_every_time(cohort: tuple[Cases, Cases, Cases]) -> None:
     few = Cases(cohort[2].volumes[:5], cohort[2].patients[:5], [{}] * 5)
     fresh = ImageSimilarity((0,))
-    first, second = (find_copies(few, few, few, 0.01, fresh, Key.root(1)) for _ in range(2))
+    first, second = (GapTest(few, few, fresh, Key.root(1)).find(few, 0.01) for _ in range(2))
     assert first == second
 
 

@@ -15,10 +15,10 @@ from unittest.mock import patch
 import numpy as np
 
 from synthmed.keys import Key
-from synthmed.metrics.copies import find_copies
+from synthmed.metrics.copies import GapTest, ImageTest
 from synthmed.metrics.sides import Cases
-from synthmed.metrics.similarity import DescriptorSimilarity, ImageSimilarity
-from tests.metrics.cohorts import GRID, Remembered, cases, made
+from synthmed.metrics.similarity import DescriptorSimilarity
+from tests.metrics.cohorts import GRID, cases, made
 
 N_TRAIN, N_HOLDOUT, N_SAMPLES = 30, 20, 16
 FDR, ALLOWED = 0.01, 0.02
@@ -43,22 +43,19 @@ FIRST_SEED = 1000
 
 
 def alarms(seed: int) -> dict[str, bool]:
-    """Whether anything at all is flagged in one fresh cohort, per sampler and similarity.
-
-    `image` is the screen of `find_copies_by_image`, with its parts that samples share kept.
-    """
+    """Whether anything at all is flagged in one fresh cohort, per sampler and similarity."""
     rng = Key.root(seed).fold("proof", "screen_sampler").numpy()
     train, holdout = cases(rng, N_TRAIN, "t", twice=5), cases(rng, N_HOLDOUT, "h", twice=4)
-    views = [Remembered(ImageSimilarity((0,), tissue), {}) for tissue in (False, True)]
-    descriptor = Remembered(DescriptorSimilarity((0,)), {})
-    tests = [("image", view, FDR / 2) for view in views] + [("descriptor", descriptor, FDR)]
-    seen: dict[str, bool] = {}
-    for name, samples in samplers(rng, train).items():
-        for kind, by, fdr in tests:
-            found = find_copies(train, holdout, samples, fdr, by, Key.root(seed))
-            label = f"{name}, {kind}"
-            seen[label] = seen.get(label, False) or bool(found.flagged)
-    return seen
+    key = Key.root(seed)
+    tests = {
+        "image": ImageTest(train, holdout, (0,), key),
+        "descriptor": GapTest(train, holdout, DescriptorSimilarity((0,)), key),
+    }
+    return {
+        f"{name}, {kind}": bool(test.find(samples, FDR).flagged)
+        for name, samples in samplers(rng, train).items()
+        for kind, test in tests.items()
+    }
 
 
 def run(n: int, first: int = FIRST_SEED) -> dict[str, int]:
