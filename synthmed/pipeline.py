@@ -425,10 +425,11 @@ def _check_can_be_paid_again(run: Run, config: Config) -> None:
     if config.privacy is None or dataset is None or there is None or steps is None:
         return
     if there.manifest.facts["privacy"] is not None:
-        from synthmed.privacy.session import require_budget  # imports Opacus: seconds
+        from synthmed.privacy.session import planned_steps, require_budget  # Opacus: seconds
 
         patients = Dataset.open(dataset.path).train_patients()
-        require_budget(Ledger(), patients, config.privacy, steps)
+        planned = planned_steps(config.privacy, steps)
+        require_budget(Ledger(), patients, config.privacy, planned)
 
 
 def stale_stages(run: Run, old: Config, new: Config) -> list[str]:

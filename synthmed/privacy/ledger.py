@@ -108,8 +108,13 @@ class Ledger:
 
     # --- writing ------------------------------------------------------------------------------
 
-    def begin(self, account: Account) -> None:
-        """Open a run's account, before its first step."""
+    def begin(self, account: Account, before: Callable[[], None] = lambda: None) -> None:
+        """Open a run's account, before its first step.
+
+        Args:
+            account: of the run.
+            before: raises where it must not begin; called as in `charge`.
+        """
         self._append(
             {
                 "kind": "run",
@@ -120,7 +125,8 @@ class Ledger:
                 "sample_rate": account.mechanism.sample_rate,
                 "epsilon": account.promise[0],
                 "delta": account.promise[1],
-            }
+            },
+            before,
         )
 
     def charge(self, run: str, charge: Charge, before: Callable[[], None] = lambda: None) -> bool:

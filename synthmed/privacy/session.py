@@ -59,7 +59,7 @@ class Session:
         self.n_steps = private_steps(state.model, state.steps)
         self.ways: dict[str, tuple[Way, float]] = {}
         self._steps: dict[str, PatientStep] = {}
-        self._limit: tuple[int, int] | None = None
+        self._limit: tuple[int, int, int] | None = None
         self._n_trained = 0
         self._check(state)
         if state.private is None:
@@ -101,7 +101,7 @@ class Session:
     def _open(self, state: Training) -> None:
         """Settle the noise, see that everybody can pay for it, and open an account."""
         patients = frozenset(self.loader.patients)
-        planned = require_budget(self.ledger, patients, self.promise, self.n_steps)
+        planned = planned_steps(self.promise, self.n_steps)
         self.account = Account(
             secrets.token_hex(16),
             self.config.export.name,
@@ -109,8 +109,10 @@ class Session:
             planned._replace(n=1),
             (self.promise.epsilon, self.promise.delta),
         )
-        self.ledger.begin(self.account)
-        self._limit = (self._charged_by_others(), self.n_steps)
+        # under the ledger's lock: others may have charged while the oracle worked
+        self.ledger.begin(
+            self.account, lambda: require_budget(self.ledger, patients, self.promise, planned)
+        )
 
     def _go_on(self, mark: Mapping[str, Any]) -> None:
         account = self.ledger.accounts.get(str(mark["run"]))
@@ -127,14 +129,11 @@ class Session:
                 "It comes from another run: begin anew with --overwrite.",
             )
         self.account = account
-        if mark["others"] == self._charged_by_others():
-            self._limit = (self._charged_by_others(), self.n_steps)
 
     def _mark(self, state: Training) -> None:
         state.private = {
             "run": self.account.run,
             "head": self.ledger.head,
-            "others": self._charged_by_others(),
             "ways": {name: way for name, (way, _) in self.ways.items()},
         }
 
@@ -238,19 +237,22 @@ class Session:
         self.ledger.charge(account.run, charge, before)
 
     def _affordable(self) -> int:
-        """How many steps this run may charge in all; looked up again when others have charged."""
+        """How many steps this run may charge in all; looked up again when others have charged.
+
+        Those that were planned, or fewer; once these are charged, twice as many at most.
+        """
         others = self._charged_by_others()
-        planned = self._limit == (others, self.n_steps)
-        if self._limit is None or self._limit[0] != others or (planned and self._is_spent()):
-            most = self.account.mechanism._replace(n=2 * self.n_steps)
+        wanted = self.n_steps * (2 if self._is_spent() else 1)
+        if self._limit is None or self._limit[:2] != (others, wanted):
+            most = self.account.mechanism._replace(n=wanted)
             besides = self.ledger.histories(self.account.patients, besides=self.account.run)
             limits = [
                 affordable([a.steps for a in history], most, *promise)
                 for history in besides
                 for promise in promises(history, self.promise)
             ]
-            self._limit = (others, min(limits))
-        return self._limit[1]
+            self._limit = (others, wanted, min(limits))
+        return self._limit[2]
 
     def _is_spent(self) -> bool:
         return len(self.ledger.accounts[self.account.run].charges) >= self.n_steps
@@ -309,17 +311,22 @@ def promises(history: Sequence[Account], mine: Privacy) -> list[tuple[float, flo
     return sorted({a.promise for a in history} | {(mine.epsilon, mine.delta)})
 
 
+def planned_steps(promise: Privacy, n_steps: int) -> Steps:
+    """The steps that a new run will take, with the noise that keeps them within what it spends."""
+    spend = promise.spend or promise.epsilon
+    sigma = noise_for(spend, promise.delta, promise.sample_rate, n_steps)
+    return Steps(sigma, promise.sample_rate, n_steps)
+
+
 def require_budget(
-    ledger: Ledger, patients: Collection[str], promise: Privacy, n_steps: int
-) -> Steps:
-    """The steps that a new run will take, which every patient can pay for.
+    ledger: Ledger, patients: Collection[str], promise: Privacy, planned: Steps
+) -> None:
+    """See that every patient can pay for the steps that a new run will take.
 
     Raises:
         BudgetExhausted: some cannot.
     """
     spend = promise.spend or promise.epsilon
-    sigma = noise_for(spend, promise.delta, promise.sample_rate, n_steps)
-    planned = Steps(sigma, promise.sample_rate, n_steps)
     for history in ledger.histories(patients):
         spent = [a.steps for a in history]
         for most, delta in promises(history, promise):
@@ -332,7 +339,6 @@ def require_budget(
                     "Set privacy.spend to less than what is left (synthmed ledger shows it), or "
                     "use the model that the patients have paid for.",
                 )
-    return planned
 
 
 def private_steps(model: Generative, steps: Sequence[int]) -> int:

@@ -247,6 +247,38 @@ def test_steps_that_cost_again_end_before_the_promise_breaks(tmp_path: Path) -> 
     assert epsilon([account.steps._replace(n=account.steps.n + 1)], 1e-5) > 8
 
 
+def test_a_training_that_goes_on_pays_with_what_others_have_left(tmp_path: Path) -> None:
+    """However often it is begun again: a second attempt knows what the first one knew."""
+    with pytest.raises(Interrupted):
+        run(config(), tmp_path / "a", stop_at=3)
+    run(config(privacy__spend=6.0, seed=1), tmp_path / "b")
+    for _ in range(3):
+        shutil.rmtree(tmp_path / "a" / "target")
+        with pytest.raises(BudgetExhausted, match="would break a promise"):
+            run(config(), tmp_path / "a")
+    (history,) = Ledger().histories({"p00"})
+    assert len(history) == 2
+    assert 7 < epsilon([a.steps for a in history], 1e-5) <= 8
+
+
+def test_what_others_charge_while_the_oracle_works_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two trainings begun at once: the second sees that the first has spent everything."""
+    examine = oracle.examine
+
+    def beside_another(*args: Any) -> Any:
+        monkeypatch.setattr(oracle, "examine", examine)
+        run(config(seed=1), tmp_path / "a")
+        return examine(*args)
+
+    monkeypatch.setattr(oracle, "examine", beside_another)
+    with pytest.raises(BudgetExhausted, match="have paid"):
+        run(config(), tmp_path / "b")
+    (account,) = Ledger().accounts.values()
+    assert len(account.charges) == 6, "the first one's alone"
+
+
 def _disturb(checkpoint: Path, seed: int) -> None:
     from safetensors import safe_open
     from safetensors.torch import save
