@@ -65,7 +65,8 @@ def assess(
         quiet: no progress.
 
     Raises:
-        UsageError: `out` holds something else.
+        UsageError: `out` holds something else, or the config makes a promise of privacy, which
+            what is written to leave the house would break.
         InputError: a folder holds nothing usable, or a person is on both sides.
     """
     for given in (real, synthetic, *([holdout] if holdout else [])):
@@ -132,7 +133,15 @@ def _config(
     if seed is not None:
         values["seed"] = seed
     if config is not None:
-        return configfile.load(configfile.find(config), (), values)
+        file = configfile.find(config)
+        if configfile.load(file, (), {"data.source": str(real)}).privacy is not None:
+            raise UsageError(
+                f"{config}: privacy promises that no figure of these patients leaves, and the "
+                "report of an assessment for others states such figures",
+                "Read the restricted report of the private run. Or name a config with privacy: "
+                "null, and keep all that is written here in the house.",
+            )
+        return configfile.load(file, (), values)
     tree: dict[str, Any] = {
         "data": {
             "source": str(real),

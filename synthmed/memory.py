@@ -47,7 +47,9 @@ def fitting(config: Config, loader: Loader, device: str) -> Fitting:
     """
     if config.train.memory_gib is None:
         return Fitting()
-    n, asked = loader.batch_patients, loader.asked
+    asked = loader.asked
+    # what is promised to patients is promised about how many they are, too
+    n = asked if config.privacy else loader.batch_patients
     scan_bytes = 4 * math.prod(loader.dataset.volumes.shape[1:])
     here = held_bytes(device)
 

@@ -250,7 +250,10 @@ class Line:
             "versions": versions(),
             "init": origin.released(made["model"].manifest.facts["init"]),
             "privacy": made["model"].manifest.facts["privacy"],
-            "attempts": 1 + self.run.count("release"),
+            # a cohort that was screened or measured was looked at, whether or not it was decided on
+            "attempts": max(
+                1 + self.run.count("release"), *map(self.run.count, ("screen", "evaluate"))
+            ),
             "digests": {
                 "config": store.digest(self.config.model_dump(mode="json")),
                 **{kind: artifact.digest() for kind, artifact in made.items()},

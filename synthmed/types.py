@@ -75,6 +75,10 @@ class Verdict(Frozen):
     reason: str
 
 
+COPIES_THAT_SHIP = "flagged samples that ship"
+"""The line of a decision that is there only if there are any."""
+
+
 class Decision(Frozen):
     """The outcome of a policy: about this policy alone, never "anonymous"."""
 

@@ -155,6 +155,28 @@ def test_names_of_the_sources_are_searched_for(
     assert any("identifier scan" in r for r in report_of(tmp_path / "out")["reasons"])
 
 
+def test_a_config_that_promises_privacy_is_refused(
+    cohort: Path,
+    folder: Callable[..., Path],
+    make_config: Callable[..., Path],
+    synthmed: Cli,
+    tmp_path: Path,
+) -> None:
+    """Its report for others would state figures of people who were promised that none leaves."""
+    promise = {"epsilon": 8, "sample_rate": 0.25, "patients": 20}
+    config = make_config(
+        "private",
+        privacy=promise,
+        data__patient="participant_id",
+        data__view="grid",
+        backbone__prior="standard",
+    )
+    out = tmp_path / "out"
+    result = synthmed("assess", cohort, folder(11), "--config", config, "--out", out, "-q")
+    assert result.code == 2 and "privacy promises" in result.err
+    assert not out.exists()
+
+
 def test_without_a_holdout_copies_are_still_decided(
     cohort: Path, make_config: Callable[..., Path], synthmed: Cli, tmp_path: Path
 ) -> None:

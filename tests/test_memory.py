@@ -203,6 +203,24 @@ def test_activations_are_recomputed_where_no_pieces_fit(
         found(1.5, backbone="cvae")  # none of its blocks can be computed again
 
 
+@pytest.mark.parametrize("private", [False, True])
+def test_under_a_promise_pieces_do_not_tell_how_many_people_there_are(
+    config: Config, monkeypatch: pytest.MonkeyPatch, private: bool
+) -> None:
+    """They decide how the step of a phase that reads nobody is rounded."""
+
+    def answer(config: Config, request: Request) -> Measured:
+        at_once = math.ceil(min(request.n_patients, request.batch_patients) / request.pieces)
+        return replace(TAKEN, peak_bytes=at_once * GIB)
+
+    monkeypatch.setattr(memory, "measure", answer)
+    train = config.train.model_copy(update={"memory_gib": 3.5, "batch_patients": 16})
+    promise = Privacy(epsilon=8, delta=1e-3, sample_rate=0.1, patients=20) if private else None
+    bounded = config.model_copy(update={"train": train, "privacy": promise})
+    found = [memory.fitting(bounded, noise_loader(bounded, n, 16), "cpu").pieces for n in (8, 20)]
+    assert found == ([6, 6] if private else [3, 6])
+
+
 @pytest.mark.parametrize("name", ["cgan", "cvae"])
 def test_a_trial_tells_whether_a_phase_reads_nobody(config: Config, name: str) -> None:
     tree = {**config.model_dump(mode="json"), "backbone": {"name": name, "widths": [4, 4]}}

@@ -111,7 +111,9 @@ def build(
             "init": facts.init,
         },
     }
-    return protected(report) if kind == "shareable" and report["privacy"] else report
+    if kind == "shareable" and report["privacy"]:
+        return protected(report, config.policy.rules)
+    return report
 
 
 def _without_small_counts(estimate: Estimate, n_holdout: int, is_subgroup: bool) -> Estimate:

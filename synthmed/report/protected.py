@@ -7,13 +7,16 @@ The decision is the exception: it looked at patients, and says so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from synthmed.config import Privacy
+from synthmed.config import Privacy, Rule
+from synthmed.policy import describe
+from synthmed.types import COPIES_THAT_SHIP
 
 NOT_COVERED = (
-    "the decision whether to release: it looked at real patients and tells one bit an attempt",
+    "the decision whether to release: it looked at real patients and tells one bit an attempt, two "
+    "where somebody signed for it",
     "what anybody learns about a patient who was never in the cohort, such as how a disease looks",
     "time, memory and the number of people in a step, for whoever watches the machine that trained",
     "earlier runs without protection on the same patients, if there were any",
@@ -38,7 +41,7 @@ def stated(
     Args:
         statement: `Session.statement`.
         promise: the config's.
-        attempts: decisions made on this run.
+        attempts: cohorts of this run that were looked at, for a decision or before one.
     """
     if statement is None or promise is None:
         return None
@@ -50,14 +53,26 @@ def stated(
     return {**statement, **more, "not_covered": list(NOT_COVERED)}
 
 
-def protected(report: Mapping[str, Any]) -> dict[str, Any]:
+def protected(report: Mapping[str, Any], rules: Sequence[Rule]) -> dict[str, Any]:
     """A shareable report without anything that was computed on real patients.
 
     Args:
         report: the whole content, with a privacy block.
+        rules: the policy. All of them are listed: whether one that is not `required` was judged
+            tells whether a subgroup has ten people.
     """
     counts = ("n_patients", "n_scans", "n_train", "n_holdout", "n_dropped")
-    policy = [{**line, "status": None, "reason": ""} for line in report["policy"]]
+    asked = [(r.estimate, r.slice, describe(r)) for r in rules]
+    standing = [
+        line
+        for found in report["policy"]
+        if (line := (found["estimate"], found["slice"], found["rule"])) not in asked
+        and found["estimate"] != COPIES_THAT_SHIP  # a line where there are any
+    ]
+    policy = [
+        {"estimate": estimate, "slice": part, "rule": rule, "status": None, "reason": ""}
+        for estimate, part, rule in asked + standing
+    ]
     provenance = report["provenance"]
     digests = {k: v for k, v in provenance["digests"].items() if k == "config"}
     return {

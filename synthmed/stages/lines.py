@@ -9,7 +9,7 @@ from synthmed.config import Config
 from synthmed.deid.scan import Finding
 from synthmed.metrics.copies import FEWEST_PEOPLE, MOST_PLAYERS
 from synthmed.report.facts import CohortFacts
-from synthmed.types import Verdict
+from synthmed.types import COPIES_THAT_SHIP, Verdict
 
 
 def of_cohort(
@@ -78,11 +78,11 @@ def _flagged(config: Config, cohort: ScreenedCohort, facts: CohortFacts) -> list
         )
         lines.append(
             Verdict(
-                estimate="flagged samples that ship",
+                estimate=COPIES_THAT_SHIP,
                 slice=None,
                 rule="none",
                 status="fail" if shipped else "inconclusive",
-                reason=f"flagged samples that ship: {said}.",
+                reason=f"{COPIES_THAT_SHIP}: {said}.",
             )
         )
     return lines

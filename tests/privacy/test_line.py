@@ -123,6 +123,22 @@ def test_a_patient_who_has_paid_ends_another_run_with_exit_6(
     assert synthmed("sample", run, "--config", config).code == 0
 
 
+def test_cohorts_that_were_measured_and_not_decided_on_are_counted(
+    run: Path, config: Path, synthmed: Callable[..., Result], tmp_path: Path
+) -> None:
+    """Somebody may have read the evidence of several, and released the best."""
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    for seed in (1, 2):
+        for stage in ("sample", "screen", "evaluate"):
+            change = ("--config", config, "--set", f"sample.seed={seed}")
+            result = synthmed(stage, copy, *change, "--device", "cpu")
+            assert result.code == 0, result.err
+    assert synthmed("release", copy).code == 0
+    assert report(run / "release")["privacy"]["attempts"] == 1
+    assert report(copy / "release")["privacy"]["attempts"] == 3
+
+
 def test_overwriting_does_not_buy_a_fresh_budget(
     run: Path, config: Path, synthmed: Callable[..., Result]
 ) -> None:

@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 
-from synthmed.config import Privacy
+from synthmed.config import Privacy, Rule
 from synthmed.report.cards import card
 from synthmed.report.page import render
 from synthmed.report.protected import protected, stated
 
 PROMISE = Privacy(epsilon=8, sample_rate=0.25, patients=200)
+RULES = (
+    Rule(estimate="mmd2", at_most=0.5),
+    Rule(estimate="copied_patients", slice="diagnosis=rare", at_most=0.05, required=False),
+)
 STATEMENT: dict[str, Any] = {
     "epsilon": 3.25,
     "odds": 25.8,
@@ -59,8 +63,10 @@ def report() -> dict[str, Any]:
         "privacy": stated(STATEMENT, PROMISE, attempts=3),
         "estimates": [estimate],
         "policy": [
-            {"estimate": "mmd2", "slice": None, "rule": "at most 0.5", "status": "fail",
-             "reason": f"{SECRET}"}
+            {"estimate": "mmd2", "slice": None, "rule": "value at most 0.5", "status": "fail",
+             "reason": f"{SECRET}"},
+            {"estimate": "identifier scan", "slice": None, "rule": "nothing found in any file",
+             "status": "pass", "reason": "identifier scan: nothing found in any file."},
         ],
         "identifier_scan": {"n_searched": 31337, "n_findings": 0, "findings": None},
         "signature": None,
@@ -84,17 +90,34 @@ def everything(content: dict[str, Any]) -> str:
 
 
 def test_no_figure_of_a_patient_is_in_any_file_that_leaves() -> None:
-    text = everything(protected(report()))
+    text = everything(protected(report(), RULES))
     assert str(SECRET) not in text and "31337" not in text and "31,337" not in text
     # the control: the restricted content does hold them, in every file that shows them
     assert str(SECRET) in json.dumps(report()) and "31337" in json.dumps(report())
     assert "and 2 more without any protection" in render(report(), {})
 
 
+def test_the_lines_that_leave_do_not_tell_who_was_counted() -> None:
+    """A rule that is not required has no line where its subgroup is too small to be judged."""
+    small, large, copied = report(), report(), report()
+    judged = {"estimate": "copied_patients", "slice": "diagnosis=rare", "status": "pass"}
+    large["policy"].insert(1, {**judged, "rule": "value at most 0.05", "reason": "0 of 10"})
+    ships = {"estimate": "flagged samples that ship", "slice": None, "rule": "none"}
+    copied["policy"].append({**ships, "status": "fail", "reason": "1"})
+    said = [protected(each, RULES)["policy"] for each in (small, large, copied)]
+    assert said[0] == said[1] == said[2]
+    assert [(line["estimate"], line["slice"], line["rule"]) for line in said[0]] == [
+        ("mmd2", None, "value at most 0.5"),
+        ("copied_patients", "diagnosis=rare", "value at most 0.05"),
+        ("identifier scan", None, "nothing found in any file"),
+    ]
+    assert all(line["status"] is None and not line["reason"] for line in said[0])
+
+
 def test_what_leaves_states_the_promise_and_its_limits() -> None:
     before = report()
     kept = copy.deepcopy(before)
-    text = everything(protected(before))
+    text = everything(protected(before, RULES))
     assert before == kept
     for said in (
         "ε = 3.25", "δ = 1e-05", "add or remove one patient", "noise multiplier 2.5",
@@ -110,7 +133,7 @@ def test_what_leaves_states_the_promise_and_its_limits() -> None:
 def test_a_large_delta_is_said_to_expose_people(delta: float, told: bool) -> None:
     content = report()
     content["privacy"]["delta"] = delta
-    page = render(protected(content), {})
+    page = render(protected(content, RULES), {})
     assert ("one person in 1,000 may be exposed entirely" in page) == told
 
 
