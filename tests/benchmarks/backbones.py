@@ -327,12 +327,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         images = options.page.parent / "images"
         images.mkdir(exist_ok=True)
         for part in parts:
-            shutil.copyfile(part.folder / "sheet-small.png", images / f"{part.folder.name}.png")
+            sheet = part.folder / "sheet-small.png"
+            if not sheet.exists():
+                raise SynthmedError(
+                    f"{sheet}: not there, since this part's figures were kept from elsewhere",
+                    "Leave out --docs, or make the part anew with another --results.",
+                )
+            shutil.copyfile(sheet, images / f"{part.folder.name}.png")
     found = results(options.results)
     if not found:
         raise SynthmedError(f"{options.results}: no result yet", "Leave out --table-only.")
-    text = f"`python tests/benchmarks/backbones.py --minutes {found[0]['minutes']:g}`:"
-    text = f"{text}\n\n{tables(found)}"
+    told = "`python tests/benchmarks/backbones.py`, with the minutes that each table names:"
+    text = f"{told}\n\n{tables(found)}"
     publish(options.page, text, BEGIN, END)
     return 0
 

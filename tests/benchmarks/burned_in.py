@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
-import os
 import sys
 import time
 from collections import Counter, defaultdict
@@ -35,7 +34,7 @@ from synthmed.deid import pixels
 from synthmed.formats import dicom, nifti, stack
 from synthmed.formats.refusal import Refused, quiet
 from synthmed.formats.volumes import volumes
-from tests.benchmarks.cohorts import publish
+from tests.benchmarks.cohorts import publish, real_data
 from tests.formats import make
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
@@ -204,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Text drawn into pixels.")
     parser.add_argument("--page", type=Path, default=PAGE, help="default: docs/benchmarks.md")
     options = parser.parse_args(arguments)
-    root = Path(os.environ["SYNTHMED_REAL_DATA"])
+    root = real_data()
     versions = ", ".join(f"{n} {version(n)}" for n in ("rapidocr-onnxruntime", "onnxruntime"))
     with quiet():
         text = f"{without_text(root)}\n\n{of_text(root)}"

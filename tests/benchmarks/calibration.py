@@ -10,7 +10,6 @@ nobody learned from and of cohorts that hold near-copies.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +34,7 @@ from synthmed.metrics import (
 from synthmed.metrics.descriptor import RESOLUTION
 from synthmed.policy import judge
 from synthmed.types import Estimate
-from tests.benchmarks.cohorts import publish
+from tests.benchmarks.cohorts import publish, real_data
 from tests.benchmarks.faults import PAGE, hippocampus, phantoms, tabled
 from tests.metrics.cohorts import Points
 
@@ -177,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Whether intervals cover, and p is uniform.")
     parser.add_argument("--page", type=Path, default=PAGE, help="default: docs/benchmarks.md")
     options = parser.parse_args(arguments)
-    root = Path(os.environ["SYNTHMED_REAL_DATA"])
+    root = real_data()
     lines = [
         "| real against real | people | p below 0.05 | below 0.1 | below 0.5 | uniform, KS p |",
         "|---|---|---|---|---|---|",

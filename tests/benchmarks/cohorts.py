@@ -19,6 +19,14 @@ BEGIN, END = "<!-- cohorts:begin -->", "<!-- cohorts:end -->"
 NONE = "\N{EN DASH}"
 
 
+def real_data() -> Path:
+    """The folder of scans of people, which a script cannot do without."""
+    folder = os.environ.get("SYNTHMED_REAL_DATA")
+    if not folder:
+        sys.exit("SYNTHMED_REAL_DATA is not set: name the folder that holds the cohorts.")
+    return Path(folder)
+
+
 def column(run: Path) -> dict[str, str]:
     """What one run has measured, by the name of the figure."""
     report = json.loads((run / "private/report/report.json").read_text(encoding="utf-8"))

@@ -12,7 +12,6 @@ without a skull, hearts and phantoms come from SYNTHMED_REAL_DATA.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 import time
@@ -32,7 +31,7 @@ from scipy.ndimage import distance_transform_edt, rotate
 from synthmed.deid import deface
 from synthmed.formats.nifti import Image
 from synthmed.formats.refusal import Refused
-from tests.benchmarks.cohorts import publish
+from tests.benchmarks.cohorts import publish, real_data
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -161,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", type=Path, default=PAGE, help="default: docs/benchmarks.md")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    cases = [colin(options.mricron), template(), others(Path(os.environ["SYNTHMED_REAL_DATA"]))]
+    cases = [colin(options.mricron), template(), others(real_data())]
     lines = ["| | | brain | brain that stays | face that is left |", "|---|---|---|---|---|"]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(options.pictures or temporary)

@@ -12,7 +12,6 @@ this is what a figure can see at best with so many people.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -40,7 +39,7 @@ from synthmed.metrics.reader import fit
 from synthmed.metrics.stats import auc
 from synthmed.metrics.vendi import vendi
 from synthmed.types import Labels
-from tests.benchmarks.cohorts import publish
+from tests.benchmarks.cohorts import publish, real_data
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -321,7 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Which metric sees which fault.")
     parser.add_argument("--page", type=Path, default=PAGE, help="default: docs/benchmarks.md")
     options = parser.parse_args(arguments)
-    root = Path(os.environ["SYNTHMED_REAL_DATA"])
+    root = real_data()
     leaning = of_cohort(phantoms(TORQUE), 0)
     texts = [f"phantoms: {PHANTOMS} people; per cent of {DRAWS} draws\n\n{leaning}"]
     real = hippocampus(root)

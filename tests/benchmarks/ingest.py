@@ -30,7 +30,7 @@ from synthmed.configfile import validate
 from synthmed.errors import InputError
 from synthmed.formats import candidates, dcm2niix
 from synthmed.stages import ingest, reading
-from tests.benchmarks.cohorts import publish
+from tests.benchmarks.cohorts import publish, real_data
 from tests.formats import make
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.alone:
         alone(options.alone, options.processes)
         return 0
-    real = Path(os.environ["SYNTHMED_REAL_DATA"], "dicom", "vendors", "dcm_qa_nih", "In")
+    real = real_data() / "dicom" / "vendors" / "dcm_qa_nih" / "In"
     text = f"`python tests/benchmarks/ingest.py`, {options.processes} hardware threads:\n\n"
     text += beside_dcm2niix(real, options.turns) + "\n\n"
     text += growing(options.sizes, options.processes)

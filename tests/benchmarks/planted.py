@@ -10,7 +10,6 @@ to the right patient, over at least 20 copies; what else was flagged stands in t
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from synthmed.keys import Key
 from synthmed.metrics.copies import GapTest, Matches
 from synthmed.metrics.sides import Cases
 from synthmed.metrics.similarity import DescriptorSimilarity, ImageSimilarity
-from tests.benchmarks.cohorts import PAGE, publish
+from tests.benchmarks.cohorts import PAGE, publish, real_data
 from tests.benchmarks.faults import hippocampus, phantoms
 from tests.metrics.cohorts import DISGUISES, made
 
@@ -104,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="How many planted copies are found.")
     parser.add_argument("--page", type=Path, default=PAGE, help="default: docs/benchmarks.md")
     options = parser.parse_args(arguments)
-    root = Path(os.environ["SYNTHMED_REAL_DATA"])
+    root = real_data()
     texts = []
     for name, scans, sizes in (
         ("phantoms", phantoms()[0], ((120, 50), (120, 20))),

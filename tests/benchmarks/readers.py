@@ -32,7 +32,7 @@ from synthmed.formats import dcm2niix, dicom, stack
 from synthmed.formats.listing import is_auxiliary, kind, walk
 from synthmed.formats.refusal import Refused, quiet
 from synthmed.formats.volumes import volumes
-from tests.benchmarks.cohorts import publish
+from tests.benchmarks.cohorts import publish, real_data
 from tests.formats import make
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
@@ -280,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--readers", nargs="+", default=list(READERS), choices=READERS)
     parser.add_argument("--page", type=Path, default=PAGE, help="default: docs/benchmarks.md")
     options = parser.parse_args(arguments)
-    root = Path(os.environ["SYNTHMED_REAL_DATA"])
+    root = real_data()
     versions = ", ".join(f"{n} {version(n.lower())}" for n in options.readers[1:])
     text = f"`python tests/benchmarks/readers.py`; right / refused / wrong; {versions}:\n\n"
     text += table(root, options.readers)
