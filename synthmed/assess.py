@@ -82,9 +82,9 @@ def assess(
     with run.lock():
         store.write_json(out / MARK, {"schema_version": 1})
         run.discard("catalogue")
-        chosen = _catalogue(run, chosen, holdout, quiet, given=config is not None)
+        chosen, left_out = _catalogue(run, chosen, holdout, quiet, given=config is not None)
         data = _dataset(run, chosen, quiet)
-        cohort = _cohort(run, chosen, synthetic, data, quiet)
+        cohort, unread = _cohort(run, chosen, synthetic, data, quiet)
         store.write_bytes(out / "config.yaml", configfile.dump(chosen).encode())
         progress = Progress("screen", quiet)
         with run.writing("screening", "", {}, facts := {}) as target:
@@ -120,6 +120,7 @@ def assess(
             real=data,
             forbidden=set().union(*map(source_names, sources)),
             with_volumes=False,
+            not_judged=left_out + unread,
         )
 
 
@@ -219,15 +220,34 @@ def _as_synthetic(config: Config, cohort: Cohort) -> Config:
     return config.model_copy(update={"data": data})
 
 
-def _catalogue(run: Run, config: Config, holdout: Path | None, quiet: bool, given: bool) -> Config:
-    """Ingest the real side; returns the config with a grid that fits it unless one was given."""
+def _left_out(facts: Mapping[str, Any]) -> int:
+    """How many real scans that can be read were refused: another tool may have learned from them.
+
+    A file that is damaged can have taught nobody.
+    """
+    for_labels = ("label_missing", "label_unknown", "label_out_of_range", "label_ambiguous")
+    return sum(facts["reasons"].get(reason, 0) for reason in ("not_in_table", *for_labels))
+
+
+def _unread(facts: Mapping[str, Any]) -> int:
+    """How many synthetic files were refused, whatever for, but those that nobody asked for."""
+    other = ("not_requested", "not_an_image")
+    return sum(n for reason, n in facts["reasons"].items() if reason not in other)
+
+
+def _catalogue(
+    run: Run, config: Config, holdout: Path | None, quiet: bool, given: bool
+) -> tuple[Config, int]:
+    """Ingest the real side; returns the config with a grid that fits it unless one was given, and
+    how many scans were left out."""
     progress = Progress("real", quiet)
     with run.writing("catalogue", "", {}, facts := {}) as target:
         facts.update(ingest(config, target, progress=progress.update, use_split=True))
-        scans = list(Catalogue.open(target).scans)
+        scans, left_out = list(Catalogue.open(target).scans), _left_out(facts)
         if holdout is not None:
             scans = [s.model_copy(update={"split": "train"}) for s in scans]
-            scans += _held_out(config, holdout, target, {s.patient for s in scans})
+            more, too = _held_out(config, holdout, target, {s.patient for s in scans})
+            scans, left_out = scans + more, left_out + too
         elif all(s.split is None for s in scans):
             # nobody said who was trained on: everybody may have been
             scans = [s.model_copy(update={"split": "train"}) for s in scans]
@@ -238,14 +258,16 @@ def _catalogue(run: Run, config: Config, holdout: Path | None, quiet: bool, give
             "the column that tells people with --patient, or copies and membership are judged wrong"
         )
     progress.done(f"{len(scans)} scans of {len({s.patient for s in scans})} people")
-    return config if given else _on_grid_of(config, scans)
+    return config if given else _on_grid_of(config, scans), left_out
 
 
-def _held_out(config: Config, holdout: Path, target: Path, trained: set[str]) -> list[Scan]:
-    """Ingest the held-out folder into the same catalogue."""
+def _held_out(
+    config: Config, holdout: Path, target: Path, trained: set[str]
+) -> tuple[list[Scan], int]:
+    """Ingest the held-out folder into the same catalogue; also how many scans were left out."""
     inside = target / "holdout"
     inside.mkdir()
-    ingest(_at(config, holdout), inside, min_patients=1)
+    facts = ingest(_at(config, holdout), inside, min_patients=1)
     scans = [s.model_copy(update={"split": "holdout"}) for s in Catalogue.open(inside).scans]
     if both := sorted(trained & {s.patient for s in scans}):
         raise InputError(
@@ -259,7 +281,7 @@ def _held_out(config: Config, holdout: Path, target: Path, trained: set[str]) ->
     for table in sorted(inside.glob("*.tsv")):  # quarantine, and faces where they are removed
         table.rename(target / f"{table.stem}-holdout.tsv")
     shutil.rmtree(inside)
-    return scans
+    return scans, _left_out(facts)
 
 
 def _dataset(run: Run, config: Config, quiet: bool) -> Dataset:
@@ -271,8 +293,11 @@ def _dataset(run: Run, config: Config, quiet: bool) -> Dataset:
     return Dataset.open(run.folder("dataset"))
 
 
-def _cohort(run: Run, config: Config, folder: Path, data: Dataset, quiet: bool) -> Cohort:
-    """Conform the synthetic folder to the real side's grid and store it as a cohort."""
+def _cohort(
+    run: Run, config: Config, folder: Path, data: Dataset, quiet: bool
+) -> tuple[Cohort, int]:
+    """Conform the synthetic folder to the real side's grid and store it as a cohort; also how many
+    files were not read."""
     progress = Progress("synthetic", quiet)
     channels = channels_of(config.data)
     with run.writing("cohort", "", {}, facts := {}) as target:
@@ -294,7 +319,7 @@ def _cohort(run: Run, config: Config, folder: Path, data: Dataset, quiet: bool) 
         write_samples(target / "samples.jsonl", samples)
         facts.update({"n_samples": len(samples), "n_quarantined": found["n_quarantined"]})
     progress.done(f"{len(samples)} synthetic scans")
-    return Cohort.open(run.folder("cohort"))
+    return Cohort.open(run.folder("cohort")), _unread(found)
 
 
 def _on_grid_of(config: Config, scans: Sequence[Scan]) -> Config:

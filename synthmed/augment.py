@@ -46,11 +46,13 @@ def draw_change(augment: Augment, g: Generator) -> Change:
         return 2 * torch.rand(n, generator=g, dtype=torch.float64) - 1
 
     angles = uniform(3) * math.radians(augment.rotate_degrees)
-    scale = 1 + uniform(1).item() * augment.scale
+    scale = uniform(1) * augment.scale
     shift = uniform(3) * augment.shift_voxels
     flip = augment.flip and uniform(1).item() < 0
-    gain, power = (1 + uniform(2) * augment.intensity).tolist()
-    return Change(flip, angles, scale, shift, gain, power)
+    brightness = uniform(2) * augment.intensity
+    moved, brightened = torch.rand(2, generator=g, dtype=torch.float64) < augment.probability
+    gain, power = (1 + brightness * brightened).tolist()
+    return Change(flip, angles * moved, 1 + (scale * moved).item(), shift * moved, gain, power)
 
 
 def augmented_width(augment: Augment) -> int:

@@ -176,9 +176,15 @@ def release(
     resolved = configfile.load(configfile.find(config) if config else run / "config.yaml")
     with opened(run, resolved, overwrite) as (folder, chosen):
         line = Line(folder, chosen, "cpu", quiet)
+        seen = line.standing() is not None
         decision = line.release()
         if sign and reason:
-            sign_off(folder, sign, reason)
+            if not seen:
+                raise UsageError(
+                    f"run {run}: its report was made only now, and nobody has read it",
+                    f"Read {run / 'private/report/report.html'}, then sign.",
+                )
+            sign_off(folder, chosen, sign, reason)
             folder.record(__version__)
     report_decision(run, decision, as_json, verbose)
 
@@ -327,6 +333,7 @@ def audit(
 ) -> None:
     """Attack a run's own weights; of a private run check also its records against its claim."""
     from synthmed import configfile
+    from synthmed.pipeline import Line
     from synthmed.privacy.run_audit import describe, perform
     from synthmed.progress import Progress
 
@@ -335,6 +342,8 @@ def audit(
     with opened(run, configfile.load(run / "config.yaml"), overwrite=False) as (there, config):
         model, progress = there.require("model"), Progress("audit", quiet)
         result = perform(there, config, model, canaries, worlds, seed, on, progress)
+        if not result["passed"] and (run / "release").is_dir():
+            Line(there, config, on, quiet).release()  # it no longer may stand
     if as_json:
         print_json(result)
     else:

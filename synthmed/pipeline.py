@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -35,7 +35,7 @@ from synthmed.stages.sample import Sampler
 from synthmed.store import FOLDER, Artifact, Kind, Run
 from synthmed.traces import BEGUN
 from synthmed.training import CHECKPOINT
-from synthmed.types import Decision
+from synthmed.types import Decision, Estimate
 
 STAGES: Mapping[str, ModuleType] = {
     "ingest": ingest,
@@ -47,6 +47,15 @@ STAGES: Mapping[str, ModuleType] = {
     "release": release,
 }
 KINDS: Mapping[str, Kind] = dict(zip(STAGES, FOLDER, strict=False))
+MADE_OF: Mapping[str, Sequence[Kind]] = {
+    "ingest": (),
+    "prepare": ("catalogue",),
+    "train": ("dataset",),
+    "sample": ("model",),
+    "screen": ("cohort",),
+    "evaluate": ("dataset", "screening"),
+}
+"""Which artifacts are among the inputs of what a stage makes."""
 
 _READ = {
     *("source", "format", "table", "patient", "modality"),
@@ -69,6 +78,23 @@ DEPENDS: Mapping[str, Callable[[Config], Any]] = {
     "evaluate": lambda c: c.model_dump(mode="json", include={"evaluate"}),
     "release": lambda c: c.model_dump(mode="json", include={"policy", "export", "governance"}),
 }
+
+
+@dataclass(frozen=True)
+class Grounds:
+    """What a decision rests on.
+
+    Args:
+        made: every artifact, each made of the one before it.
+        evidence: all estimates that a policy may ask for.
+        inside: those that the restricted report alone shows.
+        digest: of what the decision depends on.
+    """
+
+    made: Mapping[Kind, Artifact]
+    evidence: list[Estimate]
+    inside: list[Estimate]
+    digest: str
 
 
 @dataclass
@@ -192,6 +218,7 @@ class Line:
 
         def make(target: Path, progress: Progress) -> dict[str, Any]:
             data = Dataset.open(dataset.path)
+            self._check_masks(cohort, data)
             return screen.screen(
                 self.config,
                 data,
@@ -223,21 +250,16 @@ class Line:
         inputs = {"dataset": dataset.digest(), "screening": screening.digest()}
         return self._make("evaluate", inputs, make)
 
+    def standing(self) -> Decision | None:
+        """The decision that stands in the run, if it was made of what stands there now."""
+        return release.standing(self.run, self._grounds().digest)
+
     def release(self) -> Decision:
         """Evidence to a decision, both reports, and release/ or withheld/."""
-        made = {kind: self.run.require(kind) for kind in FOLDER}
+        grounds = self._grounds()
+        made, evidence, inside = grounds.made, grounds.evidence, grounds.inside
         progress = Progress("release", self.quiet)
-        evidence = evaluate.read_estimates(made["evidence"].path)
-        evidence += audited.estimates(self.run, made["model"])
-        inside = audited.inside(self.run, made["model"])
-        made_from = store.digest(
-            [
-                made["evidence"].digest(),
-                DEPENDS["release"](self.config),
-                *[e.model_dump(mode="json") for e in [*evidence, *inside] if e.group == "audit"],
-            ]
-        )
-        decision = release.standing(self.run, made_from)
+        decision = release.standing(self.run, grounds.digest)
         if decision is not None:
             progress.done(decision.decision, skipped=True)
             return decision
@@ -266,14 +288,41 @@ class Line:
             shipped,
             facts,
             real=Dataset.open(made["dataset"].path),
-            made_from=made_from,
+            made_from=grounds.digest,
             forbidden=source_names(self.config),
             inside=inside,
+            audit_failed=audited.failed(self.run, made["model"]),
         )
         self.run.log("release", decision=decision.decision)
         self.run.record(__version__)
         progress.done(decision.decision)
         return decision
+
+    def _grounds(self) -> Grounds:
+        """What a decision rests on.
+
+        Raises:
+            UsageError: an artifact is of another config than this one, or was made of others than
+                stand beside it, as after half a copy; or the run holds somebody who was forgotten.
+        """
+        made = {kind: self.run.require(kind) for kind in FOLDER}
+        for stage, of in MADE_OF.items():
+            manifest = made[KINDS[stage]].manifest
+            fits = manifest.config == store.digest(DEPENDS[stage](self.config))
+            if not fits or any(manifest.inputs.get(k) != made[k].digest() for k in of):
+                raise UsageError(
+                    f"run {self.run.path}: what {stage} made there is of another config, or of "
+                    "other input than stands beside it",
+                    f"`synthmed generate {self.run.path / 'config.yaml'} --run {self.run.path}` "
+                    "makes anew what does not fit.",
+                )
+        ingest.check_standing(Catalogue.open(made["catalogue"].path).scans, self.run.path)
+        evidence = evaluate.read_estimates(made["evidence"].path)
+        evidence += audited.estimates(self.run, made["model"])
+        inside = audited.inside(self.run, made["model"])
+        told = [e.model_dump(mode="json") for e in [*evidence, *inside] if e.group == "audit"]
+        rest = [made["evidence"].digest(), DEPENDS["release"](self.config), *told]
+        return Grounds(made, evidence, inside, store.digest(rest))
 
     def loader(self, dataset: Artifact) -> Loader:
         """Batches of the training patients."""
@@ -287,6 +336,19 @@ class Line:
         labels = sample.planned_labels(self.config, list(observed.values()))
         masks = given_masks(self.config, dataset.channels, dataset.grid, dataset.affine)
         return Sampler(self.config, model.path, self.device, labels, masks)
+
+    def _check_masks(self, cohort: Artifact, dataset: Dataset) -> None:
+        """See that replacements are drawn for the masks that the cohort was drawn for.
+
+        Raises:
+            UsageError: they are others now, or one of them is a patient's.
+        """
+        drawn_for = cohort.manifest.inputs.get("masks")
+        if drawn_for is not None and self._masks_digest(dataset) != drawn_for:
+            raise UsageError(
+                f"run {self.run.path}: the masks of sample.masks have changed since it was sampled",
+                "`synthmed generate` draws the cohort anew for those that are there now.",
+            )
 
     def _masks_digest(self, dataset: Dataset) -> str | None:
         """Digest of the masks to draw images for, all of them checked; null where none is given."""
@@ -412,6 +474,8 @@ def begin(run: Run, config: Config, overwrite: bool) -> None:
             if "train" in stale:
                 _check_can_be_paid_again(run, config)
             run.discard(KINDS[stale[0]])
+        elif stale:
+            run.discard_release()
     if overwrite:
         run.discard_damaged()
     store.write_bytes(file, text.encode())

@@ -20,7 +20,7 @@ from synthmed.loader import WATCHED
 from synthmed.measure import Request, measure
 from synthmed.metrics.authenticity import FEWEST_OTHERS
 from synthmed.metrics.stats import clopper_pearson
-from synthmed.metrics.subgroups import FEWEST, WORST, tens
+from synthmed.metrics.subgroups import FEWEST, tens
 from synthmed.policy import MIN_HOLDOUT, judge, limits
 from synthmed.progress import Progress, clock
 from synthmed.stages.fetch import FOLDER
@@ -28,7 +28,7 @@ from synthmed.stages.ingest import ingest
 from synthmed.stages.sample import sample_count
 from synthmed.stages.train import CANONICAL_BATCH, parameters
 from synthmed.trial import noise_loader
-from synthmed.types import Estimate
+from synthmed.types import WORST, Estimate
 from synthmed.watch import FORWARD, look_steps
 
 ABOUT_PEOPLE = frozenset(

@@ -24,6 +24,8 @@ against the cohort, while a lack of quality has to be shown. So 0 copied of 50 p
 interval reaches 7 %, is inconclusive under a limit of 5 % and never a pass; 5 of 50 fails, although
 its interval begins at 3 %.
 
+A rule on the worst subgroup is judged on every subgroup, and the worst answer stands.
+
 Below `MIN_HOLDOUT` held-out patients a pass or review of a quality estimate becomes inconclusive;
 a fail stays a fail.
 """
@@ -31,10 +33,10 @@ a fail stays a fail.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from synthmed.config import Rule
-from synthmed.types import Decision, Estimate, Verdict
+from synthmed.config import RESERVED, Rule
+from synthmed.types import WORST, Decision, Estimate, Verdict
 
 MIN_HOLDOUT = 50
 """Held-out patients below which fidelity and utility cannot pass."""
@@ -64,7 +66,7 @@ def decide(rules: Sequence[Rule], estimates: Sequence[Estimate], *, n_holdout: i
             raise ValueError(f"estimates: two are called {e.name} with slice {e.slice}")
         known[e.name, e.slice] = e
     asked = [r for r in rules if r.required or (r.estimate, r.slice) in known]
-    return conclude([judge(r, known.get((r.estimate, r.slice)), n_holdout) for r in asked])
+    return conclude([_judged(r, known, n_holdout) for r in asked])
 
 
 def conclude(verdicts: Sequence[Verdict]) -> Decision:
@@ -89,6 +91,37 @@ def conclude(verdicts: Sequence[Verdict]) -> Decision:
     )
 
 
+def _judged(
+    rule: Rule, known: Mapping[tuple[str, str | None], Estimate], n_holdout: int
+) -> Verdict:
+    """One line of the policy, on the estimates of that name and slice."""
+    named = known.get((rule.estimate, rule.slice))
+    subgroups = [
+        e
+        for (name, part), e in known.items()
+        if name == rule.estimate and part and _is_subgroup(part) and _interval(e)
+    ]
+    if rule.slice != WORST or named is None or not subgroups:
+        return _doubted(rule, named, judge(rule, named, n_holdout))
+    # of equal answers that of the subgroup which the evidence calls the worst
+    subgroups.sort(key=lambda e: e.ci != named.ci)
+    answers = [_doubted(rule, e, judge(rule, e, n_holdout)) for e in subgroups]
+    return min(answers, key=lambda v: _ORDER[v.status])
+
+
+def _doubted(rule: Rule, estimate: Estimate | None, verdict: Verdict) -> Verdict:
+    """The verdict, which passes nothing by a rule that asks for the worse side of an estimate."""
+    wrong = {"lower": rule.at_least, "higher": rule.at_most}
+    if estimate is None or wrong.get(estimate.better) is None or verdict.status == "fail":
+        return verdict
+    said = f"{verdict.reason} But the rule is the wrong way round: {estimate.better} is better."
+    return verdict.model_copy(update={"status": "inconclusive", "reason": said})
+
+
+def _is_subgroup(part: str) -> bool:
+    return "=" in part and part.split("=")[0] not in RESERVED
+
+
 def judge(rule: Rule, estimate: Estimate | None, n_holdout: int) -> Verdict:
     """One line of the policy, by the table of this module."""
     status, said = _compare(rule, estimate)
@@ -104,7 +137,7 @@ def judge(rule: Rule, estimate: Estimate | None, n_holdout: int) -> Verdict:
             "slice": rule.slice,
             "rule": describe(rule),
             "status": status,
-            "reason": f"{_subject(rule)}: {said}.",
+            "reason": f"{_subject(rule, estimate)}: {said}.",
         }
     )
 
@@ -181,8 +214,12 @@ def _limit(rule: Rule) -> tuple[str, float]:
     return "at least", math.inf if rule.at_least is None else rule.at_least
 
 
-def _subject(rule: Rule) -> str:
-    return rule.estimate if rule.slice is None else f"{rule.estimate} [{rule.slice}]"
+def _subject(rule: Rule, estimate: Estimate | None) -> str:
+    if rule.slice is None:
+        return rule.estimate
+    named = rule.slice if estimate is None else estimate.slice
+    one = f", {named}" if named != rule.slice else ""
+    return f"{rule.estimate} [{rule.slice}{one}]"
 
 
 def _interval(estimate: Estimate) -> tuple[float, float] | None:

@@ -248,12 +248,16 @@ class Run:
             keep_partial: let what `first` may be resumed from stand.
         """
         kinds = list(FOLDER)
-        for name in ("release", "withheld", "private/report"):
-            self.remove(self.path / name)
+        self.discard_release()
         for kind in reversed(kinds[kinds.index(first) :]):
             self.remove(self.folder(kind))
             if kind != first or not keep_partial:
                 self.remove(self.private / f"{FOLDER[kind]}.partial")
+
+    def discard_release(self) -> None:
+        """Remove the release and both reports."""
+        for name in ("release", "withheld", "private/report"):
+            self.remove(self.path / name)
 
     def discard_damaged(self) -> None:
         """Remove everything from the first artifact on that is incomplete or was altered."""
@@ -295,18 +299,33 @@ class Run:
     def log(self, event: str, **fields: Any) -> None:
         """Append one line to RUN/log.jsonl; callers pass pseudonyms and numbers only."""
         line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": event}
-        with open(self.path / "log.jsonl", "a", encoding="utf-8") as handle:
-            handle.write(json.dumps({**line, **fields}) + "\n")
+        text = json.dumps({**line, **fields}) + "\n"
+        with open(self.path / "log.jsonl", "a+b") as handle:
+            if handle.seek(0, os.SEEK_END):
+                handle.seek(-1, os.SEEK_END)
+                # a full disk or a kill may have cut the last line off
+                text = text if handle.read(1) == b"\n" else f"\n{text}"
+            handle.write(text.encode())
 
     def logged(self, event: str) -> list[dict[str, Any]]:
         """The lines of that event in log.jsonl, the last one last."""
         file = self.path / "log.jsonl"
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-        return [entry for line in lines if (entry := json.loads(line))["event"] == event]
+        entries = [_entry(line) for line in lines]
+        return [entry for entry in entries if entry.get("event") == event]
 
     def count(self, event: str) -> int:
         """How many lines of that event log.jsonl has."""
         return len(self.logged(event))
+
+
+def _entry(line: str) -> dict[str, Any]:
+    """A line of the log; empty for one that was cut off."""
+    try:
+        entry: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return {}
+    return entry
 
 
 def canonical(value: Any) -> bytes:

@@ -75,6 +75,9 @@ class Verdict(Frozen):
     reason: str
 
 
+WORST = "worst subgroup"
+"""Slice of the estimate of the subgroup that it is worst in, which a policy can ask about."""
+
 COPIES_THAT_SHIP = "flagged samples that ship"
 """The line of a decision that is there only if there are any."""
 

@@ -155,6 +155,34 @@ def test_names_of_the_sources_are_searched_for(
     assert any("identifier scan" in r for r in report_of(tmp_path / "out")["reasons"])
 
 
+@pytest.mark.parametrize("side", ["real", "holdout", "synthetic"])
+def test_scans_that_could_not_be_read_leave_the_decision_open(
+    side: str,
+    cohort: Path,
+    folder: Callable[..., Path],
+    make_config: Callable[..., Path],
+    synthmed: Cli,
+    tmp_path: Path,
+) -> None:
+    """Copies may be among them, or patients whose copies the others are."""
+    config = make_config("judge", policy__rules=[{"estimate": "copies", "at_most": 1000}])
+    of = {"real": cohort, "holdout": folder(13), "synthetic": folder(11)}
+
+    def unknown(rows: list[dict[str, str]]) -> None:
+        rows[5]["sex"] = "neither declared nor known"
+
+    clean = dict(of)
+    of[side] = edited(of[side], tmp_path / side, unknown)
+    for given, code in ((clean, 0), (of, 4)):
+        out = tmp_path / f"out-{code}"
+        args = ("--config", config, "--holdout", given["holdout"], "--out", out, "-q")
+        result = synthmed("assess", given["real"], given["synthetic"], *args)
+        assert result.code == code, result.err
+    report = report_of(tmp_path / "out-4")
+    assert report["decision"] == "REVIEW"
+    assert [r.split(":")[0] for r in report["reasons"]] == ["scans that were not judged"]
+
+
 def test_a_config_that_promises_privacy_is_refused(
     cohort: Path,
     folder: Callable[..., Path],

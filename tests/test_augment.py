@@ -65,6 +65,34 @@ def test_nothing_asked_is_the_identity() -> None:
     assert encode(nothing, change).shape == (0,)
 
 
+@pytest.mark.parametrize("probability", [0.2, 0.5, 1.0])
+def test_the_other_scans_are_left_as_they_are(probability: float) -> None:
+    """To the bit, since what is interpolated is blurred; moving and brightening by themselves."""
+    n = 600
+    augment = Augment(
+        shift_voxels=3, rotate_degrees=9, scale=0.1, intensity=0.2, probability=probability
+    )
+    x, images = torch.rand(1, 4, 4, 4), torch.tensor([True])
+    moved = brightened = both = same = 0
+    for seed in range(n):
+        change = draw_change(augment, torch_generator(seed))
+        told = encode(augment, change)
+        moved += bool(told[:7].any())
+        brightened += bool(told[7:].any())
+        both += bool(told[:7].any() and told[7:].any())
+        assert bool(told[:3].all()) == bool(told[:7].any()), "shifted, turned and scaled together"
+        if not told.any():
+            assert apply(change, x, SPACING, images) is x
+            same += 1
+    wanted = {"moved": probability, "brightened": probability, "both": probability**2}
+    wanted["same"] = (1 - probability) ** 2
+    for name, count in {
+        "moved": moved, "brightened": brightened, "both": both, "same": same
+    }.items():  # fmt: skip
+        p = wanted[name]
+        assert abs(count / n - p) <= 4 * math.sqrt(p * (1 - p) / n), name
+
+
 def test_a_flip_mirrors_left_and_right_alone() -> None:
     augment = Augment(flip=True)
     x = torch.rand(1, 1, *GRID)
@@ -79,7 +107,7 @@ def test_a_flip_mirrors_left_and_right_alone() -> None:
 
 
 def test_a_shift_is_in_voxels_of_each_axis() -> None:
-    augment = Augment(shift_voxels=3)
+    augment = Augment(shift_voxels=3, probability=1)
     start = np.array([4.0, -5.0, 6.0])
     for seed in range(5):
         moves = drawn(augment, seed)
@@ -94,7 +122,7 @@ def test_a_shift_is_in_voxels_of_each_axis() -> None:
 @given(st.integers(0, 10_000))
 @settings(max_examples=40, deadline=None)
 def test_rotations_are_rigid_on_anisotropic_voxels(seed: int) -> None:
-    linear, offset = in_mm(drawn(Augment(rotate_degrees=30), seed))
+    linear, offset = in_mm(drawn(Augment(rotate_degrees=30, probability=1), seed))
     np.testing.assert_allclose(linear @ linear.T, np.eye(3), atol=1e-5)
     assert np.linalg.det(linear) == pytest.approx(1, abs=1e-5)
     np.testing.assert_allclose(offset, 0, atol=1e-6)
@@ -104,7 +132,7 @@ def test_rotations_are_rigid_on_anisotropic_voxels(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_planted_point_goes_where_the_rotation_says(seed: int) -> None:
-    moves = drawn(Augment(rotate_degrees=25, scale=0.1), seed)
+    moves = drawn(Augment(rotate_degrees=25, scale=0.1, probability=1), seed)
     linear, _ = in_mm(moves)
     start = np.array([8.0, -6.0, 7.0])
     moved = centre_mm(apply_transforms(spot(start), moves))
@@ -114,17 +142,17 @@ def test_a_planted_point_goes_where_the_rotation_says(seed: int) -> None:
 @given(st.integers(0, 10_000))
 @settings(max_examples=30, deadline=None)
 def test_scale_stays_in_its_range(seed: int) -> None:
-    linear, _ = in_mm(drawn(Augment(scale=0.2), seed))
+    linear, _ = in_mm(drawn(Augment(scale=0.2, probability=1), seed))
     factor = np.cbrt(np.linalg.det(linear))
     np.testing.assert_allclose(linear, np.eye(3) * factor, atol=1e-5)
     assert 0.8 <= factor <= 1.2
-    change = draw_change(Augment(intensity=0.3), torch_generator(seed))
+    change = draw_change(Augment(intensity=0.3, probability=1), torch_generator(seed))
     assert 0.7 <= change.gain <= 1.3
     assert 0.7 <= change.power <= 1.3
 
 
 def test_all_channels_move_together_and_masks_stay_in_range() -> None:
-    augment = Augment(flip=True, shift_voxels=2, rotate_degrees=15, scale=0.1)
+    augment = Augment(flip=True, shift_voxels=2, rotate_degrees=15, scale=0.1, probability=1)
     mask = (spot(np.array([5.0, 4, -6])) > 0.5).float()
     both = torch.cat([mask, mask], 1)
     moved = apply_transforms(both, drawn(augment, 4))
@@ -134,7 +162,7 @@ def test_all_channels_move_together_and_masks_stay_in_range() -> None:
     assert moved.sum() > 0
 
 
-ALL = Augment(flip=True, shift_voxels=2, rotate_degrees=15, scale=0.1, intensity=0.2)
+ALL = Augment(flip=True, shift_voxels=2, rotate_degrees=15, scale=0.1, intensity=0.2, probability=1)
 
 
 def test_apply_resamples_against_the_library_s_own_grid() -> None:

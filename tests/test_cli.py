@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 from conftest import REVIEW, ROOT, WITHHELD, Finished, Result, command, environment
 
+from synthmed import configfile
 from synthmed.cli import parse_labels
 from synthmed.errors import InputError
+from synthmed.pipeline import begin
 from synthmed.store import FOLDER, Run
 
 Cli = Callable[..., Result]
@@ -309,6 +311,45 @@ def test_review_is_signed_and_stays_signed(copied: Finished, synthmed: Cli) -> N
     assert model_manifest(copied.path) == before
     refused(synthmed(*sign, "-q"), 2, "released already")
     assert synthmed("release", copied.path, "-q").code == 0, "stays signed"
+
+
+def test_what_nobody_has_read_cannot_be_signed(copied: Finished, synthmed: Cli) -> None:
+    decide(copied, synthmed, REVIEW)
+    shutil.rmtree(copied.path / "private/report")
+    sign = ("release", copied.path, "--sign", "J. Doe", "--reason", "phantoms only", "-q")
+    refused(synthmed(*sign), 2, "nobody has read it")
+    assert (copied.path / "withheld").is_dir() and not (copied.path / "release").exists()
+    assert synthmed(*sign).code == 0, "now somebody can have read it"
+
+
+def test_a_stricter_policy_takes_the_release_away_before_it_is_stored(
+    copied: Finished, synthmed: Cli
+) -> None:
+    """Whatever stops the command between the two, no release stands under a policy it misses."""
+    config = configfile.load(copied.path / "config.yaml", ["policy.rules=" + json.dumps(WITHHELD)])
+    assert (copied.path / "release").is_dir()
+    begin(Run(copied.path), config, overwrite=True)
+    assert not any((copied.path / n).exists() for n in ("release", "withheld", "private/report"))
+    assert synthmed("release", copied.path, "-q").code == 4
+
+
+def test_artifacts_of_two_runs_make_no_release(
+    copied: Finished, synthmed: Cli, tmp_path: Path
+) -> None:
+    """As after half a copy: a cohort beside the evidence of another one."""
+    other = tmp_path / "other"
+    shutil.copytree(copied.path, other)
+    again = synthmed(
+        "generate", copied.config, "--run", other, "--set", "sample.seed=5", "--device", "cpu", "-q"
+    )
+    assert again.code in (0, 4), again.err
+    for name in ("sample", "screen"):
+        shutil.rmtree(copied.path / "private" / name)
+        shutil.copytree(other / "private" / name, copied.path / "private" / name)
+    for name in ("release", "private/report"):
+        shutil.rmtree(copied.path / name)
+    refused(synthmed("release", copied.path, "-q"), 2, "of another config, or of other input")
+    assert not any((copied.path / n).exists() for n in ("release", "withheld"))
 
 
 def test_withheld_cannot_be_signed(copied: Finished, synthmed: Cli) -> None:

@@ -8,8 +8,9 @@ import pytest
 
 from synthmed.config import DEFAULT_POLICY, Policy, Rule
 from synthmed.metrics.stats import clopper_pearson
+from synthmed.metrics.subgroups import worst
 from synthmed.policy import conclude, decide, describe, judge, limits
-from synthmed.types import Estimate, Verdict
+from synthmed.types import WORST, Estimate, Verdict
 
 
 def estimate(name: str = "x", group: Any = "memorization", **fields: Any) -> Estimate:
@@ -120,6 +121,60 @@ def test_a_rule_finds_its_own_slice() -> None:
     verdicts = decide(rules, [part, whole], n_holdout=60).verdicts
     assert [v.status for v in verdicts] == ["pass", "fail", "inconclusive"]
     assert verdicts[1].reason.startswith("x [sex=F]: ")
+
+
+@pytest.mark.parametrize(
+    ("parts", "status", "named"),
+    [
+        # the larger bound is the smaller share of its ceiling
+        ({"F": ((0.06, 0.11), 0.30), "M": ((0.07, 0.10), 0.12)}, "fail", "sex=M"),
+        # the wider interval hides that the other is beyond its limit for sure
+        ({"F": ((-0.1, 0.4), 0.2), "M": ((0.2, 0.3), 0.2)}, "fail", "sex=M"),
+        ({"F": ((0.0, 0.05), 0.2), "M": ((0.0, 0.08), 0.2)}, "pass", "sex=M"),
+        ({"F": ((0.0, 0.05), 0.2), "M": ((0.0, 0.04), None)}, "inconclusive", "sex=M"),
+    ],
+)
+def test_every_subgroup_answers_for_the_worst(
+    parts: dict[str, tuple[tuple[float, float], float | None]], status: str, named: str
+) -> None:
+    found = [
+        estimate("mmd2_excess", "fidelity", slice=f"sex={k}", value=sum(ci) / 2, ci=ci, ceiling=c)
+        for k, (ci, c) in parts.items()
+    ]
+    attack = estimate("mmd2_excess", "fidelity", slice="features=regions", ci=(0.5, 0.9))
+    evidence = [*found, attack, *worst(found, "mmd2_excess", [str(e.slice) for e in found], [])]
+    asked = Rule(
+        estimate="mmd2_excess", slice=WORST, bound="upper", relative_to="ceiling", at_most=0.5
+    )
+    (verdict,) = decide([asked], evidence, n_holdout=100).verdicts
+    assert verdict.status == status
+    assert verdict.reason.startswith(f"mmd2_excess [worst subgroup, {named}]: ")
+
+
+@pytest.mark.parametrize(
+    ("better", "limit", "status"),
+    [
+        ("lower", {"at_least": 0.0}, "inconclusive"),
+        ("higher", {"at_most": 0.5}, "inconclusive"),
+        ("lower", {"at_most": 0.5}, "pass"),
+        ("match", {"at_least": 0.0}, "pass"),
+        ("lower", {"at_least": 0.9}, "fail"),
+    ],
+)
+def test_a_rule_in_the_wrong_direction_passes_nothing(
+    better: str, limit: dict[str, float], status: str
+) -> None:
+    (verdict,) = decide([rule(**limit)], [estimate(better=better)], n_holdout=60).verdicts
+    assert verdict.status == status
+    assert ("the wrong way round" in verdict.reason) == (status == "inconclusive")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"bound": "lower", "at_most": 0.1}, {"bound": "upper", "at_least": 0.1}]
+)
+def test_a_bound_that_proves_nothing_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="the other bound"):
+        rule(**wrong)
 
 
 def test_two_estimates_of_one_name_are_refused() -> None:

@@ -220,6 +220,17 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
 
 
+@pytest.mark.parametrize("torn", ['{"time": "2026-1', "x", '{"time": "now", "event": "release"}'])
+def test_a_log_whose_last_line_was_cut_off_goes_on(run: Run, torn: str) -> None:
+    run.log("release", decision="REVIEW")
+    with open(run.path / "log.jsonl", "a") as handle:
+        handle.write(torn)
+    run.log("release", decision="RELEASE")
+    said = [entry.get("decision") for entry in run.logged("release")]
+    assert [s for s in said if s] == ["REVIEW", "RELEASE"]
+    assert run.count("evaluate") == 0
+
+
 def test_a_place_that_cannot_hold_a_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match="cannot be made") as error:

@@ -43,10 +43,11 @@ class RegionVolumeSMD(Base):
     diagnosis and age differ less, so that a smaller difference is seen.
 
     Floor: real train against the same; ceiling: held-out regions grown by a tenth, against train.
-    Interval: the large-sample variance (n + m) / (n m) + d^2 / (2 (n + m)).
+    Interval: 1.96 standard errors of a large sample to either side, where the two spreads may
+    differ (`smd`).
 
-    Source: Cohen 1988 (the difference); Hedges and Olkin 1985, equation 6.8 (its variance); Otsu
-    1979.
+    Source: Cohen 1988 (the difference); Bonett 2008, Psychological Methods 13:99 (its variance);
+    Otsu 1979.
     """
 
     by_subgroup: ClassVar[bool] = True
@@ -155,18 +156,36 @@ class RegionVolumeSMD(Base):
 def smd(x: Floats, y: Floats, least: float | None = None) -> tuple[float, tuple[float, float]]:
     """Size of the standardised difference of two samples, and its 95 % interval.
 
+    With means of n and m people, their variances v and w, and s^2 = (v + w) / 2, the difference is
+    d = |mean_x - mean_y| / s. By the delta method its variance is that of the means over s^2, and
+    d^2 / (4 s^4) times that of s^2, for normal samples (v^2 / (n - 1) + w^2 / (m - 1)) / 2:
+
+    se^2 = (v / n + w / m) / s^2 + d^2 (v^2 / (n - 1) + w^2 / (m - 1)) / (8 s^4).
+
+    A cohort is often less various than people and larger than the holdout. Then the error is that
+    of the holdout's mean, w / (m s^2), up to twice the variance that equal spreads would have.
+
     Args:
         x: one.
         y: the other.
-        least: standard deviation at least; by default a hundredth of the mean of y.
+        least: standard deviation at least; by default a hundredth of the mean of y. Where it stands
+            for s it stands for both samples' own, so that no interval is a point.
+
+    Source: Bonett 2008, Psychological Methods 13:99, with n for n - 1 under the means.
     """
     n, m = len(x), len(y)
-    spread = np.sqrt((x.var(ddof=1) + y.var(ddof=1)) / 2)
+    v, w = float(x.var(ddof=1)), float(y.var(ddof=1))
     if least is None:
-        least = LEAST_SPREAD * abs(y.mean())
-    d = float(abs(x.mean() - y.mean()) / max(spread, least, 1e-12))
-    se = float(np.sqrt((n + m) / (n * m) + d**2 / (2 * (n + m))))
-    return d, (max(0.0, d - Z95 * se), d + Z95 * se)
+        least = LEAST_SPREAD * abs(float(y.mean()))
+    least = max(least, 1e-12)
+    if (v + w) / 2 < least**2:
+        v = w = least**2
+    variance = (v + w) / 2
+    d = float(abs(x.mean() - y.mean()) / np.sqrt(variance))
+    of_means = (v / n + w / m) / variance
+    of_spread = d**2 * (v**2 / (n - 1) + w**2 / (m - 1)) / (8 * variance**2)
+    reach = Z95 * float(np.sqrt(of_means + of_spread))
+    return d, (max(0.0, d - reach), d + reach)
 
 
 def drawn_masks(sides: Sides) -> list[int]:

@@ -120,12 +120,16 @@ class Ratio:
         """
         inside = self.members if members is None else members
         counts = np.ones(int((~inside).sum())) if times is None else times
-        at_members = self.kernel[np.ix_(inside, ~inside)]
-        of_members = (at_members @ counts)[:, None] - at_members * counts
+        parts = self.kernel[np.ix_(inside, ~inside)] * counts
+        of_members = parts.sum(axis=1, keepdims=True) - parts
+        # without the largest part next to nothing may be left, which a difference would round off
+        each, largest = np.arange(len(parts)), parts.argmax(axis=1)
+        parts[each, largest] = 0.0
+        of_members[each, largest] = parts.sum(axis=1)
         of_others = self.kernel[np.ix_(~inside, ~inside)] @ counts
         with np.errstate(divide="ignore"):  # a reference that is too far to be seen is at 0
             left = self.near[inside][:, None] + np.log(of_others)
-            right = self.near[~inside] + np.log(np.maximum(of_members, 0.0))
+            right = self.near[~inside] + np.log(of_members)
         return np.asarray((left > right) + 0.5 * (left == right), dtype=np.float64)
 
     def attack(self, times: int, key: Key) -> Attack:

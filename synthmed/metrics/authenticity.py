@@ -10,7 +10,7 @@ import numpy as np
 from synthmed.metrics.base import Base
 from synthmed.metrics.shared import Shared, Side, pick
 from synthmed.metrics.sides import Sides
-from synthmed.metrics.stats import Floats, half, half_se, normal_interval
+from synthmed.metrics.stats import Z95, Floats, clopper_pearson, half, half_se
 from synthmed.types import Estimate
 
 FEWEST_TRAIN, FEWEST_OTHERS = 6, 4
@@ -23,7 +23,7 @@ class Authenticity(Base):
     Sample y with nearest training patient x is authentic when |y - x| > |x - x'|, x' the nearest
     other training patient of x; distances between z-scored descriptors, one scan a patient.
     Near-copies go to 0. Sharing x between samples is respected: intervals come from halves of the
-    patients of every side.
+    patients of every side; where all of these say none, or all, the exact bound is left.
 
     - `authenticity`: of the samples. Higher is better up to the floor, the share among held-out
       patients posing as samples (about a half for honest ones); its interval is in the note.
@@ -114,15 +114,25 @@ class Authenticity(Base):
         return _Share(
             float(shares(self.draws, "value", halved=False).mean()),
             shares(sides.resamples, "half", halved=True) if enough else None,
+            clopper_pearson(0, min(len(made), len(train)))[1],
         )
 
 
 @dataclass(frozen=True)
 class _Share:
-    """A share, or a difference of two, with its values on halves of the patients."""
+    """A share, or a difference of two, with its values on halves of the patients.
+
+    Args:
+        value: of all of them.
+        halves: of each half; null where halves are too small.
+        gap: how far from none or from all it may be where no half differs: the bound of Clopper
+            and Pearson for none of the smaller side's patients, of a difference that of both.
+        low: the smallest that it can be.
+    """
 
     value: float
     halves: Floats | None
+    gap: float
     low: float = 0.0
 
     @property
@@ -130,13 +140,16 @@ class _Share:
         """95 % interval; null where halves are too small."""
         if self.halves is None:
             return None
-        return normal_interval(self.value, half_se(self.halves), self.low, 1.0)
+        se = half_se(self.halves)
+        reach = Z95 * se if se > 1e-12 else self.gap
+        return max(self.low, self.value - reach), min(1.0, self.value + reach)
 
     def less(self, other: _Share) -> _Share | None:
         """This less the other on the same halves of train; null without either's halves."""
         if self.halves is None or other.halves is None:
             return None
-        return _Share(self.value - other.value, self.halves - other.halves, -1.0)
+        halves, gap = self.halves - other.halves, self.gap + other.gap
+        return _Share(self.value - other.value, halves, gap, -1.0)
 
 
 def _notes(made: _Share | None, real: _Share | None, excess: _Share | None) -> tuple[str, str]:

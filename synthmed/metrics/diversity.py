@@ -11,7 +11,7 @@ from synthmed.metrics.base import Base
 from synthmed.metrics.blocks import Singles, blocks
 from synthmed.metrics.shared import Shared, Side, pick
 from synthmed.metrics.sides import Sides
-from synthmed.metrics.stats import Floats, normal_interval
+from synthmed.metrics.stats import Floats
 from synthmed.types import Estimate
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -28,8 +28,9 @@ class MSSSIMDiversity(Base):
     the finer ones, on prepared intensities clipped to 0 to 1, in a Gaussian window of 11 voxels
     (smaller where the grid is); each further scale halves the grid, as long as a window fits.
     Patients are put into pairs, each patient in one, so that pairs are independent and the mean
-    does not depend on how many there are. 0 is one scan over and over (the ceiling); noise is more
-    various than people are, so that more than the floor, the diversity of real train, is no better.
+    does not depend on how many there are; its interval is that of t. 0 is one scan over and over
+    (the ceiling); noise is more various than people are, so that more than the floor, the diversity
+    of real train, is no better.
 
     Args:
         pairs: at most.
@@ -48,10 +49,7 @@ class MSSSIMDiversity(Base):
         made, real = (self._differences(shared, side) for side in ("synthetic", "train"))
         if min(len(made), len(real)) >= 2:
             value, floor = float(made.mean()), float(real.mean())
-            se = float(made.std(ddof=1) / np.sqrt(len(made)))
-            ci = normal_interval(value, se, 0.0, 1.0)
-            floor_se = float(real.std(ddof=1) / np.sqrt(len(real)))
-            low, high = normal_interval(floor, floor_se, 0.0, 1.0)
+            ci, (low, high) = mean_interval(made), mean_interval(real)
             note = f"training patients: {low:.3g} to {high:.3g}"
         return [
             Estimate(
@@ -87,6 +85,21 @@ class MSSSIMDiversity(Base):
             pair = np.concatenate(list(blocks(shared.cases(side), shared.images, np.array([a, b]))))
             out.append(np.mean([1 - ms_ssim(x, y) for x, y in zip(*pair, strict=True)]))
         return np.array(out, dtype=np.float64)
+
+
+def mean_interval(x: Floats) -> tuple[float, float]:
+    """95 % interval of the mean of n pairs, clipped to 0 to 1: t of n - 1 degrees of freedom.
+
+    Pairs may be as few as two, of which 1.96 standard errors would hold the mean seven times in
+    ten.
+
+    Source: Student 1908.
+    """
+    from scipy.stats import t
+
+    n = len(x)
+    reach = float(t.ppf(0.975, n - 1)) * float(x.std(ddof=1)) / np.sqrt(n)
+    return max(0.0, float(x.mean() - reach)), min(1.0, float(x.mean() + reach))
 
 
 def ms_ssim(x: Singles, y: Singles) -> float:

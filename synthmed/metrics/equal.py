@@ -234,7 +234,9 @@ def _mean(
 ) -> Floats:
     """The statistic averaged over draws of `count` patients of each side, one scan a patient."""
     rng = key.numpy()
-    choice = any(len(g) > 1 for g in (*a_groups, *b_groups)) or len(a_groups) != len(b_groups)
+    # also where both sides are equal and a third one is smaller
+    left_out = count < max(len(a_groups), len(b_groups))
+    choice = left_out or any(len(g) > 1 for g in (*a_groups, *b_groups))
     total: Floats = np.zeros(())
     times = draws if choice else 1
     for _ in range(times):

@@ -20,8 +20,8 @@ CONTROL = "control=members only"
 DENSITY, DESCRIPTOR = "attack=density ratio", "attack=descriptor"
 METHODS = {
     CONTROL: "Best image similarity of each patient to the cohort, one random half of the training "
-    f"patients against the other: mean and central 95 % of {CONTROL_SPLITS} halves; ceiling: as of "
-    "the attack.",
+    f"patients against the other, 0.5 on average whatever the attack: mean and central 95 % of "
+    f"{CONTROL_SPLITS} halves; ceiling: as of the attack.",
     DENSITY: "Ratio of the cohort's density to that of held-out patients at each patient, in "
     "principal components of small images; training against held-out, neither of a pair in the "
     "reference; ceiling: the training set as samples",
@@ -39,12 +39,13 @@ class Membership(Base):
     exchangeable when the cohort says nothing of membership.
 
     - `membership_auc`: P(a member scores higher than a non-member), with a bootstrap interval by
-      patient; the note gives a permutation p by patient and the members-only control, which is
-      the AUC between random halves of train and should be 0.5. Floor 0.5; ceiling 1 (the training
-      set itself as samples). Again for each label among its own people (`subgroups`), against the
-      whole cohort: what is rare is learned by heart first.
+      patient; the note gives a permutation p by patient and the members-only control, the central
+      95 % of AUCs between random halves of train. Floor 0.5; ceiling 1 (the training set itself as
+      samples). Again for each label among its own people (`subgroups`), against the whole cohort:
+      what is rare is learned by heart first.
     - `membership_tpr_at_fpr10`: share of members above the score that at most 10 % of non-members
-      exceed, with Clopper-Pearson. Floor 0.1; ceiling 1.
+      exceed, with Clopper-Pearson. Floor: the share expected where nothing leaks (`by_chance`), a
+      tenth and a little more; ceiling 1.
 
     Both again for two more attacks, whose ceilings are computed:
 
@@ -55,8 +56,9 @@ class Membership(Base):
       sees texture and contrast that was kept where the anatomy was not.
 
     `membership_auc`, slice `control=members only`: the members-only control as a figure, the mean
-    over random halves with their central 95 %. It says how far from 0.5 the attack strays where
-    there is nothing to tell; 0.5 outside of it would be a fault of the attack.
+    over random halves with their central 95 %. Its spread says how far from 0.5 an AUC between so
+    few people strays where nothing leaks. Its mean says nothing: two random halves of one group are
+    exchangeable, so that it is 0.5 whatever is wrong with the attack or with the split.
 
     Source: Yeom et al. 2018; Carlini et al. 2022 (report the low false-positive end as well); van
     Breugel et al. 2023 (density ratio).
@@ -101,7 +103,7 @@ class Membership(Base):
                 true / n_train,
                 clopper_pearson(true, n_train),
                 n_train,
-                FALSE_POSITIVES,
+                by_chance(n_holdout),
                 sides,
                 f"the error of the threshold ({n_holdout} patients) is not in the interval",
                 n_holdout,
@@ -147,7 +149,7 @@ class Membership(Base):
         area = self._one(name, where, found.auc, found.ci, n, floor, sides, told, m, worst)
         told = f"the error of the threshold ({m} patients) is not in the interval"
         span = clopper_pearson(true, n)
-        name, floor = "membership_tpr_at_fpr10", FALSE_POSITIVES
+        name, floor = "membership_tpr_at_fpr10", by_chance(m)
         share = self._one(name, where, true / n, span, n, floor, sides, told, m, stored / n)
         return [area, share]
 
@@ -155,7 +157,7 @@ class Membership(Base):
         """Both estimates of an attack that could not be made."""
         return [
             self._one(name, where, None, None, n, floor, sides, why, None)
-            for name, floor in (("membership_auc", 0.5), ("membership_tpr_at_fpr10", 0.1))
+            for name, floor in (("membership_auc", 0.5), ("membership_tpr_at_fpr10", None))
         ]
 
     @staticmethod
@@ -165,7 +167,7 @@ class Membership(Base):
         value: float | None,
         ci: tuple[float, float] | None,
         n: int,
-        floor: float,
+        floor: float | None,
         sides: Sides,
         note: str,
         n_holdout: int | None,
@@ -177,7 +179,8 @@ class Membership(Base):
         how = (
             f"{what}{worst}; bootstrap interval by patient."
             if name == "membership_auc"
-            else f"{what}: share of members above all but 10 % of the others; Clopper-Pearson."
+            else f"{what}: share of members above all but 10 % of the others; floor: (k + 1) / "
+            "(m + 1) of m others, k a tenth of them rounded down; Clopper-Pearson."
         )
         if subgroup == CONTROL:
             how = what
@@ -204,7 +207,24 @@ def named(won: Floats) -> int:
     From (n_members, n_others) wins: those who outscore all but a tenth of the non-members.
     """
     n_others = won.shape[1]
-    return int(np.sum(np.sum(won == 1, axis=1) >= n_others - int(FALSE_POSITIVES * n_others)))
+    return int(np.sum(np.sum(won == 1, axis=1) >= n_others - _may_exceed(n_others)))
+
+
+def by_chance(n_others: int) -> float:
+    """The share of members that `named` names where nothing leaks: (k + 1) / (m + 1).
+
+    m are the non-members, k = floor(m / 10) those who may exceed the threshold. A member is named
+    that ranks among the first k + 1 of itself and the m others, each rank being as likely as any.
+    Exact for scores without ties; the wins of `Ratio` come from no ranking, and it is near.
+
+    >>> [round(by_chance(m), 3) for m in (9, 24, 500)]
+    [0.1, 0.12, 0.102]
+    """
+    return (_may_exceed(n_others) + 1) / (n_others + 1)
+
+
+def _may_exceed(n_others: int) -> int:
+    return int(FALSE_POSITIVES * n_others)
 
 
 def patient_scores(

@@ -11,7 +11,7 @@ from synthmed.metrics.base import Base
 from synthmed.metrics.equal import compare
 from synthmed.metrics.shared import Shared, Side
 from synthmed.metrics.sides import Sides
-from synthmed.metrics.stats import Floats, Ints, normal_interval
+from synthmed.metrics.stats import Z95, Floats, Ints, clopper_pearson
 from synthmed.types import Estimate
 
 FIGURES = ("precision", "recall", "density", "coverage")
@@ -29,7 +29,8 @@ class PRDC(Base):
 
     Synthetic against holdout in z-scored descriptors, one scan a patient, equal counts (`equal`).
     Floor: real train in the place of synthetic; it is well below 1. Ceiling: the blurred holdout
-    against train.
+    against train. Interval: 1.96 standard errors, from halves of the patients; where all
+    of these say 0, or all say 1, the bound of Clopper and Pearson for none, or all, of as many.
 
     Args:
         k: neighbours that define a ball.
@@ -61,9 +62,13 @@ class PRDC(Base):
             method, note = "Overlap of k-NN balls.", f"a side has fewer than {self.k + 2} patients"
             if found is not None:
                 value = float(found.value[i])
-                top = np.inf if name == "density" else 1.0
+                # of so many scans each may lie in every ball
+                top = found.count / self.k if name == "density" else 1.0
                 if found.se is not None:
-                    ci = normal_interval(value, float(found.se[i]), 0.0, float(top))
+                    # halves that all say none, or all, have no spread: the exact bound is left
+                    gap = top * clopper_pearson(0, found.count)[1]
+                    reach = Z95 * float(found.se[i]) if found.se[i] > 1e-12 else gap
+                    ci = max(0.0, value - reach), min(top, value + reach)
                 if found.floor is not None and found.ceiling is not None:
                     floor, ceiling = float(found.floor[i]), float(found.ceiling[i])
                 method = (

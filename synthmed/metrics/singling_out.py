@@ -151,6 +151,8 @@ def _single(cohort: Columns, rng: np.random.Generator, whole: bool) -> Descripti
     low, high, category = [], [], []
     for k, values in enumerate(cohort.numbers.T):
         known = values[~np.isnan(values)]
+        if not len(known):  # a label that no sample has
+            continue
         ends = (known.max(), known.min()) if whole else rng.choice(known, 2)
         low += [
             _only(cohort.numbers, k, ends[0], -np.inf),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -10,14 +11,11 @@ import numpy as np
 from synthmed.metrics.shared import Shared, Side
 from synthmed.metrics.sides import Cases, Sides
 from synthmed.metrics.stats import Floats, Ints
-from synthmed.types import Estimate
+from synthmed.types import WORST, Estimate
 
 FEWEST = 10
 """People a side without whom nothing is said of a subgroup, and the least that is ever counted out
 in a note: a note may be printed in the report that leaves the house."""
-
-WORST = "worst subgroup"
-"""Slice of the estimate that a policy can ask about."""
 
 People = Mapping[Side, frozenset[str]]
 
@@ -127,7 +125,10 @@ class Part(Shared):
 def worst(
     estimates: Sequence[Estimate], name: str, judged: Sequence[str], left_out: Sequence[str]
 ) -> list[Estimate]:
-    """The estimate of the subgroup with the largest upper bound, as a slice of its own.
+    """The estimate of the subgroup whose upper bound is the largest share of its ceiling.
+
+    As a slice of its own. Ceilings differ between subgroups, so that bounds alone do not compare;
+    one without a ceiling counts as the worst.
 
     Null where there are subgroups and none of them can be judged, so that a policy sees it; nothing
     where there are none.
@@ -142,7 +143,7 @@ def worst(
     mine = [e for e in estimates if e.name == name and e.slice in judged]
     known = [e for e in mine if e.ci is not None]
     if known:
-        found = max(known, key=lambda e: e.ci[1] if e.ci else -np.inf)
+        found = max(known, key=_share_of_ceiling)
         note = "; ".join(filter(None, (f"worst of {len(known)}: {found.slice}", few)))
         return [found.model_copy(update={"slice": WORST, "note": note})]
     whole = [e for e in estimates if e.name == name and e.slice is None]
@@ -151,6 +152,12 @@ def worst(
     nothing = {"value": None, "ci": None, "floor": None, "ceiling": None, "n": 0}
     why = "; ".join(filter(None, (*(e.note for e in mine[:1]), few)))
     return [whole[0].model_copy(update={**nothing, "slice": WORST, "note": why})]
+
+
+def _share_of_ceiling(estimate: Estimate) -> float:
+    if estimate.ci is None or not estimate.ceiling or estimate.ceiling <= 0:
+        return math.inf
+    return estimate.ci[1] / estimate.ceiling
 
 
 def _labels(cases: Cases, condition: str) -> dict[str, str | float]:

@@ -127,7 +127,11 @@ def altered(
     from synthmed.config import Augment
 
     change = Augment(
-        flip=flip, shift_voxels=SHIFT_VOXELS, rotate_degrees=ROTATE_DEGREES, intensity=INTENSITY
+        flip=flip,
+        shift_voxels=SHIFT_VOXELS,
+        rotate_degrees=ROTATE_DEGREES,
+        intensity=INTENSITY,
+        probability=1.0,
     )
     images = torch.tensor([True] * block.shape[1] if is_image is None else list(is_image))
     out = []

@@ -54,6 +54,12 @@ def estimates(run: Run, model: Artifact) -> list[Estimate]:
     ]
 
 
+def failed(run: Run, model: Artifact) -> bool:
+    """Whether an audit of this very model has found that its promise is not kept."""
+    result = _result(run, model)
+    return bool(result) and not result["passed"]
+
+
 def _result(run: Run, model: Artifact) -> dict[str, Any]:
     """What the audit of this very model found; empty where it has had none."""
     file = run.private / "audit" / FILE

@@ -25,7 +25,7 @@ from synthmed.config import Config
 from synthmed.keys import Key
 from synthmed.loader import Loader, Side
 from synthmed.metrics.attacks import by_scores
-from synthmed.metrics.membership import CONTROL_SPLITS, FALSE_POSITIVES, named
+from synthmed.metrics.membership import CONTROL_SPLITS, by_chance, named
 from synthmed.metrics.stats import Floats, auc_of_halves, clopper_pearson
 from synthmed.origin import WEIGHTS
 from synthmed.progress import Progress
@@ -35,7 +35,6 @@ from synthmed.training import load_state
 from synthmed.types import Estimate
 
 NAMES = ("whitebox_auc", "whitebox_tpr_at_fpr10")
-FLOORS = (0.5, FALSE_POSITIVES)
 
 MIN_TRAIN, MIN_HOLDOUT = 4, 2
 """Patients of either side below which nothing is computed."""
@@ -134,9 +133,10 @@ def estimates(
 
     - `whitebox_auc`: P(a training patient scores higher than a held-out one), with a bootstrap
       interval by patient; the note gives a permutation p by patient and the members-only control,
-      the AUC between random halves of the training patients, which should be 0.5.
+      the central 95 % of AUCs between random halves of the training patients: how far from 0.5 one
+      strays with so few people where nothing leaks.
     - `whitebox_tpr_at_fpr10`: share of training patients above the score that at most 10 % of the
-      held-out ones exceed, with Clopper-Pearson.
+      held-out ones exceed, with Clopper-Pearson; its floor is `by_chance`.
 
     Args:
         members: of training patients.
@@ -166,9 +166,12 @@ def estimates(
         )
         values = (found.auc, true / n)
         intervals = (found.ci, clopper_pearson(true, n))
-        for which, value, ci, words in zip(NAMES, values, intervals, said, strict=True):
+        floors = (0.5, by_chance(m))
+        for which, value, ci, floor, words in zip(
+            NAMES, values, intervals, floors, said, strict=True
+        ):
             empty = _empty(which, name, n, m, seed, "; ".join(filter(None, (words, note))))
-            out.append(empty.model_copy(update={"value": value, "ci": ci}))
+            out.append(empty.model_copy(update={"value": value, "ci": ci, "floor": floor}))
     return out
 
 
@@ -188,7 +191,8 @@ def _empty(name: str, attack: str | None, n: int, n_holdout: int, seed: int, not
     how = {
         "whitebox_auc": "training patients against held-out ones; bootstrap interval by patient",
         "whitebox_tpr_at_fpr10": "share of training patients above all but 10 % of the held-out "
-        "ones; Clopper-Pearson",
+        "ones; floor: (k + 1) / (m + 1) of m held-out ones, k a tenth of them rounded down; "
+        "Clopper-Pearson",
     }[name]
     return Estimate(
         name=name,
@@ -198,7 +202,7 @@ def _empty(name: str, attack: str | None, n: int, n_holdout: int, seed: int, not
         ci=None,
         n=n,
         better="lower",
-        floor=dict(zip(NAMES, FLOORS, strict=True))[name],
+        floor=None,
         ceiling=1.0,
         method=f"White-box attack on the trained weights, a patient's mean over scans: {how}. "
         "Ceiling: an attack that is always right.",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from synthmed.metrics.subgroups import WORST
 from synthmed.report.words import words
+from synthmed.types import WORST
 
 WORST_FIRST = ("fail", "review", "inconclusive", "pass")
 _SAFETY = ("memorization", "membership", "audit")

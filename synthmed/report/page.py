@@ -10,13 +10,13 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from synthmed.metrics.subgroups import WORST
 from synthmed.report.chart import chart
 from synthmed.report.cited import cited
 from synthmed.report.curves import WAYS, curves
 from synthmed.report.glance import glance
 from synthmed.report.viewer import cost, scripts
 from synthmed.report.words import direction, words
+from synthmed.types import WORST
 
 MAX_PAGE_BYTES = 10_000_000
 _TAG_BYTES = 2_000

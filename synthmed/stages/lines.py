@@ -109,6 +109,44 @@ def _under_two_names(cohort: ScreenedCohort) -> Verdict:
     )
 
 
+def of_audit(failed: bool) -> list[Verdict]:
+    """A line where the run's own audit found that a promise of privacy is not kept."""
+    if not failed:
+        return []
+    return [
+        Verdict(
+            estimate="audit of the promise",
+            slice=None,
+            rule="no audit of this model has failed",
+            status="fail",
+            reason="audit of the promise: failed; synthmed audit says what does not fit.",
+        )
+    ]
+
+
+def of_reading(not_judged: int) -> list[Verdict]:
+    """A line where scans of an assessment were refused: nobody knows what is in them.
+
+    Args:
+        not_judged: real and synthetic scans.
+    """
+    if not not_judged:
+        return []
+    return [
+        Verdict(
+            estimate="scans that were not judged",
+            slice=None,
+            rule="none",
+            status="inconclusive",
+            reason=(
+                "scans that were not judged: some files of the folders were refused, so that "
+                "copies may be among them, or patients they are of; quarantine.tsv under "
+                "private/ names them."
+            ),
+        )
+    ]
+
+
 def of_scan(findings: Sequence[Finding]) -> Verdict:
     """The line on the identifier scan; kinds and counts, never what was found."""
     kinds = sorted({f.kind for f in findings})

@@ -28,7 +28,7 @@ from synthmed.report.facts import CohortFacts
 from synthmed.report.folder import SUMS, close, empty, sums, write_page, write_report
 from synthmed.report.images import Picture, masks_of
 from synthmed.stages import lines
-from synthmed.stages.identifiers import identifiers
+from synthmed.stages.identifiers import identifiers, source_names
 from synthmed.store import Run, digest, sync, write_bytes, write_json
 from synthmed.types import Decision, Estimate
 
@@ -59,6 +59,8 @@ def release(
     forbidden: Collection[str] = (),
     with_volumes: bool = True,
     inside: Sequence[Estimate] = (),
+    audit_failed: bool = False,
+    not_judged: int = 0,
 ) -> Decision:
     """Decide, write both reports, and fill RUN/release or RUN/withheld.
 
@@ -78,6 +80,8 @@ def release(
         with_volumes: False for a cohort that was made elsewhere: the folder then holds the
             shareable report and SHA256SUMS alone, and names no model.
         inside: estimates that the restricted report shows and no policy judges.
+        audit_failed: an audit found that the model's promise of privacy is not kept.
+        not_judged: scans of an assessment that were refused.
 
     Raises:
         UsageError: the config promises privacy that the model states nothing of.
@@ -88,8 +92,7 @@ def release(
             "privacy: the config promises it, and nothing says that the model keeps it",
             "Train the model anew with --overwrite.",
         )
-    for name in ("release", "withheld", "private/report"):
-        run.remove(run.path / name)
+    run.discard_release()
     searched = identifiers(run, config, evidence, forbidden)
     masks = masks_of(config)
     shown = images.synthetic(cohort, config.data.conditions, masks)
@@ -97,7 +100,12 @@ def release(
     seen = images.viewed(cohort, config.data.conditions, masks) if with_volumes else []
     material = _Material(config, evidence, cohort, told, shown, seen, len(searched), with_volumes)
     judged = policy.decide(config.policy.rules, evidence, n_holdout=told.n_holdout).verdicts
-    before_scan = [*judged, *lines.of_cohort(config, cohort, told, judged)]
+    before_scan = [
+        *judged,
+        *lines.of_cohort(config, cohort, told, judged),
+        *lines.of_audit(audit_failed),
+        *lines.of_reading(not_judged),
+    ]
 
     new = empty(run.private / ".release.new")
     findings: list[Finding] = []
@@ -159,11 +167,22 @@ def standing(run: Run, made_from: str) -> Decision | None:
         return None
     if sums(there[0]) != (there[0] / SUMS).read_text(encoding="utf-8"):
         return None  # altered since: it is built anew
-    return Decision.model_validate(content["decision"])
+    decision = Decision.model_validate(content["decision"])
+    report: Report = json.loads((there[0] / "report/report.json").read_text(encoding="utf-8"))
+    leaves = decision.decision == "RELEASE" or report["signature"] is not None
+    if leaves != (there[0].name == "release"):
+        return None  # somebody has moved it
+    return decision
 
 
-def sign(run: Run, name: str, reason: str) -> None:
+def sign(run: Run, config: Config, name: str, reason: str) -> None:
     """Move a cohort under REVIEW from withheld/ to release/, and record who, when and why.
+
+    Args:
+        run: the run, locked by the caller.
+        config: its config, whose source names whom name and reason must not mention.
+        name: who signs.
+        reason: why it may be released.
 
     Raises:
         UsageError: nothing to sign, released already, WITHHELD, changed since it was built, or
@@ -188,7 +207,7 @@ def sign(run: Run, name: str, reason: str) -> None:
             f"{withheld}: changed since it was built",
             f"Run `synthmed release {run.path}` to build it again.",
         )
-    if mentions(f"{name}\n{reason}", identifiers(run, None, (), ())):
+    if mentions(f"{name}\n{reason}", identifiers(run, config, (), source_names(config))):
         raise UsageError(
             "--sign or --reason: holds an identifier of the source, and would be released with it",
             "Say it without names, pseudonyms or file names of patients.",
@@ -307,6 +326,7 @@ def _signed_content(shareable: Report, restricted: Report) -> str:
     """
     privacy = {k: v for k, v in (shareable["privacy"] or {}).items() if k != "attempts"}
     decided_by = {k: restricted[k] for k in ("estimates", "policy")}
+    decided_by["digests"] = restricted["provenance"]["digests"]
     return digest([{**shareable, "signature": None, "privacy": privacy}, decided_by])
 
 

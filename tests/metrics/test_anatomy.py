@@ -67,6 +67,27 @@ def test_the_interval_covers_the_truth(truth: float) -> None:
     assert covered >= 0.92 * 400
 
 
+@pytest.mark.parametrize(("spread", "n", "m"), [(0.3, 1000, 60), (0.5, 500, 60), (1, 60, 60)])
+@pytest.mark.parametrize("truth", [0.0, 0.6])
+def test_the_interval_covers_where_a_cohort_is_less_various(
+    spread: float, n: int, m: int, truth: float
+) -> None:
+    """In units of the root of the mean variance. With equal variances assumed, 85 % at 0.3."""
+    rng = np.random.default_rng(2)
+    shift = truth * np.sqrt((1 + spread**2) / 2)
+    made_up, people = rng.normal(shift, spread, (3000, n)), rng.normal(0, 1, (3000, m))
+    ends = [anatomy.smd(x, y)[1] for x, y in zip(made_up, people, strict=True)]
+    covered = np.mean([low <= truth <= high for low, high in ends])
+    assert 0.935 <= covered <= 0.965  # 0.95, and nearly four standard errors
+
+
+def test_the_least_spread_stands_for_that_of_both_samples() -> None:
+    """Regions that are all alike: as with normal samples of that spread, never a point."""
+    d, (low, high) = anatomy.smd(np.full(30, 1.02), np.full(20, 1.0), 0.1)
+    reach = 1.959964 * np.sqrt(1 / 30 + 1 / 20 + d**2 * (1 / 29 + 1 / 19) / 8)
+    assert d == pytest.approx(0.2) and low == 0 and high == pytest.approx(d + reach, rel=1e-6)
+
+
 def test_a_region_that_is_too_large_is_named() -> None:
     found = measured(made(balls(3, 40, "s", growth=1.5).volumes))
     assert set(found) == {None, "region=parts:left", "region=parts:right"}  # not what was given

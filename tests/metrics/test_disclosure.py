@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -237,6 +238,23 @@ def test_a_patient_scanned_twice_is_one_record_and_unknown_labels_are_left_out()
     found = estimates(Sides(**{**of.__dict__, "holdout": nobody}))
     e = found["attribute_inference", "condition=kind"]
     assert e.value is None and "known labels" in e.note and found["linkability", None].ci
+
+
+def test_a_declared_number_that_no_sample_has_describes_nobody() -> None:
+    of = drawn(13)
+    labels = [{"kind": v["kind"]} for v in of.synthetic.labels]
+    silent = Cases(of.synthetic.volumes, of.synthetic.patients, labels)
+    of = Sides(**{**of.__dict__, "synthetic": silent})
+    found = estimates(of)
+    assert found["singling_out", None].ci is not None
+    assert found["attribute_inference", "condition=age"].value is None
+    given = tables(of)
+    bare = replace(given, continuous={})
+    many, few = (describe(columns(t.cohort, t), rng, whole=True) for t, rng in (
+        (given, np.random.default_rng(0)), (bare, np.random.default_rng(0))))  # fmt: skip
+    # nothing is asked of the number, and no description is made of it alone
+    assert np.isneginf(many.low[:, -1]).all() and np.isposinf(many.high[:, -1]).all()
+    assert len(many.low) == len(few.low)
 
 
 @pytest.mark.parametrize("case", ["no holdout", "two held out", "one sample", "collapsed", "flat"])

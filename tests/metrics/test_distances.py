@@ -33,7 +33,7 @@ from synthmed.metrics.equal import compare
 from synthmed.metrics.shared import Shared
 from synthmed.metrics.sides import Cases
 from tests.benchmarks import calibration
-from tests.metrics.cohorts import GRID, cases, made, sides
+from tests.metrics.cohorts import GRID, Points, cases, made, sides
 
 
 @pytest.fixture(scope="module")
@@ -369,6 +369,47 @@ def test_too_few_patients_is_a_reason_not_an_error(cohort: tuple[Cases, Cases, C
     given = sides(train, holdout, two)
     for e in [*MMD().estimate(given, Shared(given)), *PRDC().estimate(given, Shared(given))]:
         assert e.value is None and e.ci is None and "fewer than" in e.note
+
+
+def test_all_patients_are_used_where_two_equal_sides_are_cut_by_a_third() -> None:
+    """Thirty and thirty of whom ten are compared, train having ten: draws until all were seen."""
+    rng = np.random.default_rng(10)
+    people = {"train": 10, "holdout": 30, "synthetic": 30, "blurred": 30}
+    given = Points(0, **{side: rng.standard_normal((n, 2)) for side, n in people.items()})
+    seen: dict[str, list[int]] = {side: [] for side in people}
+
+    def first(a: str, i: np.ndarray, b: str, j: np.ndarray) -> np.ndarray:
+        seen[a] += list(i)
+        seen[b] += list(j)
+        return np.array([float(len(i))])
+
+    found = compare(given, first, "test", 20, 6)
+    assert found is not None and found.count == 10 and found.value == 10
+    assert len(seen["synthetic"]) == 200 and set(seen["synthetic"]) == set(range(30))
+
+
+def test_none_and_all_have_an_interval() -> None:
+    """One mean scan over and over, and strangers: every half says the same of them."""
+    rng = np.random.default_rng(11)
+    bound, smaller = (1 - 0.025 ** (1 / n) for n in (40, 24))
+    # from the middle everybody is nearer than they are to each other
+    middle = 1e-3 * rng.standard_normal((64, 40))
+    mean = Points(0, train=np.eye(40), holdout=middle[:24], synthetic=middle[24:], blurred=middle)
+    share, excess = Authenticity().estimate(mean.sides, mean)
+    assert (share.value, excess.value) == (0, 0)
+    assert share.ci == (0, pytest.approx(bound))
+    assert excess.ci == (pytest.approx(-bound - smaller), pytest.approx(bound + smaller))
+    ring = np.eye(40)
+    within = Points(0, train=ring, holdout=ring[:24], synthetic=middle[24:], blurred=ring)
+    far = Points(0, train=ring, holdout=ring[:24], synthetic=middle[24:] + 50, blurred=ring)
+    share, _ = Authenticity().estimate(far.sides, far)
+    assert share.value == 1 and share.ci == (pytest.approx(1 - bound), 1)
+    for points_, none in ((within, {"recall"}), (far, set(prdc.FIGURES))):
+        for e in PRDC().estimate(points_.sides, points_):
+            most = 24 / 5 if e.name == "density" else 1  # of five each sample is in all the balls
+            assert e.value == pytest.approx(0 if e.name in none else most)
+            ends = (0, smaller) if e.name in none else (1 - smaller, 1)
+            assert e.ci == pytest.approx((ends[0] * most, ends[1] * most))
 
 
 def test_half_interval_covers_the_expected_figure() -> None:

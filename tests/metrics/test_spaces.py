@@ -27,12 +27,11 @@ from synthmed.metrics.shared import Shared
 from synthmed.metrics.sides import Cases, Sides
 from synthmed.metrics.spaced import Mapped
 from synthmed.metrics.spaces import RegionVolumes
-from synthmed.metrics.subgroups import WORST
 from synthmed.pipeline import DEPENDS
 from synthmed.policy import decide
 from synthmed.progress import Progress
 from synthmed.stages.evaluate import judge
-from synthmed.types import Estimate
+from synthmed.types import WORST, Estimate
 from tests.metrics.cohorts import GRID, cases, made, sides
 
 # --- regions -------------------------------------------------------------------------------------

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats as reference
 from sklearn.metrics import roc_auc_score
 
 from synthmed.metrics import DiscriminatorAUC, Utility, reader, taught, utility
 from synthmed.metrics.shared import Shared
-from synthmed.metrics.sides import Cases
+from synthmed.metrics.sides import Cases, Sides
 from synthmed.types import Estimate
 from tests.metrics.cohorts import GRID, Points, cases, made, sides
 
@@ -70,6 +71,82 @@ def test_the_whole_is_the_condition_that_falls_shortest() -> None:
     found = measured(as_made(labelled(3, 40, "s", swap=True)))
     assert found["auc_tstr", None].value == found["auc_tstr", "condition=kind"].value
     assert found["auc_tstr", None].note.startswith("condition=kind")
+
+
+def test_the_whole_is_judged_by_the_lower_end_as_a_policy_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One falls shorter as measured, the other may fall further short; a third has no interval."""
+    ends: dict[str, tuple[float, tuple[float, float] | None]] = {
+        "sure": (-0.08, (-0.1, -0.06)), "unsure": (-0.02, (-0.3, 0.2)), "unknown": (0.1, None)
+    }  # fmt: skip
+    few = sides(*(cases(np.random.default_rng(i), 1, "ths"[i]) for i in range(3)))
+    start = Estimate(
+        name="auc_tstr_minus_trtr", group="utility", value=0.0, ci=None, n=1, better="higher",
+        floor=0.0, ceiling=None, method="", seed=0,
+    )  # fmt: skip
+
+    def found(metric: Utility, condition: str, *rest: Any) -> Any:
+        value, ci = ends[condition]
+        update = {"value": value, "ci": ci, "slice": f"condition={condition}"}
+        own = [start.model_copy(update=update)]
+        return utility._Found(own, own)
+
+    monkeypatch.setattr(Utility, "_condition", found)
+    for asked, first in ((["sure", "unsure"], "unsure"), (list(ends), "unknown")):
+        given = Sides(**{**few.__dict__, "categorical": dict.fromkeys(asked, ("a", "b"))})
+        (whole,) = [e for e in Utility().estimate(given, Shared(given)) if e.slice is None]
+        assert (whole.value, whole.ci) == ends[first] and whole.note == f"condition={first}"
+
+
+def with_rare(given: Cases, n: int) -> Cases:
+    """The cases with another label, which so many of the ill have, and age."""
+    ill = [i for i, v in enumerate(given.labels) if v["kind"] == "ill"]
+    labels = [{**v, "mark": "yes" if i in ill[:n] else "no"} for i, v in enumerate(given.labels)]
+    return Cases(given.volumes, given.patients, labels)
+
+
+def test_with_fewer_than_ten_of_a_category_nothing_is_there_to_be_judged() -> None:
+    made_up = with_rare(as_made(labelled(3, 40, "s")), 15)
+    for n, trained in ((9, 15), (10, 15), (0, 15)):
+        given = sides(
+            with_rare(labelled(1, 40, "t"), trained), with_rare(labelled(2, 24, "h"), n), made_up,
+            100, categorical={"kind": ("ill", "well"), "mark": ("yes", "no")},
+        )  # fmt: skip
+        found = {(e.name, e.slice): e for e in Utility(draws=1).estimate(given, Shared(given))}
+        few = "a category has fewer than 10 held-out patients"
+        for name in taught.names("auc"):
+            whole, own = found[name, None], found[name, "condition=mark"]
+            assert (whole.value is None) == (n < 10) and (few in own.note) == (0 < n < 10)
+            if n < 10:
+                assert (whole.ci, whole.floor, whole.n_holdout) == (None, None, None)
+                assert "condition=mark; " in whole.note and "9" not in whole.note
+        # for reading there are figures, and the label that has enough people is judged in a part
+        assert (found["auc_tstr", "condition=mark"].value is None) == (n == 0)
+        assert found["auc_tstr", "kind=ill"].value is not None
+    alone = {"categorical": {"mark": ("yes", "no")}}
+    given = sides(given.train, with_rare(labelled(2, 24, "h"), 9), made_up, 100, **alone)
+    found = {(e.name, e.slice): e for e in Utility(draws=1).estimate(given, Shared(given))}
+    assert all(e.value is None for (_, where), e in found.items() if where in (None, "mark=no"))
+
+
+def test_the_interval_is_far_too_narrow_with_three_of_a_category_and_less_so_with_ten() -> None:
+    """Of a difference of two readers, one of whom hears more noise: coverage of 95 %."""
+    truth_of = [reference.norm.cdf(1 / np.sqrt(2 * (1 + s**2))) for s in (0.3, 1.0)]
+    covered = {}
+    for few in (3, 10, 20):
+        truth = np.array(["a"] * few + ["b"] * (60 - few))
+        hits = 0
+        for seed in range(400):
+            rng = np.random.default_rng(seed)
+            judge = utility.Judge(truth, "category", 200, rng)
+            seen = (truth == "a") + rng.standard_normal(60)
+            said = [seen + s * rng.standard_normal(60) for s in (0.3, 1.0)]
+            a, b = (judge.figures([np.stack([x, -x], axis=1)]) for x in said)
+            low, high = taught.interval(a - b, judge, -1.0)
+            hits += low <= truth_of[0] - truth_of[1] <= high
+        covered[few] = hits / 400
+    assert covered[3] < 0.84 and covered[10] > 0.87 and covered[20] > 0.91, covered
 
 
 def at_sites(given: Cases, swapped: str = "") -> Cases:

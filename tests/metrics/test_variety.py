@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from monai.metrics.regression import compute_ms_ssim, compute_ssim_and_cs
+from scipy import stats as reference
 from scipy.ndimage import gaussian_filter
 
 from synthmed.metrics import MSSSIMDiversity, Vendi, diversity, vendi
@@ -53,6 +54,18 @@ def test_ms_ssim_is_monais(shape: tuple[int, int, int], levels: int) -> None:
         whole = [torch.from_numpy(v.clip(0, 1))[None, None] for v in (a, b)]
         reference = compute_ms_ssim(*whole, 3, weights=(1.0,)).item()
         assert diversity.ms_ssim(a, b) == pytest.approx(reference, abs=1e-5)
+
+
+@pytest.mark.parametrize("n", [2, 4, 10])
+def test_the_interval_of_few_pairs_is_students_and_covers(n: int) -> None:
+    rng = np.random.default_rng(n)
+    covered = 0
+    for x in rng.normal(0.5, 0.01, (2000, n)):
+        found = diversity.mean_interval(x)
+        expected = reference.t.interval(0.95, n - 1, x.mean(), reference.sem(x))
+        assert found == pytest.approx(np.clip(expected, 0, 1), abs=1e-12)
+        covered += found[0] <= 0.5 <= found[1]
+    assert covered / 2000 == pytest.approx(0.95, abs=0.02)
 
 
 def test_a_cohort_of_one_scan_is_one_and_noise_is_beyond_its_target() -> None:

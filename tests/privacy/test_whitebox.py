@@ -361,6 +361,7 @@ def test_both_estimates_are_those_of_a_loop() -> None:
         best = max(t for t in [-np.inf, *b] if np.mean(b >= t) > 0.1)  # the next one is a tenth
         assert share.value == pytest.approx(np.mean(a > best)) and np.mean(b > best) <= 0.1
         assert (auc.n, auc.n_holdout, auc.seed, auc.slice) == (n, m, 7, "score=x")
+        assert (auc.floor, share.floor) == (0.5, (m // 10 + 1) / (m + 1))  # whom chance would name
         assert auc.note.endswith("; said") and share.note.endswith("; said")
 
 

@@ -510,7 +510,8 @@ PROOFS = {
         "pipelines/cohort.smk makes the bytes that `synthmed generate` makes.", prove_snakemake
     ),
     "screen": Proof(
-        "The copies test raises at most 6 alarms in 300 cohorts for each sampler that copies nobody.",
+        "The copies test raises at most 6 alarms in 300 cohorts for each sampler that copies "
+        "nobody.",
         prove_screen,
     ),
     "private-kills": Proof(

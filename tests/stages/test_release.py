@@ -123,7 +123,7 @@ class House:
             "n_holdout": 60,
             "n_synthetic": N - 1,
             "n_dropped": fields.pop("n_dropped", 1),
-            "digests": {"model": "ab" * 32},
+            "digests": fields.pop("digests", {"model": "ab" * 32}),
             "versions": {"torch": "2.13.0"},
             "unknown": "ignored",
         }
@@ -345,7 +345,7 @@ def test_names_of_the_source_block_the_release_and_common_words_do_not(house: Ho
 def test_signing_a_review(house: House) -> None:
     house.release(OPEN)
     before = content(house.run.path / "withheld")
-    stage.sign(house.run, " Dr. Weiss ", "Looked at all volumes.")
+    stage.sign(house.run, config(), " Dr. Weiss ", "Looked at all volumes.")
     assert house.there == {"release"}
     after = content(house.run.path / "release")
     assert {n for n in after if after[n] != before.get(n)} == {
@@ -372,7 +372,7 @@ def test_signing_a_review(house: House) -> None:
 
 def test_a_signature_holds_for_the_same_report_alone(house: House) -> None:
     house.release(OPEN)
-    stage.sign(house.run, "W", "Seen.")
+    stage.sign(house.run, config(), "W", "Seen.")
     signed = content(house.run.path / "release")
     assert house.release(OPEN).decision == "REVIEW"
     assert content(house.run.path / "release") == signed
@@ -382,24 +382,73 @@ def test_a_signature_holds_for_the_same_report_alone(house: House) -> None:
 
 def test_what_cannot_be_signed(house: House) -> None:
     with pytest.raises(UsageError, match="no decision yet"):
-        stage.sign(house.run, "W", "Seen.")
+        stage.sign(house.run, config(), "W", "Seen.")
     house.release(FAILING)
     with pytest.raises(UsageError, match="WITHHELD cannot be signed away"):
-        stage.sign(house.run, "W", "Seen.")
+        stage.sign(house.run, config(), "W", "Seen.")
     assert house.there == {"withheld"}
     house.release(PASSING)
     with pytest.raises(UsageError, match="released already"):
-        stage.sign(house.run, "W", "Seen.")
+        stage.sign(house.run, config(), "W", "Seen.")
     house.release(OPEN)
     with pytest.raises(UsageError, match="both must say something"):
-        stage.sign(house.run, "W", "  ")
+        stage.sign(house.run, config(), "W", "  ")
     for reason in (f"seen {PATIENTS[0]}", "file Mustermann_Erika is gone"):
         with pytest.raises(UsageError, match="holds an identifier"):
-            stage.sign(house.run, "W", reason)
+            stage.sign(house.run, config(), "W", reason)
     (house.run.path / "withheld/participants.tsv").write_text("altered")
     with pytest.raises(UsageError, match="changed since it was built"):
-        stage.sign(house.run, "W", "Seen.")
+        stage.sign(house.run, config(), "W", "Seen.")
     assert house.there == {"withheld"}
+
+
+@pytest.mark.parametrize("told", ["--sign", "--reason"])
+def test_a_signature_names_nothing_of_the_source(house: House, tmp_path: Path, told: str) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    rows = ["participant_id\tsex\timage", "Okonkwo-0002\tF\tscan_0815.nii.gz"]
+    (source / "participants.tsv").write_text("\n".join(rows) + "\n")
+    (source / "scan_0815.nii.gz").write_bytes(b"")
+    data = {**config().data.model_dump(mode="json"), "source": str(source)}
+    house.release(OPEN)
+    for named in ("okonkwo-0002", "scan_0815"):
+        said = {"--sign": "W", "--reason": "Seen.", told: f"compared with {named}"}
+        with pytest.raises(UsageError, match="holds an identifier"):
+            stage.sign(house.run, config(data=data), said["--sign"], said["--reason"])
+    assert house.there == {"withheld"}
+    stage.sign(house.run, config(data=data), "W", "compared with a female participant")
+
+
+def test_a_signature_does_not_hold_for_another_cohort(house: House) -> None:
+    """Also where no figure tells the two apart, as with few metrics and no copies in either."""
+    house.release(OPEN)
+    stage.sign(house.run, config(), "W", "Seen.")
+    house.release(OPEN, digests={"model": "ab" * 32, "cohort": "cd" * 32})
+    assert house.there == {"withheld"}
+
+
+@pytest.mark.parametrize(
+    ("doubt", "decision", "said"),
+    [
+        ({"audit_failed": True}, "WITHHELD", "audit of the promise"),
+        ({"not_judged": 3}, "REVIEW", "scans that were not judged"),
+    ],
+)
+def test_what_no_estimate_knows_of_decides_too(
+    house: House, doubt: dict[str, Any], decision: str, said: str
+) -> None:
+    found = house.release(PASSING, **doubt)
+    assert found.decision == decision and found.reasons[0].startswith(f"{said}: ")
+    assert house.there == {"withheld"}
+
+
+@pytest.mark.parametrize("evidence", [PASSING, OPEN])
+def test_a_folder_that_was_moved_is_not_taken_for_decided(house: House, evidence: Estimate) -> None:
+    house.release(evidence, made_from="a")
+    (name,) = house.there
+    (other,) = {"release", "withheld"} - {name}
+    (house.run.path / name).rename(house.run.path / other)
+    assert stage.standing(house.run, "a") is None
 
 
 def test_standing(house: House) -> None:
@@ -407,7 +456,7 @@ def test_standing(house: House) -> None:
     decision = house.release(OPEN, made_from="a")
     assert stage.standing(house.run, "a") == decision
     assert stage.standing(house.run, "b") is None
-    stage.sign(house.run, "W", "Seen.")
+    stage.sign(house.run, config(), "W", "Seen.")
     assert stage.standing(house.run, "a") == decision
 
 
@@ -444,7 +493,7 @@ def test_a_cohort_made_elsewhere_gets_a_report_alone(house: House) -> None:
     assert others == {"SHA256SUMS", "report/report.html", "report/report.json"}
     assert json.loads(files["report/report.json"])["data"]["backbone"] is None
     assert b"cvae" not in files["report/report.html"]
-    stage.sign(house.run, "W", "Seen.")
+    stage.sign(house.run, config(), "W", "Seen.")
     assert b"Seen." in content(house.run.path / "release")["report/report.html"]
 
 

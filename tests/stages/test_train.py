@@ -412,7 +412,7 @@ def test_brightness_learnt_with_its_gain_is_asked_for_without() -> None:
     """White volumes under random gains, and a line from what is told to brightness."""
     data = dataset(40)
     white = Dataset(**{**data.__dict__, "volumes": np.ones_like(data.volumes)})
-    source = loader(white, 8, Augment(intensity=0.3, flip=True))
+    source = loader(white, 8, Augment(intensity=0.3, flip=True, probability=1))
     assert source.spec.condition_width == 2 + 3
     assert source.description()["condition_width"] == 5
     told, seen = [], []
