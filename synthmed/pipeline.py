@@ -30,7 +30,7 @@ from synthmed.privacy import audited
 from synthmed.privacy.ledger import Ledger
 from synthmed.progress import Progress
 from synthmed.stages import evaluate, fetch, ingest, prepare, release, sample, screen, train
-from synthmed.stages.identifiers import source_names
+from synthmed.stages.identifiers import names_at_hand, source_names
 from synthmed.stages.sample import Sampler
 from synthmed.store import FOLDER, Artifact, Kind, Run
 from synthmed.traces import BEGUN
@@ -292,6 +292,7 @@ class Line:
             forbidden=source_names(self.config),
             inside=inside,
             audit_failed=audited.failed(self.run, made["model"]),
+            names_known=names_at_hand(self.config),
         )
         self.run.log("release", decision=decision.decision)
         self.run.record(__version__)

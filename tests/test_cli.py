@@ -352,6 +352,25 @@ def test_artifacts_of_two_runs_make_no_release(
     assert not any((copied.path / n).exists() for n in ("release", "withheld"))
 
 
+def test_names_that_cannot_be_searched_for_leave_the_decision_open(
+    copied: Finished, synthmed: Cli, tmp_path: Path
+) -> None:
+    """The source is not there when the release is built anew."""
+    shutil.rmtree(copied.path / "release")
+    file = copied.path / "config.yaml"
+    source = configfile.load(file).data.source
+    assert str(source) in file.read_text()
+    moved = synthmed("release", copied.path, "-q")
+    assert moved.code == 0
+    shutil.rmtree(copied.path / "release")
+    Path(source).rename(tmp_path / "elsewhere")
+    try:
+        result = synthmed("release", copied.path, "-q")
+    finally:
+        (tmp_path / "elsewhere").rename(source)
+    assert result.code == 4 and "its names were not searched for" in result.out
+
+
 def test_withheld_cannot_be_signed(copied: Finished, synthmed: Cli) -> None:
     result = decide(copied, synthmed, WITHHELD, "--json")
     assert result.code == 4

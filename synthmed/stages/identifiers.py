@@ -54,22 +54,27 @@ def identifiers(
     return pseudonyms | kept
 
 
+def names_at_hand(config: Config) -> bool:
+    """Whether the source, or of a PACS its table if it has one, is there to take names from."""
+    root, file = source_folder(config), table_file(config)
+    return root.is_dir() if root is not None else file is None or file.is_file()
+
+
 def source_names(config: Config) -> set[str]:
     """Names of the source's files and folders, and its tables' words for people.
 
     Empty where the source is no longer there. Of a PACS it is the table's words for people.
     """
-    root, data = source_folder(config), config.data
-    if root is None:
-        file = table_file(config)
-        if file is None or not file.is_file():
-            return set()
+    root, data, file = source_folder(config), config.data, table_file(config)
+    if not names_at_hand(config):
+        return set()
+    if root is not None:
+        listing = walk(root)
+    elif file is None:
+        return set()
+    else:
         listing = Listing(file.parent, {file.name: file.stat().st_size}, {})
         data = data.model_copy(update={"table": file.name})
-    elif root.is_dir():
-        listing = walk(root)
-    else:
-        return set()
     names = {part for path in listing.sizes for part in _parts(path)}
     found, _ = participants(listing, data)
     for table in found:

@@ -147,18 +147,30 @@ def of_reading(not_judged: int) -> list[Verdict]:
     ]
 
 
-def of_scan(findings: Sequence[Finding]) -> Verdict:
-    """The line on the identifier scan; kinds and counts, never what was found."""
+def of_scan(findings: Sequence[Finding], names_known: bool) -> Verdict:
+    """The line on the identifier scan; kinds and counts, never what was found.
+
+    Args:
+        findings: of the scan.
+        names_known: whether the names in the source could be searched for.
+    """
     kinds = sorted({f.kind for f in findings})
-    return Verdict(
-        estimate="identifier scan",
-        slice=None,
-        rule="nothing found in any file",
-        status="fail" if findings else "pass",
-        reason=(
-            f"identifier scan: {len(findings)} findings ({', '.join(kinds)}); "
-            "the restricted report lists the files."
-            if findings
-            else "identifier scan: nothing found in any file."
-        ),
+    if findings:
+        status = "fail"
+        said = (
+            f"{len(findings)} findings ({', '.join(kinds)}); the restricted report lists the files"
+        )
+    elif names_known:
+        status, said = "pass", "nothing found in any file"
+    else:
+        status = "inconclusive"
+        said = "nothing found, but data.source is not there, so its names were not searched for"
+    return Verdict.model_validate(
+        {
+            "estimate": "identifier scan",
+            "slice": None,
+            "rule": "nothing found in any file",
+            "status": status,
+            "reason": f"identifier scan: {said}.",
+        }
     )

@@ -61,6 +61,7 @@ def release(
     inside: Sequence[Estimate] = (),
     audit_failed: bool = False,
     not_judged: int = 0,
+    names_known: bool = True,
 ) -> Decision:
     """Decide, write both reports, and fill RUN/release or RUN/withheld.
 
@@ -82,6 +83,7 @@ def release(
         inside: estimates that the restricted report shows and no policy judges.
         audit_failed: an audit found that the model's promise of privacy is not kept.
         not_judged: scans of an assessment that were refused.
+        names_known: whether `forbidden` holds the source's names: False where it is not there.
 
     Raises:
         UsageError: the config promises privacy that the model states nothing of.
@@ -109,11 +111,11 @@ def release(
 
     new = empty(run.private / ".release.new")
     findings: list[Finding] = []
-    decision = policy.conclude([*before_scan, lines.of_scan(findings)])
+    decision = policy.conclude([*before_scan, lines.of_scan(findings, names_known)])
     shareable = _fill(new, material, decision, findings)
     findings = scan(new, forbidden=searched, own=[viewer.library().encode()])
     if findings:
-        decision = policy.conclude([*before_scan, lines.of_scan(findings)])
+        decision = policy.conclude([*before_scan, lines.of_scan(findings, names_known)])
         shareable = _fill(empty(new), material, decision, findings)
 
     private = empty(run.private / ".report.new")

@@ -432,6 +432,7 @@ def test_a_signature_does_not_hold_for_another_cohort(house: House) -> None:
     [
         ({"audit_failed": True}, "WITHHELD", "audit of the promise"),
         ({"not_judged": 3}, "REVIEW", "scans that were not judged"),
+        ({"names_known": False}, "REVIEW", "identifier scan"),
     ],
 )
 def test_what_no_estimate_knows_of_decides_too(
