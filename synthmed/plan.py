@@ -175,9 +175,13 @@ def _best(
         value = None
     elif rule.slice == WORST:
         parts = [(n, round(config.data.holdout * n)) for n in counts.values()]
-        # the largest that can be judged at all: the worst may be it
-        held_out = max((h for n, h in parts if min(h, n - h) >= FEWEST), default=0)
+        # all that can be measured are judged, and each has to pass
+        held_out = min((h for n, h in parts if min(h, n - h) >= FEWEST), default=0)
         value = value if held_out else None
+    elif rule.slice is None and rule.estimate.startswith("auc_") and counts:
+        # a category with fewer has no utility that could be judged
+        fewest = min(round(config.data.holdout * n) for n in counts.values())
+        value = value if fewest >= FEWEST else None
     return start.model_copy(update={"value": value, "ci": ci, "n_holdout": held_out})
 
 

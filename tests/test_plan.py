@@ -109,9 +109,12 @@ def test_a_subgroup_needs_held_out_people_of_its_own(config: Callable[..., Confi
     chosen = config(policy={}, data__holdout=0.3)
     halves = {"diagnosis": {"control": 100, "atrophy": 100}, "sex": {"F": 100, "M": 100}}
     assert plan.cannot_pass(chosen, 140, 60, halves) == ["mmd2_excess [worst subgroup]"]
-    # one is large, and the other too small to be judged: the large one may pass
-    apart = {"diagnosis": {"control": 170, "atrophy": 30}, "sex": {"F": 100, "M": 100}}
-    assert plan.cannot_pass(chosen, 140, 60, apart) == []
+    # every one that can be measured has to pass, so a middling one stands in the way
+    small = {"diagnosis": {"control": 170, "atrophy": 40}, "sex": {"F": 100, "M": 110}}
+    assert plan.cannot_pass(chosen, 147, 63, small) == ["mmd2_excess [worst subgroup]"]
+    # one too small to be measured does not, but utility takes ten of every category
+    apart = {"diagnosis": {"control": 370, "atrophy": 30}, "sex": {"F": 200, "M": 200}}
+    assert plan.cannot_pass(chosen, 280, 120, apart) == ["auc_tstr_minus_trtr"]
     assert plan.cannot_pass(config(policy={}, data__conditions={}), 140, 60, {}) == []
 
 
