@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from synthmed import configfile, store
+from synthmed import configfile, policy, store
 from synthmed.artifacts import Catalogue, Cohort, Dataset, Sample, Scan, ScreenedCohort
 from synthmed.config import CATEGORY, Condition, Config
 from synthmed.errors import InputError, UsageError
@@ -78,6 +78,7 @@ def assess(
         )
     chosen = _config(real, synthetic, config, patient, seed)
     verify_features(chosen)
+    policy.verify(chosen)
     run = Run(out)
     with run.lock():
         store.write_json(out / MARK, {"schema_version": 1})

@@ -229,9 +229,10 @@ def compare(
 @app.command()
 def check(config: ConfigArg, set_: SetOption = None, as_json: JsonOption = False) -> None:
     """Validate a config and print it resolved."""
-    from synthmed import configfile
+    from synthmed import configfile, policy
 
     resolved = configfile.load(configfile.find(config), set_ or [])
+    policy.verify(resolved)
     if as_json:
         print_json(resolved.model_dump(mode="json"))
     else:
@@ -302,11 +303,12 @@ def plan(
     quiet: QuietOption = False,
 ) -> None:
     """Before training: what the data are, and the memory and time the config will take."""
-    from synthmed import configfile
+    from synthmed import configfile, policy
     from synthmed.plan import describe, fingerprint
 
     values = {"data.source": input_} if input_ else {}
     resolved = configfile.load(configfile.find(config), set_ or [], values)
+    policy.verify(resolved)
     facts = fingerprint(resolved, pick_device(device), quiet)
     if as_json:
         print_json(facts)

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from synthmed import __version__, configfile, origin, ranks, receipt, store
+from synthmed import __version__, configfile, origin, policy, ranks, receipt, store
 from synthmed.artifacts import Catalogue, Cohort, Dataset, ScreenedCohort
 from synthmed.conditions import Conditions
 from synthmed.config import Config
@@ -444,8 +444,10 @@ def begin(run: Run, config: Config, overwrite: bool) -> None:
     stage already made needs `overwrite`, which discards from the first such stage on.
 
     Raises:
-        UsageError: stages are stale and `overwrite` is not set, or people are half taken out.
+        UsageError: stages are stale and `overwrite` is not set, people are half taken out, or the
+            policy names what there cannot be.
     """
+    policy.verify(config)
     if (run.private / BEGUN).exists():
         raise UsageError(
             f"run {run.path}: `synthmed forget` was cut off in it",

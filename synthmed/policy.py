@@ -35,7 +35,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from synthmed.config import RESERVED, Rule
+from synthmed.config import RESERVED, Config, Rule
+from synthmed.errors import UsageError
+from synthmed.report.words import WORDS
 from synthmed.types import WORST, Decision, Estimate, Verdict
 
 MIN_HOLDOUT = 50
@@ -46,6 +48,32 @@ QUALITY = frozenset({"fidelity", "utility"})
 
 _ORDER = {"fail": 0, "review": 1, "inconclusive": 2, "pass": 3}
 _SIDE = {"lower": "lower bound", "upper": "upper bound", "value": "value"}
+
+
+def verify(config: Config) -> None:
+    """See that rules that may be left out name what there can be.
+
+    One that is required and names nothing is inconclusive; one that is not would be left out for
+    good by a slip of the pen.
+
+    Raises:
+        UsageError: no estimate, or no part of the cohort, has such a name.
+    """
+    for rule in config.policy.rules:
+        if rule.required:
+            continue
+        if rule.estimate not in WORDS:
+            raise UsageError(
+                f"policy.rules: {rule.estimate}: no estimate is called so",
+                f"Known: {', '.join(sorted(WORDS))}.",
+            )
+        part = rule.slice
+        parts = (None, WORST, *config.data.subgroups)
+        if part not in parts and str(part).split("=")[0] not in RESERVED:
+            raise UsageError(
+                f"policy.rules: {_subject(rule, None)}: this config makes no such part",
+                f"Known: {', '.join(str(p) for p in parts[1:])}.",
+            )
 
 
 def decide(rules: Sequence[Rule], estimates: Sequence[Estimate], *, n_holdout: int) -> Decision:

@@ -42,6 +42,20 @@ def refused(result: Result, code: int, *said: str) -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
+        (
+            [
+                *("check", "quickstart", "--set"),
+                "policy.rules=[{estimate: mmd_2, at_most: 1, required: false}]",
+            ],
+            ["mmd_2: no estimate is called so", "mmd2_excess"],
+        ),
+        (
+            [
+                *("plan", "quickstart", "--set"),
+                "policy.rules=[{estimate: kid, slice: worst subgoup, at_most: 1, required: false}]",
+            ],
+            ["kid [worst subgoup]: this config makes no such part", "diagnosis=atrophy"],
+        ),
         (["generate", "no-such.yaml"], ["config no-such.yaml: no such file", "quickstart"]),
         (["generate"], ["Missing argument"]),
         (["frobnicate"], ["frobnicate"]),
