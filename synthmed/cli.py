@@ -335,7 +335,6 @@ def audit(
 ) -> None:
     """Attack a run's own weights; of a private run check also its records against its claim."""
     from synthmed import configfile
-    from synthmed.pipeline import Line
     from synthmed.privacy.run_audit import describe, perform
     from synthmed.progress import Progress
 
@@ -344,8 +343,8 @@ def audit(
     with opened(run, configfile.load(run / "config.yaml"), overwrite=False) as (there, config):
         model, progress = there.require("model"), Progress("audit", quiet)
         result = perform(there, config, model, canaries, worlds, seed, on, progress)
-        if not result["passed"] and (run / "release").is_dir():
-            Line(there, config, on, quiet).release()  # it no longer may stand
+        if not result["passed"]:
+            there.discard_release()  # `release` decides anew, knowing of it
     if as_json:
         print_json(result)
     else:

@@ -35,7 +35,7 @@ def cases(seed: int, n: int, prefix: str) -> Cases:
     )
 
 
-def sides(n_holdout: int = 12) -> Sides:
+def sides(n_holdout: int = 20) -> Sides:
     return Sides(
         train=cases(1, 20, "t"),
         holdout=cases(2, n_holdout, "h"),

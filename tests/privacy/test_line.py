@@ -246,6 +246,7 @@ def test_a_record_that_was_tampered_with_fails_the_audit(
     assert result.code == 4
     assert "largest contribution: 0.2, claimed 0.1: NOT MET" in result.out
     assert "FAILED: do not release" in result.out
+    assert not (copy / "release").exists(), "what it was to keep may no longer leave"
 
 
 # --- beforehand -----------------------------------------------------------------------------------
