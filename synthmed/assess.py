@@ -129,21 +129,21 @@ def _config(
     real: Path, synthetic: Path, config: str | None, patient: str | None, seed: int | None
 ) -> Config:
     """The config to judge by: the one named, or one made of what the two tables share."""
-    values: dict[str, Any] = {"data.source": str(real), "privacy": None}
+    values: dict[str, Any] = {"data.source": str(real)}
     if patient is not None:
         values["data.patient"] = patient
     if seed is not None:
         values["seed"] = seed
     if config is not None:
-        file = configfile.find(config)
-        if configfile.load(file, (), {"data.source": str(real)}).privacy is not None:
+        named = configfile.load(configfile.find(config), (), values)
+        if named.privacy is not None:
             raise UsageError(
                 f"{config}: privacy promises that no figure of these patients leaves, and the "
                 "report of an assessment for others states such figures",
                 "Read the restricted report of the private run. Or name a config with privacy: "
                 "null, and keep all that is written here in the house.",
             )
-        return configfile.load(file, (), values)
+        return named
     tree: dict[str, Any] = {
         "data": {
             "source": str(real),

@@ -176,10 +176,10 @@ def release(
     resolved = configfile.load(configfile.find(config) if config else run / "config.yaml")
     with opened(run, resolved, overwrite) as (folder, chosen):
         line = Line(folder, chosen, "cpu", quiet)
-        seen = line.standing() is not None
+        read = sign is not None and line.standing() is not None
         decision = line.release()
         if sign and reason:
-            if not seen:
+            if not read:
                 raise UsageError(
                     f"run {run}: its report was made only now, and nobody has read it",
                     f"Read {run / 'private/report/report.html'}, then sign.",

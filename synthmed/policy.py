@@ -124,16 +124,17 @@ def _judged(
 ) -> Verdict:
     """One line of the policy, on the estimates of that name and slice."""
     named = known.get((rule.estimate, rule.slice))
-    subgroups = [
-        e
-        for (name, part), e in known.items()
-        if name == rule.estimate and part and _is_subgroup(part) and _interval(e)
-    ]
-    if rule.slice != WORST or named is None or not subgroups:
-        return _doubted(rule, named, judge(rule, named, n_holdout))
-    # of equal answers that of the subgroup which the evidence calls the worst
-    subgroups.sort(key=lambda e: e.ci != named.ci)
-    answers = [_doubted(rule, e, judge(rule, e, n_holdout)) for e in subgroups]
+    asked: Sequence[Estimate | None] = [named]
+    if rule.slice == WORST and named is not None:
+        subgroups = [
+            e
+            for (name, part), e in known.items()
+            if name == rule.estimate and part and _is_subgroup(part) and _interval(e)
+        ]
+        # of equal answers that of the subgroup which the evidence calls the worst
+        subgroups.sort(key=lambda e: e.ci != named.ci)
+        asked = subgroups or asked
+    answers = [_doubted(rule, e, judge(rule, e, n_holdout)) for e in asked]
     return min(answers, key=lambda v: _ORDER[v.status])
 
 

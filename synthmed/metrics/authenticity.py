@@ -10,7 +10,7 @@ import numpy as np
 from synthmed.metrics.base import Base
 from synthmed.metrics.shared import Shared, Side, pick
 from synthmed.metrics.sides import Sides
-from synthmed.metrics.stats import Z95, Floats, clopper_pearson, half, half_se
+from synthmed.metrics.stats import Floats, clopper_pearson, half, half_se, normal_interval
 from synthmed.types import Estimate
 
 FEWEST_TRAIN, FEWEST_OTHERS = 6, 4
@@ -140,9 +140,7 @@ class _Share:
         """95 % interval; null where halves are too small."""
         if self.halves is None:
             return None
-        se = half_se(self.halves)
-        reach = Z95 * se if se > 1e-12 else self.gap
-        return max(self.low, self.value - reach), min(1.0, self.value + reach)
+        return normal_interval(self.value, half_se(self.halves), self.low, 1.0, self.gap)
 
     def less(self, other: _Share) -> _Share | None:
         """This less the other on the same halves of train; null without either's halves."""

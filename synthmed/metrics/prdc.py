@@ -11,7 +11,7 @@ from synthmed.metrics.base import Base
 from synthmed.metrics.equal import compare
 from synthmed.metrics.shared import Shared, Side
 from synthmed.metrics.sides import Sides
-from synthmed.metrics.stats import Z95, Floats, Ints, clopper_pearson
+from synthmed.metrics.stats import Floats, Ints, clopper_pearson, normal_interval
 from synthmed.types import Estimate
 
 FIGURES = ("precision", "recall", "density", "coverage")
@@ -67,8 +67,7 @@ class PRDC(Base):
                 if found.se is not None:
                     # halves that all say none, or all, have no spread: the exact bound is left
                     gap = top * clopper_pearson(0, found.count)[1]
-                    reach = Z95 * float(found.se[i]) if found.se[i] > 1e-12 else gap
-                    ci = max(0.0, value - reach), min(top, value + reach)
+                    ci = normal_interval(value, float(found.se[i]), 0.0, top, gap)
                 if found.floor is not None and found.ceiling is not None:
                     floor, ceiling = float(found.floor[i]), float(found.ceiling[i])
                 method = (

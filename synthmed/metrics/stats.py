@@ -44,10 +44,23 @@ def clopper_pearson(successes: float, n: float, level: float = 0.95) -> tuple[fl
 
 
 def normal_interval(
-    value: float, se: float, low: float = -math.inf, high: float = math.inf
+    value: float,
+    se: float,
+    low: float = -math.inf,
+    high: float = math.inf,
+    without_spread: float = 0.0,
 ) -> tuple[float, float]:
-    """value -+ 1.96 standard errors, clipped to the range the figure can take."""
-    return max(low, value - Z95 * se), min(high, value + Z95 * se)
+    """value -+ 1.96 standard errors, clipped to the range the figure can take.
+
+    Args:
+        value: the figure.
+        se: its standard error.
+        low: the smallest that it can be.
+        high: the largest.
+        without_spread: how far it may be off where nothing varied, and the error is 0.
+    """
+    reach = Z95 * se if se > 1e-12 else max(Z95 * se, without_spread)
+    return max(low, value - reach), min(high, value + reach)
 
 
 def jackknife_se(leave_one_out: Sequence[Floats]) -> float:
