@@ -294,7 +294,9 @@ class ConditionalGAN:
         if self.config.lipschitz == "penalty":
             t = draws["between_S"].flatten()[:, None, None, None, None]
             between = t * x + (1 - t) * made
-            slopes = gradient_penalty(lambda v: score(v, c, given, keep), between)
+            # moved apart, either side has a mask of its own: it lies on the line as well
+            between_masks = t * given + (1 - t) * given_made
+            slopes = gradient_penalty(lambda v: score(v, c, between_masks, keep), between)
             loss = loss + self.config.penalty * slopes
         return _mean_scan(loss, batch.mask)
 

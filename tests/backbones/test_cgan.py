@@ -20,6 +20,7 @@ from synthmed.backbones.cgan import CGAN, ConditionalGAN
 from synthmed.backbones.generative import Batch, Phase, Round, VolumeSpec, named_parameters
 from synthmed.backbones.nets import watch
 from synthmed.backbones.nets.adversarial import _SHIFT
+from synthmed.backbones.nets.altered import altered
 from synthmed.backbones.nets.diversity import apart
 from synthmed.conditions import Conditions
 from synthmed.config import Augment, Categorical, Config, Optimizer
@@ -105,10 +106,13 @@ def scores(model: ConditionalGAN, x: Tensor, c: Tensor) -> Tensor:
     return value
 
 
-def made_in(model: ConditionalGAN, draws: Mapping[str, Tensor], c: Tensor) -> Tensor:
+def made_in(
+    model: ConditionalGAN, draws: Mapping[str, Tensor], c: Tensor, given: Tensor | None = None
+) -> Tensor:
     noises = [draws["noise0_S"].flatten(0, 1), draws["noise1_S"].flatten(0, 1)]
     z = draws["z_SL"].flatten(0, 1)
-    made: Tensor = model.generator(z, c, noises, c.new_zeros(len(c), 0, *GRID))
+    masks = c.new_zeros(len(c), 0, *GRID) if given is None else given
+    made: Tensor = model.generator(z, c, noises, masks)
     return made
 
 
@@ -175,6 +179,25 @@ def test_penalty_is_taken_on_the_line_between_a_scan_and_a_sample() -> None:
         )
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
     assert expected.min() > 0.01
+
+
+def test_on_that_line_an_altered_volume_keeps_its_own_mask() -> None:
+    """Where the line is at its end the slope is that of the sample with the sample's mask."""
+    model, plain = (build(given=2, alter=True, lipschitz=k) for k in ("penalty", "clip"))
+    b, draws = batch(3, 1, given=2), drawn(phases(model)[0], 3, 1)
+    draws["between_S"] = torch.zeros(3, 1)
+    c, given = b.c[:, 0], b.given[:, 0]
+    change = {k.removeprefix("made_"): v[:, 0] for k, v in draws.items() if k.startswith("made_")}
+    with torch.no_grad():
+        made, its_mask = altered(made_in(model, draws, c, given), given, change)
+        got = phases(model)[0].loss(named_parameters(model), b, draws, 0.5) - phases(plain)[0].loss(
+            named_parameters(plain), b, draws, 0.5
+        )
+    made.requires_grad_()
+    (slope,) = torch.autograd.grad(model.critic(made, c, its_mask, None).sum(), made)
+    torch.testing.assert_close(
+        got, 10 * (slope.flatten(1).norm(dim=1) - 1) ** 2, rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("alter", [False, True])
