@@ -105,7 +105,10 @@ def deidentify(
         "n_of_earlier_calls": len(there - written),
     }
     write_cleaned(target, receipt)
-    quarantine.write(refused_list(target))
+    refused = refused_list(target)
+    refused.touch(mode=0o600)  # it names patients' files, and stays in the house
+    refused.chmod(0o600)
+    quarantine.write(refused)
     if not written:
         raise InputError(
             f"{source}: no image in {n_files} files; refused: {quarantine.summary()}",

@@ -43,6 +43,8 @@ MAX_PIXEL_BYTES = 1 << 29
 """Bytes of an image's pixels, decoded."""
 MAX_SHIFT_DAYS = 3650
 """How far dates move back at most."""
+FIRST_YEAR = 1980
+"""No magnetic resonance image of a patient is older: an earlier date is a placeholder."""
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _NAMES = ("InstitutionName", "InstitutionalDepartmentName", "RequestingService", "PatientAddress")
 _OWN = "synthmed basic profile application confidentiality option clean descriptors retain device"
@@ -292,6 +294,9 @@ class Cleaner:
         return out.getvalue()
 
 
+_UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ø": "oe", "å": "aa"})
+
+
 class _Names:
     """What would give away whose an object is.
 
@@ -313,8 +318,15 @@ class _Names:
                 people |= {part for v in every for part in re.split(r"[^\w]+|_", v)}
             elif element.keyword in _IDENTIFYING and value:
                 numbers |= set(every)
-        self._folded = {f for p in people if len(f := _folded(p)) >= (3 if f.isascii() else 2)}
+        every = {f for p in people for f in _foldings(p)}
+        self._folded = {f for f in every if len(f) >= (3 if f.isascii() else 2)}
+        # shorter ones as words of their own: Ng, Li
+        short = {f for f in every - self._folded if f.isalpha() and (len(f) > 1 or not f.isascii())}
+        self._words = short - profile.WORDS
         self._folded |= {f for n in numbers if len(f := _folded(n).lstrip("0")) >= 4}
+        # numbers that are names: MUELLER_ANNA
+        spelt = {part for n in numbers for part in re.findall(r"[^\W\d_]{5,}", n)}
+        self._folded |= {f for part in spelt for f in _foldings(part)}
         # short numbers and words of our own are in any file
         own = {_folded(str(v)) for v in _DUMMY.values()} | set(_OWN.split())
         kept = {n for n in people | numbers if len(n) >= 4 and _folded(n) not in own}
@@ -322,13 +334,20 @@ class _Names:
 
     def occur_in(self, text: str) -> bool:
         """Whether a text that would stay holds a part of them, however it is spelt."""
-        folded = _folded(text)
-        return any(name in folded for name in self._folded)
+        words = {f for word in re.split(r"[\W_]+", text) for f in _foldings(word)}
+        whole = _foldings(text)
+        return bool(words & self._words) or any(n in f for f in whole for n in self._folded)
 
 
 def _common(number: str) -> bool:
     """Whether a number, or a UID of few digits, is found in any file by chance."""
     return number.replace(".", "").isdigit() and len(number) < (12 if "." in number else 6)
+
+
+def _foldings(text: str) -> set[str]:
+    """Without case and accents, an umlaut as one letter or as two."""
+    spelt = unicodedata.normalize("NFC", text.casefold()).translate(_UMLAUTS)
+    return {_folded(text), _folded(spelt)}
 
 
 def _folded(text: str) -> str:
@@ -440,11 +459,14 @@ def _each(value: Any, change: Any) -> Any:
 
 
 def _shifted(text: str, shift: timedelta, vr: str) -> str:
-    """A date, or a date and time, moved back; empty where it is no date."""
+    """A date, or a date and time, moved back; empty where it is none of a scan.
+
+    Placeholders such as 1900-01-01, moved along, would say by how much.
+    """
     found = re.fullmatch(
         r"(\d{4})(\d{2})(\d{2})(\d{0,6}(?:\.\d{1,6})?)(?:[+-]\d{4})?", text.strip()
     )
-    if not found or (vr == "DA" and found[4]):
+    if not found or (vr == "DA" and found[4]) or int(found[1]) < FIRST_YEAR:
         return ""
     try:
         day = date(int(found[1]), int(found[2]), int(found[3])) - shift

@@ -76,13 +76,31 @@ TEXT = (
     "Manufacturer", "ManufacturerModelName", "SoftwareVersions", "SequenceName",
     "PulseSequenceName", "ReceiveCoilName", "TransmitCoilName", "ImagedNucleus", "StackID",
     "CodeValue", "CodingSchemeDesignator", "CodingSchemeVersion", "CodeMeaning", "LongCodeValue",
-    "RescaleType", "WindowCenterWidthExplanation", "LUTLabel",
+    "RescaleType",
 )  # fmt: skip
 """Text that stays: of the elements that the table does not name, what an MR image needs."""
 SCHEMES = ("DCM", "SCT", "SRT", "SNM3", "UCUM", "RADLEX", "LN", "FMA", "NCIt", "NEU", "UMLS")
 """Coding schemes whose codes are public; of others, code and meaning are emptied."""
 
-_TEXT, _DEVICE, _DESCRIPTORS = ({Tag(n) for n in names} for names in (TEXT, DEVICE, DESCRIPTORS))
+SHIFTED = (
+    "StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate", "AcquisitionDateTime",
+    "FrameAcquisitionDateTime", "FrameReferenceDateTime", "StartAcquisitionDateTime",
+    "EndAcquisitionDateTime", "PerformedProcedureStepStartDate", "PerformedProcedureStepEndDate",
+    "PerformedProcedureStepStartDateTime", "PerformedProcedureStepEndDateTime",
+)  # fmt: skip
+"""Dates of the examination, which are shifted. Any other that were shifted along, such as that of a
+device's manufacture, of a calibration or of an export, would give the shift away to whoever knows
+it."""
+TIMES = (
+    "StudyTime", "SeriesTime", "AcquisitionTime", "ContentTime", "PerformedProcedureStepStartTime",
+    "PerformedProcedureStepEndTime", "ContrastBolusStartTime", "ContrastBolusStopTime",
+)  # fmt: skip
+"""Times of day that stay beside them."""
+
+_TEXT, _DEVICE, _DESCRIPTORS, _SHIFTED, _TIMES_OF_DAY = (
+    {Tag(n) for n in names} for names in (TEXT, DEVICE, DESCRIPTORS, SHIFTED, TIMES)
+)
+_NUMBERS_OF_STUDIES = Tag("OtherStudyNumbers")  # whole numbers that somebody typed in
 BINARY = {"OB", "OD", "OF", "OL", "OV", "OW", "UN"}
 _TIMES = {"DA", "DT", "TM"}
 _FREE = {"LO", "LT", "SH", "ST", "UC", "UR", "UT"}
@@ -132,7 +150,7 @@ def action(
     Args:
         tag: of the element.
         vr: its value representation.
-        dates: shift dates instead of dropping them.
+        dates: shift the dates of the examination instead of dropping them.
         device: keep what names the device.
         descriptors: keep the words of the trade of what describes a series.
     """
@@ -149,10 +167,12 @@ def action(
         return Action.KEEP
     if descriptors and tag in _DESCRIPTORS:
         return Action.WORDS
-    if dates and vr in ("DA", "DT") and tag != Tag("PatientBirthDate"):
+    if dates and tag in _SHIFTED:
         return Action.DATE
-    if dates and vr == "TM" and tag != Tag("PatientBirthTime"):
+    if dates and tag in _TIMES_OF_DAY:
         return Action.KEEP
+    if tag == _NUMBERS_OF_STUDIES:
+        return Action.REMOVE
     found = named(tag)
     if found is not None:
         return found

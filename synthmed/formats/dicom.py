@@ -63,6 +63,16 @@ _MANUFACTURERS = ("SIEMENS", "GE", "PHILIPS", "CANON", "TOSHIBA", "HITACHI", "FU
                   "HYPERFINE", "UNITED IMAGING", "ESAOTE", "BRUKER")  # fmt: skip
 
 
+_COMPONENTS = (
+    ("fieldmap", {"FIELD_MAP", "B0", "B0 MAP"}),
+    ("phase", {"P", "PHASE", "PHASE MAP"}),
+    ("real", {"R", "REAL"}),
+    ("imaginary", {"I", "IMAGINARY"}),
+    ("magnitude", {"M", "MAGNITUDE", "M_SE", "M_FFE", "M_IR"}),
+)
+"""Word for what an image shows, and the values of ImageType that mean it; the first that fits."""
+
+
 class Moment(NamedTuple):
     """What orders images of one kind at one place; 0 where the header does not say.
 
@@ -355,9 +365,8 @@ def _unzipped(handle: BinaryIO) -> bytes:
 
 def _check_deflated(handle: Any) -> None:
     """Refuse a deflated data set that inflates beyond the limit (pydicom inflates it whole)."""
-    head = handle.read(132)
-    if head[128:] != b"DICM":
-        return
+    if handle.read(132)[128:] != b"DICM":
+        handle.seek(0)  # pydicom reads what stands at the start then
     meta = pydicom.filereader._read_file_meta_info(handle)
     if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
         return
@@ -452,6 +461,12 @@ def _kind(data: Dataset) -> tuple[tuple[str, str | float], ...]:
         ("echonumber", _number(data, "EchoNumbers")),
         ("stack", _text(data, "StackID")),
     )
+
+
+def component(image_type: str) -> str:
+    """What an image shows of a signal (magnitude, phase, ...), by the `type` of its kind; or ""."""
+    parts = set(image_type.split("\\"))
+    return next((word for word, known in _COMPONENTS if parts & known), "")
 
 
 def _moment(data: Dataset, image: int) -> Moment:

@@ -288,6 +288,11 @@ def _affine(h: Any) -> Affine:
     """Voxel index to RAS millimetres: the sform where its code is set, else the qform."""
     if int(h["sform_code"]) > 0:
         affine = np.asarray(h.get_sform(), dtype=np.float64)
+        # the qform's handedness is the sign of pixdim[0] alone (nifti1.h, method 2)
+        if int(h["qform_code"]) > 0 and np.linalg.det(affine[:3, :3]) * _handedness(h) < 0:
+            raise Refused(
+                "geometry_invalid", "Its sform and qform disagree about which side is left."
+            )
     elif int(h["qform_code"]) > 0:
         sides = np.asarray(h["pixdim"][1:4], dtype=np.float64)
         if not (np.isfinite(sides).all() and (sides > 0).all()):
@@ -304,6 +309,10 @@ def _affine(h: Any) -> Affine:
     affine[:3] *= unit
     _check_affine(affine)
     return affine
+
+
+def _handedness(h: Any) -> int:
+    return -1 if float(h["pixdim"][0]) < 0 else 1
 
 
 def _check_affine(affine: Affine) -> None:

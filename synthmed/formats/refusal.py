@@ -54,6 +54,7 @@ REASONS: Mapping[str, str] = {
     "two_patients": "One series names more than one patient.",
     "mixed_orientation": "Its slices are not parallel.",
     "mixed_matrix": "Its slices differ in matrix, pixel size or pixel format.",
+    "mixed_series": "Its slices are of several images, studies or frames of reference.",
     "no_pixel_spacing": "Its pixel size is missing or not positive.",
     "no_pixels": "It holds no pixel data.",
     "single_slice": "A single slice, not a volume.",

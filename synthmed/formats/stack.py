@@ -35,6 +35,8 @@ MAX_TILT_DEGREES = 45.0
 """How far a stack may lean that is resampled."""
 SAME_MM = 0.01
 """How far two slices may be apart and still lie at one place."""
+SAME_TIME = 0.02
+"""How far echo times, inversion times and b-values of one volume may differ, as a part."""
 MIN_SLICES = 3
 """Fewer cannot show that they are evenly spaced."""
 
@@ -137,6 +139,7 @@ def geometry(slices: Sequence[Slice], tilted: bool = False) -> tuple[list[Slice]
     order = np.argsort(places @ normal, kind="stable")
     ordered, places = [slices[i] for i in order], places[order]
     _check_repeats(ordered, places @ normal)
+    _check_one_image(ordered)
     _check_even(places, normal, tilted)
     step = (places[-1] - places[0]) / (len(places) - 1)
     affine = np.eye(4)
@@ -167,6 +170,24 @@ def _check_repeats(ordered: Sequence[Slice], heights: npt.NDArray[np.float64]) -
     if len(counts) == 1 and level[-1] > 0:
         raise Refused("is_4d", f"{counts.pop()} images at each of {level[-1] + 1} positions.")
     raise Refused("duplicate_positions")
+
+
+def _check_one_image(slices: Sequence[Slice]) -> None:
+    """Refuse slices of several images that lie at different places, as one volume's do.
+
+    Some exports give every file a study or a frame of reference of its own: that says nothing.
+    """
+    if any(
+        1 < len(set(told)) < len(slices)
+        for told in zip(*((s.reference, s.study) for s in slices), strict=True)
+    ):
+        raise Refused("mixed_series")
+    if len({dicom.component(str(dict(s.kind)["type"])) for s in slices}) > 1:
+        raise Refused("mixed_series", "Some show another component of the signal.")
+    for name in ("echo", "inversion", "b"):
+        values = np.array([dict(s.kind)[name] for s in slices], np.float64)
+        if np.ptp(values) > SAME_TIME * np.abs(values).max():
+            raise Refused("mixed_series", "Their echo time, inversion time or b-value differ.")
 
 
 def _check_even(

@@ -14,19 +14,10 @@ from typing import Any
 import numpy as np
 
 from synthmed.formats import stack
-from synthmed.formats.dicom import Slice
+from synthmed.formats.dicom import Slice, component
 from synthmed.formats.refusal import Refused
 
 Kind = tuple[tuple[str, str | float], ...]
-
-_TYPES = (
-    ("fieldmap", {"FIELD_MAP", "B0", "B0 MAP"}),
-    ("phase", {"P", "PHASE", "PHASE MAP"}),
-    ("real", {"R", "REAL"}),
-    ("imaginary", {"I", "IMAGINARY"}),
-    ("magnitude", {"M", "MAGNITUDE", "M_SE", "M_FFE", "M_IR"}),
-)
-"""Word for an image's type, and the values of ImageType that mean it; the first that fits."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +138,7 @@ def _order(value: str | float) -> tuple[bool, float, str]:
 def _words(name: str, values: Sequence[str | float]) -> list[str]:
     """One for each value, all different."""
     if name == "type":
-        found = [_type(str(v)) for v in values]
+        found = [component(str(v)) for v in values]
         if len(set(found)) == len(found) and all(found):
             return found
     if name == "b":
@@ -155,8 +146,3 @@ def _words(name: str, values: Sequence[str | float]) -> list[str]:
         if len(set(whole)) == len(whole):
             return whole
     return [f"{name}-{k}" for k in range(1, len(values) + 1)]
-
-
-def _type(text: str) -> str:
-    parts = set(text.split("\\"))
-    return next((word for word, known in _TYPES if parts & known), "")

@@ -197,6 +197,26 @@ def test_dates_are_shifted_together(tmp_path: Path) -> None:
     assert not first.get("PatientBirthDate")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DateOfLastCalibration", "19000101"),
+        ("DateOfManufacture", "20110405"),
+        ("InstanceCreationDate", "20240506"),  # of an export of many patients
+        ("ContentDate", "19000101"),
+        ("AcquisitionDateTime", "19700101000000"),
+        ("TimeOfLastCalibration", "101500"),
+    ],
+)
+def test_no_date_that_others_know_gives_the_shift_away(
+    tmp_path: Path, name: str, value: str
+) -> None:
+    data = image(tmp_path / "a", StudyDate="20200131", **{name: value})
+    found = cleaned(data, Options(dates=True))[0]
+    # where the standard wants a value, the same for everybody
+    assert found.StudyDate and str(found.get(name) or "") in ("", "19000101")
+
+
 def test_a_description_keeps_words_of_the_trade_alone(tmp_path: Path) -> None:
     told = {"SeriesDescription": "T1_tse ax Dr. Fotheringay 2mm", "ProtocolName": "Zuleika^HEAD"}
     plain, _ = cleaned(image(tmp_path / "a", **told))
@@ -328,6 +348,12 @@ def injected(folder: Path, tag: int, vr: bytes, value: bytes, **words: Any) -> D
          "\u3084\u307e"),
         ({"PatientID": "0012345", "Manufacturer": "Pat.12345"}, "12345"),
         ({"SequenceName": "li^kim", "PatientName": "Kim^Li"}, "kim"),
+        ({"PatientName": "M\u00fcller^Jo", "Manufacturer": "Praxis Mueller"}, "mueller"),
+        ({"PatientName": "Mueller^Jo", "Manufacturer": "Praxis M\u00fcller"}, "ller"),
+        ({"PatientName": "Ng^Jo", "Manufacturer": "Dr. Ng, Praxis"}, "praxis"),
+        ({"PatientID": "FOTHERINGAY_ANNA", "Manufacturer": "Praxis Fotheringay"}, "fothering"),
+        ({"WindowCenterWidthExplanation": "as the mayor likes it"}, "mayor"),
+        ({"OtherStudyNumbers": "8812"}, "8812"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "mrs. meier"]}, "meier"),
     ],
 )  # fmt: skip
@@ -506,6 +532,7 @@ def test_a_folder_and_its_receipt(tmp_path: Path) -> None:
         for needle in ("otheringay", "uleika", "19400101", "20200102"):
             assert needle not in name and needle.encode() not in content
     assert "Zuleika.txt\t" in refused_list(target).read_text()
+    assert refused_list(target).stat().st_mode & 0o077 == 0  # it names patients' files
     assert not refused_list(target).is_relative_to(target)
     again = deidentify(source, target, quiet_progress=True)
     assert again == receipt and files(target) == made

@@ -203,6 +203,11 @@ def one(index: int, **elements: Any) -> Callable[[int, Dataset], None]:
     return lambda k, ds: each(**elements)(k, ds) if k == index else None
 
 
+def odd(**elements: Any) -> Callable[[int, Dataset], None]:
+    """Set elements in every other slice."""
+    return lambda k, ds: each(**elements)(k, ds) if k % 2 else None
+
+
 def place(of: Callable[[int], Sequence[float]]) -> Callable[[int, Dataset], None]:
     """Put slice k of an upright stack somewhere."""
 
@@ -231,6 +236,12 @@ def place(of: Callable[[int], Sequence[float]]) -> Callable[[int, Dataset], None
         (each(ImagePositionPatient=None), "geometry_invalid"),
         (one(4, PixelSpacing=[1, 1]), "mixed_matrix"),
         (one(4, Rows=12, Columns=10), "mixed_matrix"),
+        (odd(EchoTime=90), "mixed_series"),
+        (odd(InversionTime=900), "mixed_series"),
+        (odd(DiffusionBValue=1000.0), "mixed_series"),
+        (odd(ImageType=["ORIGINAL", "PRIMARY", "P", "ND"]), "mixed_series"),
+        (odd(FrameOfReferenceUID="1.2.3"), "mixed_series"),
+        (odd(StudyDate="20190501", StudyTime="101500"), "mixed_series"),
         (each(PixelSpacing=None), "no_pixel_spacing"),
         (each(PixelSpacing=[0, 1]), "no_pixel_spacing"),
         (one(4, PatientID="ID-other"), "two_patients"),
@@ -259,6 +270,21 @@ def test_a_planted_fault_is_refused_by_name(
     tmp_path: Path, change: Callable[[int, Dataset], None], code: str
 ) -> None:
     assert codes(make.series(tmp_path / "s", DATA, AFFINE, change)) == {code}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda k, ds: setattr(ds, "FrameOfReferenceUID", f"1.2.{k + 1}"),
+        lambda k, ds: each(StudyDate="", StudyInstanceUID=f"1.2.{k + 1}")(k, ds),
+        lambda k, ds: setattr(ds, "EchoTime", 4.6 + 0.001 * k),
+    ],
+)
+def test_what_some_exports_write_into_every_file_mixes_nothing(
+    tmp_path: Path, change: Callable[[int, Dataset], None]
+) -> None:
+    (found,) = read(make.series(tmp_path / "s", DATA, AFFINE, change))
+    assert not isinstance(found, str)
 
 
 @pytest.mark.parametrize(("n", "code"), [(1, "single_slice"), (2, "too_few_slices")])
@@ -325,7 +351,8 @@ def test_a_series_exported_twice_is_two_volumes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(first.data, second.data)
 
 
-def test_a_deflate_bomb_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("preamble", [True, False])
+def test_a_deflate_bomb_is_refused(tmp_path: Path, preamble: bool) -> None:
     folder = make.series(
         tmp_path / "s", DATA[..., :1], AFFINE, syntax=DeflatedExplicitVRLittleEndian
     )
@@ -333,7 +360,8 @@ def test_a_deflate_bomb_is_refused(tmp_path: Path) -> None:
     content = path.read_bytes()
     length = int.from_bytes(content[140:144], "little")
     squeeze = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
-    path.write_bytes(content[: 144 + length] + squeeze.compress(bytes(100 << 20)) + squeeze.flush())
+    bomb = content[: 144 + length] + squeeze.compress(bytes(100 << 20)) + squeeze.flush()
+    path.write_bytes(bomb[0 if preamble else 132 :])
     assert codes(folder) == {"oversized"}
 
 

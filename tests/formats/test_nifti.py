@@ -201,6 +201,8 @@ def set_(**fields: Any) -> Any:
             "geometry_invalid",
         ),
         (set_(sform_code=0, qform_code=1, quatern_b=7), "geometry_invalid"),
+        # the other way round than the sform
+        (set_(qform_code=1, pixdim=[-1, 2, 2, 2, 0, 0, 0, 0]), "geometry_invalid"),
         (set_(sizeof_hdr=349), "header_unreadable"),
         (set_(magic=b"ni1"), "header_unreadable"),
     ],
