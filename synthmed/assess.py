@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from synthmed import configfile, policy, store
+from synthmed import ages, configfile, policy, store
 from synthmed.artifacts import Catalogue, Cohort, Dataset, Sample, Scan, ScreenedCohort
 from synthmed.config import CATEGORY, Condition, Config
 from synthmed.errors import InputError, UsageError
@@ -112,16 +112,18 @@ def assess(
             },
         }
         sources = [chosen, *([_at(chosen, holdout)] if holdout else [])]
+        names = [source_names(source) for source in sources]
         return release.release(
             run,
             judged,
-            evaluate.read_estimates(run.folder("evidence")),
+            release.Grounds(
+                evaluate.read_estimates(run.folder("evidence")), not_judged=left_out + unread
+            ),
             shipped,
             about,
             real=data,
-            forbidden=set().union(*map(source_names, sources)),
+            names=None if None in names else set().union(*filter(None, names)),
             with_volumes=False,
-            not_judged=left_out + unread,
         )
 
 
@@ -167,8 +169,9 @@ def shared_labels(real: Path, synthetic: Path, patient: str | None) -> dict[str,
     """Conditions made of the columns that both participants.tsv have.
 
     Two to ten words in common are categories, more than ten different numbers a range; anything
-    else (an identifier, free text) is left alone. They are wide enough for both tables, so that no
-    scan is refused for its label: for reading alone, see `_as_synthetic`.
+    else (an identifier, free text, an age that is not in years) is left alone. They are wide
+    enough for both tables, so that no scan is refused for its label: for reading alone, see
+    `_as_synthetic`.
     """
     tables = []
     for folder in (real, synthetic):
@@ -187,6 +190,8 @@ def shared_labels(real: Path, synthetic: Path, patient: str | None) -> dict[str,
         values = sorted(both[0] | both[1])
         numbers = pd.to_numeric(pd.Series(values), errors="coerce")
         if len(values) > 10 and numbers.notna().all():
+            if ages.doubt(name, "1", float(numbers.max())):
+                continue
             conditions[name] = {
                 "kind": "continuous",
                 "low": float(numbers.min()),

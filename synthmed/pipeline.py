@@ -30,12 +30,13 @@ from synthmed.privacy import audited
 from synthmed.privacy.ledger import Ledger
 from synthmed.progress import Progress
 from synthmed.stages import evaluate, fetch, ingest, prepare, release, sample, screen, train
-from synthmed.stages.identifiers import names_at_hand, source_names
+from synthmed.stages.identifiers import source_names
+from synthmed.stages.release import Grounds
 from synthmed.stages.sample import Sampler
 from synthmed.store import FOLDER, Artifact, Kind, Run
 from synthmed.traces import BEGUN
 from synthmed.training import CHECKPOINT
-from synthmed.types import Decision, Estimate
+from synthmed.types import Decision
 
 STAGES: Mapping[str, ModuleType] = {
     "ingest": ingest,
@@ -55,7 +56,7 @@ MADE_OF: Mapping[str, Sequence[Kind]] = {
     "screen": ("cohort",),
     "evaluate": ("dataset", "screening"),
 }
-"""Which artifacts are among the inputs of what a stage makes."""
+"""Which artifacts a stage makes its own of; some have other inputs beside them."""
 
 _READ = {
     *("source", "format", "table", "patient", "modality"),
@@ -78,23 +79,6 @@ DEPENDS: Mapping[str, Callable[[Config], Any]] = {
     "evaluate": lambda c: c.model_dump(mode="json", include={"evaluate"}),
     "release": lambda c: c.model_dump(mode="json", include={"policy", "export", "governance"}),
 }
-
-
-@dataclass(frozen=True)
-class Grounds:
-    """What a decision rests on.
-
-    Args:
-        made: every artifact, each made of the one before it.
-        evidence: all estimates that a policy may ask for.
-        inside: those that the restricted report alone shows.
-        digest: of what the decision depends on.
-    """
-
-    made: Mapping[Kind, Artifact]
-    evidence: list[Estimate]
-    inside: list[Estimate]
-    digest: str
 
 
 @dataclass
@@ -152,7 +136,7 @@ class Line:
         catalogue = self.run.require("catalogue")
         return self._make(
             "prepare",
-            {"catalogue": catalogue.digest()},
+            self._made_of("prepare"),
             lambda target, progress: prepare.prepare(
                 self.config, Catalogue.open(catalogue.path), target, progress
             ),
@@ -161,7 +145,7 @@ class Line:
     def train(self) -> Artifact:
         """Dataset to model."""
         dataset = self.run.require("dataset")
-        inputs = {"dataset": dataset.digest()}
+        inputs = self._made_of("train")
         there, folder = self.run.load("model"), configfile.init_folder(self.config)
         if there and folder and not folder.is_dir() and "init" in there.manifest.inputs:
             # as with the source: where that run is gone, what started from it is still good
@@ -196,7 +180,7 @@ class Line:
         """Model to cohort."""
         model, dataset = self.run.require("model"), self.run.require("dataset")
         there, folder = self.run.load("cohort"), configfile.masks_folder(self.config)
-        inputs = {"model": model.digest()}
+        inputs = self._made_of("sample")
         if there and folder and not folder.is_dir():
             # as with the source: where the masks are gone, what was drawn for them is still good
             inputs["masks"] = there.manifest.inputs["masks"]
@@ -229,7 +213,7 @@ class Line:
                 self.device,
             )
 
-        return self._make("screen", {"cohort": cohort.digest()}, make)
+        return self._make("screen", self._made_of("screen"), make)
 
     def evaluate(self) -> Artifact:
         """Screening to evidence."""
@@ -247,17 +231,16 @@ class Line:
                 self.device,
             )
 
-        inputs = {"dataset": dataset.digest(), "screening": screening.digest()}
-        return self._make("evaluate", inputs, make)
+        return self._make("evaluate", self._made_of("evaluate"), make)
 
     def standing(self) -> Decision | None:
         """The decision that stands in the run, if it was made of what stands there now."""
-        return release.standing(self.run, self._grounds().digest)
+        return release.standing(self.run, self._grounds(self._all_made()).digest)
 
     def release(self) -> Decision:
         """Evidence to a decision, both reports, and release/ or withheld/."""
-        grounds = self._grounds()
-        made, evidence, inside = grounds.made, grounds.evidence, grounds.inside
+        made = self._all_made()
+        grounds = self._grounds(made)
         progress = Progress("release", self.quiet)
         decision = release.standing(self.run, grounds.digest)
         if decision is not None:
@@ -284,33 +267,33 @@ class Line:
         decision = release.release(
             self.run,
             self.config,
-            evidence,
+            grounds,
             shipped,
             facts,
             real=Dataset.open(made["dataset"].path),
-            made_from=grounds.digest,
-            forbidden=source_names(self.config),
-            inside=inside,
-            audit_failed=audited.failed(self.run, made["model"]),
-            names_known=names_at_hand(self.config),
+            names=source_names(self.config),
         )
         self.run.log("release", decision=decision.decision)
         self.run.record(__version__)
         progress.done(decision.decision)
         return decision
 
-    def _grounds(self) -> Grounds:
-        """What a decision rests on.
+    def _made_of(self, stage: str) -> dict[str, str]:
+        """Digests of the artifacts that a stage makes its own of."""
+        return {kind: self.run.require(kind).digest() for kind in MADE_OF[stage]}
+
+    def _all_made(self) -> dict[Kind, Artifact]:
+        """Every artifact, each made of those before it.
 
         Raises:
             UsageError: an artifact is of another config than this one, or was made of others than
                 stand beside it, as after half a copy; or the run holds somebody who was forgotten.
         """
         made = {kind: self.run.require(kind) for kind in FOLDER}
-        for stage, of in MADE_OF.items():
+        for stage in MADE_OF:
             manifest = made[KINDS[stage]].manifest
             fits = manifest.config == store.digest(DEPENDS[stage](self.config))
-            if not fits or any(manifest.inputs.get(k) != made[k].digest() for k in of):
+            if not fits or not self._made_of(stage).items() <= manifest.inputs.items():
                 raise UsageError(
                     f"run {self.run.path}: what {stage} made there is of another config, or of "
                     "other input than stands beside it",
@@ -318,12 +301,21 @@ class Line:
                     "makes anew what does not fit.",
                 )
         ingest.check_standing(Catalogue.open(made["catalogue"].path).scans, self.run.path)
+        return made
+
+    def _grounds(self, made: Mapping[Kind, Artifact]) -> Grounds:
+        """What is decided on."""
         evidence = evaluate.read_estimates(made["evidence"].path)
         evidence += audited.estimates(self.run, made["model"])
         inside = audited.inside(self.run, made["model"])
         told = [e.model_dump(mode="json") for e in [*evidence, *inside] if e.group == "audit"]
         rest = [made["evidence"].digest(), DEPENDS["release"](self.config), *told]
-        return Grounds(made, evidence, inside, store.digest(rest))
+        return Grounds(
+            evidence,
+            inside,
+            digest=store.digest(rest),
+            audit_failed=audited.failed(self.run, made["model"]),
+        )
 
     def loader(self, dataset: Artifact) -> Loader:
         """Batches of the training patients."""

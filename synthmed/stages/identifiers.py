@@ -54,24 +54,21 @@ def identifiers(
     return pseudonyms | kept
 
 
-def names_at_hand(config: Config) -> bool:
-    """Whether the source, or of a PACS its table if it has one, is there to take names from."""
-    root, file = source_folder(config), table_file(config)
-    return root.is_dir() if root is not None else file is None or file.is_file()
-
-
-def source_names(config: Config) -> set[str]:
+def source_names(config: Config) -> set[str] | None:
     """Names of the source's files and folders, and its tables' words for people.
 
-    Empty where the source is no longer there. Of a PACS it is the table's words for people.
+    Of a PACS it is the words for people of its table, if it has one. Null where the source, or
+    that table, is no longer there to take names from.
     """
     root, data, file = source_folder(config), config.data, table_file(config)
-    if not names_at_hand(config):
-        return set()
     if root is not None:
+        if not root.is_dir():
+            return None
         listing = walk(root)
     elif file is None:
         return set()
+    elif not file.is_file():
+        return None
     else:
         listing = Listing(file.parent, {file.name: file.stat().st_size}, {})
         data = data.model_copy(update={"table": file.name})

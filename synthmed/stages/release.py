@@ -34,6 +34,25 @@ from synthmed.types import Decision, Estimate
 
 
 @dataclass(frozen=True)
+class Grounds:
+    """What a decision rests on beside the scans.
+
+    Args:
+        evidence: all estimates that a policy may ask for.
+        inside: those that the restricted report shows and no policy judges.
+        digest: of all that the decision depends on, for `standing`.
+        audit_failed: an audit found that the model's promise of privacy is not kept.
+        not_judged: scans of an assessment that were refused.
+    """
+
+    evidence: Sequence[Estimate]
+    inside: Sequence[Estimate] = ()
+    digest: str = ""
+    audit_failed: bool = False
+    not_judged: int = 0
+
+
+@dataclass(frozen=True)
 class _Material:
     """All that the release folder is made of, but for the decision."""
 
@@ -50,18 +69,13 @@ class _Material:
 def release(
     run: Run,
     config: Config,
-    evidence: Sequence[Estimate],
+    grounds: Grounds,
     cohort: ScreenedCohort,
     facts: Mapping[str, Any],
     *,
     real: Dataset | None,
-    made_from: str = "",
-    forbidden: Collection[str] = (),
+    names: Collection[str] | None,
     with_volumes: bool = True,
-    inside: Sequence[Estimate] = (),
-    audit_failed: bool = False,
-    not_judged: int = 0,
-    names_known: bool = True,
 ) -> Decision:
     """Decide, write both reports, and fill RUN/release or RUN/withheld.
 
@@ -71,19 +85,15 @@ def release(
     Args:
         run: the run, locked by the caller.
         config: its config; `policy`, `screen.max_dropped`, `export` and `governance` matter here.
-        evidence: all estimates.
+        grounds: what is decided on.
         cohort: what ships.
         facts: see `CohortFacts`.
         real: the real scans, for pictures in the restricted report; null leaves them out.
-        made_from: a digest of the inputs, for `standing`.
-        forbidden: strings of the source (names, numbers) that must not be in the release, beside
-            the pseudonyms and the names of refused files, which are looked up in the run.
+        names: strings of the source (names, numbers) that must not be in the release, beside the
+            pseudonyms and the names of refused files, which are looked up in the run; null where
+            the source is not there to take them from.
         with_volumes: False for a cohort that was made elsewhere: the folder then holds the
             shareable report and SHA256SUMS alone, and names no model.
-        inside: estimates that the restricted report shows and no policy judges.
-        audit_failed: an audit found that the model's promise of privacy is not kept.
-        not_judged: scans of an assessment that were refused.
-        names_known: whether `forbidden` holds the source's names: False where it is not there.
 
     Raises:
         UsageError: the config promises privacy that the model states nothing of.
@@ -95,7 +105,8 @@ def release(
             "Train the model anew with --overwrite.",
         )
     run.discard_release()
-    searched = identifiers(run, config, evidence, forbidden)
+    evidence, names_known = grounds.evidence, names is not None
+    searched = identifiers(run, config, evidence, names or ())
     masks = masks_of(config)
     shown = images.synthetic(cohort, config.data.conditions, masks)
     # a cohort that was made elsewhere is its maker's: pictures of it are enough
@@ -105,8 +116,8 @@ def release(
     before_scan = [
         *judged,
         *lines.of_cohort(config, cohort, told, judged),
-        *lines.of_audit(audit_failed),
-        *lines.of_reading(not_judged),
+        *lines.of_audit(grounds.audit_failed),
+        *lines.of_reading(grounds.not_judged),
     ]
 
     new = empty(run.private / ".release.new")
@@ -130,7 +141,7 @@ def release(
         "restricted",
         config,
         decision,
-        [*evidence, *inside],
+        [*evidence, *grounds.inside],
         told,
         findings=findings,
         n_searched=len(searched),
@@ -147,7 +158,7 @@ def release(
     write_report(private, restricted, [*pictures, *volumes])
     write_json(
         private / "decision.json",
-        {"made_from": made_from, "decision": decision.model_dump(mode="json")},
+        {"made_from": grounds.digest, "decision": decision.model_dump(mode="json")},
     )
     _into_place(run, private, run.private / "report")
     leaves = decision.decision == "RELEASE" or signature is not None
@@ -209,7 +220,7 @@ def sign(run: Run, config: Config, name: str, reason: str) -> None:
             f"{withheld}: changed since it was built",
             f"Run `synthmed release {run.path}` to build it again.",
         )
-    if mentions(f"{name}\n{reason}", identifiers(run, config, (), source_names(config))):
+    if mentions(f"{name}\n{reason}", identifiers(run, config, (), source_names(config) or ())):
         raise UsageError(
             "--sign or --reason: holds an identifier of the source, and would be released with it",
             "Say it without names, pseudonyms or file names of patients.",

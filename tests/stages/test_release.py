@@ -129,7 +129,10 @@ class House:
         }
         given = fields.pop("config", config())
         fields.setdefault("real", self.real)
-        return stage.release(self.run, given, evidence, self.screened, facts, **fields)
+        doubts = {k: fields.pop(k) for k in ("digest", "audit_failed", "not_judged") if k in fields}
+        grounds = stage.Grounds(evidence, **doubts)
+        fields.setdefault("names", ())
+        return stage.release(self.run, given, grounds, self.screened, facts, **fields)
 
     @property
     def there(self) -> set[str]:
@@ -337,9 +340,9 @@ def test_an_identifier_blocks_the_release(house: House, plant: Callable[[House],
 
 def test_names_of_the_source_block_the_release_and_common_words_do_not(house: House) -> None:
     note = estimate(0.04, note="like case_0815_b")
-    assert house.release(note, forbidden=("case_0815_b",)).decision == "WITHHELD"
+    assert house.release(note, names=("case_0815_b",)).decision == "WITHHELD"
     common = ("image", "train", "T1w", "asks", "nothing", "sampled")
-    assert house.release(PASSING, forbidden=common).decision == "RELEASE"
+    assert house.release(PASSING, names=common).decision == "RELEASE"
 
 
 def test_signing_a_review(house: House) -> None:
@@ -432,7 +435,7 @@ def test_a_signature_does_not_hold_for_another_cohort(house: House) -> None:
     [
         ({"audit_failed": True}, "WITHHELD", "audit of the promise"),
         ({"not_judged": 3}, "REVIEW", "scans that were not judged"),
-        ({"names_known": False}, "REVIEW", "identifier scan"),
+        ({"names": None}, "REVIEW", "identifier scan"),
     ],
 )
 def test_what_no_estimate_knows_of_decides_too(
@@ -445,7 +448,7 @@ def test_what_no_estimate_knows_of_decides_too(
 
 @pytest.mark.parametrize("evidence", [PASSING, OPEN])
 def test_a_folder_that_was_moved_is_not_taken_for_decided(house: House, evidence: Estimate) -> None:
-    house.release(evidence, made_from="a")
+    house.release(evidence, digest="a")
     (name,) = house.there
     (other,) = {"release", "withheld"} - {name}
     (house.run.path / name).rename(house.run.path / other)
@@ -454,7 +457,7 @@ def test_a_folder_that_was_moved_is_not_taken_for_decided(house: House, evidence
 
 def test_standing(house: House) -> None:
     assert stage.standing(house.run, "a") is None
-    decision = house.release(OPEN, made_from="a")
+    decision = house.release(OPEN, digest="a")
     assert stage.standing(house.run, "a") == decision
     assert stage.standing(house.run, "b") is None
     stage.sign(house.run, config(), "W", "Seen.")
