@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from synthmed import ages
 from synthmed.backbones import Backbone
 from synthmed.formats import address
 from synthmed.metrics import DEFAULT_METRICS, Metric
@@ -188,6 +189,11 @@ class Data(Part):
             raise ValueError(
                 f"{name}: the evidence calls its own slices so; give the column another name"
             )
+        for name, condition in value.items():
+            if condition.kind == "continuous" and (
+                said := ages.doubt(name, condition.unit, condition.high)
+            ):
+                raise ValueError(f"{name}.unit: {said}")
         return value
 
     @field_validator("channels", mode="before")

@@ -318,15 +318,15 @@ class _Names:
                 people |= {part for v in every for part in re.split(r"[^\w]+|_", v)}
             elif element.keyword in _IDENTIFYING and value:
                 numbers |= set(every)
-        every = {f for p in people for f in _foldings(p)}
-        self._folded = {f for f in every if len(f) >= (3 if f.isascii() else 2)}
+        spelt = {f for p in people for f in _foldings(p)}
+        self._folded = {f for f in spelt if len(f) >= (3 if f.isascii() else 2)}
         # shorter ones as words of their own: Ng, Li
-        short = {f for f in every - self._folded if f.isalpha() and (len(f) > 1 or not f.isascii())}
+        short = {f for f in spelt - self._folded if f.isalpha() and (len(f) > 1 or not f.isascii())}
         self._words = short - profile.WORDS
         self._folded |= {f for n in numbers if len(f := _folded(n).lstrip("0")) >= 4}
         # numbers that are names: MUELLER_ANNA
-        spelt = {part for n in numbers for part in re.findall(r"[^\W\d_]{5,}", n)}
-        self._folded |= {f for part in spelt for f in _foldings(part)}
+        parts = {part for n in numbers for part in re.findall(r"[^\W\d_]{5,}", n)}
+        self._folded |= {f for part in parts for f in _foldings(part)}
         # short numbers and words of our own are in any file
         own = {_folded(str(v)) for v in _DUMMY.values()} | set(_OWN.split())
         kept = {n for n in people | numbers if len(n) >= 4 and _folded(n) not in own}

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from synthmed import __version__
+from synthmed import __version__, ages
 from synthmed.artifacts import Sample, ScreenedCohort
 from synthmed.config import Condition
 
@@ -42,8 +42,6 @@ SIDECAR_KEYS = frozenset(("Description", "Synthetic", "SampleIndex", "SkullStrip
 DATASET_KEYS = frozenset(
     ("Name", "BIDSVersion", "DatasetType", "License", "GeneratedBy", "Version", "Description")
 )
-AGE_POOL_YEARS = 90
-"""Ages from here on are one group, written as this number (HIPAA 164.514(b)(2)(i)(C))."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +109,8 @@ def export(
     }
     _write_json(out / "dataset_description.json", dataset)
     (out / "README.md").write_text(readme, encoding="utf-8")
-    names = list(conditions)
-    (out / "participants.tsv").write_text(participants(cohort.samples, names), encoding="utf-8")
+    table = participants(cohort.samples, conditions)
+    (out / "participants.tsv").write_text(table, encoding="utf-8")
     _write_json(out / "participants.json", _columns(conditions))
     ignored: set[str] = set()
     for position, (sample, folder) in enumerate(zip(cohort.samples, cohort.folders, strict=True)):
@@ -134,21 +132,13 @@ def export(
     (out / ".bidsignore").write_text("".join(f"{x}\n" for x in lines), encoding="utf-8")
 
 
-def participants(samples: Sequence[Sample], names: Sequence[str]) -> str:
+def participants(samples: Sequence[Sample], conditions: Mapping[str, Condition]) -> str:
     """participants.tsv: the id and the requested conditions of each sample, old ages pooled."""
-    rows = [["participant_id", *names]]
+    rows = [["participant_id", *conditions]]
     for position, sample in enumerate(samples):
-        rows.append([subject(position), *(_cell(n, sample.labels.get(n)) for n in names)])
+        labels = ages.pooled(sample.labels, conditions)
+        rows.append([subject(position), *(_cell(labels.get(name)) for name in conditions)])
     return _tsv(rows)
-
-
-def is_age(name: str) -> bool:
-    """Whether a condition is an age by its name.
-
-    >>> is_age("age"), is_age("age_years"), is_age("stage")
-    (True, True, False)
-    """
-    return re.search(r"(^|_)age(_|$)", name.lower()) is not None
 
 
 def label_table(labels: Mapping[str, int]) -> str:
@@ -200,19 +190,20 @@ def _columns(conditions: Mapping[str, Condition]) -> dict[str, Any]:
             levels = {c: c for c in condition.categories}
             columns[name] = {"Description": asked, "Levels": levels}
         else:
-            pooled = f"; {AGE_POOL_YEARS} and over is written {AGE_POOL_YEARS}"
             unit = condition.unit if condition.unit != "1" else "arbitrary"
-            text = asked + (pooled if is_age(name) else "")
+            limit = ages.pool(name, condition)
+            pooled = "" if limit is None else f"; {limit:g} and over is written {limit:g}"
+            text = asked + pooled
             columns[name] = {"Description": text, "Units": unit}
     return columns
 
 
-def _cell(name: str, value: str | float | None) -> str:
+def _cell(value: str | float | None) -> str:
     if value is None:
         return "n/a"
     if isinstance(value, str):
         return value
-    return f"{min(value, AGE_POOL_YEARS) if is_age(name) else value:.6g}"
+    return f"{value:.6g}"
 
 
 def _tsv(rows: Sequence[Sequence[str]]) -> str:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from synthmed import processes
-from synthmed.config import Data, Select
+from synthmed import ages, processes
+from synthmed.config import Condition, Data, Select
 from synthmed.errors import UsageError
 from synthmed.formats import bids, contrasts, dcm2niix, dicom, nifti, selection, stack, tables
 from synthmed.formats.listing import Kind, Listing
@@ -272,6 +272,13 @@ def _tabled(data: Data, found: Sequence[Table]) -> set[str]:
     return {c for t in found for c in t.columns} & set(data.conditions)
 
 
+def _age(years: float | None, condition: Condition | None) -> str:
+    """A header's age as a cell of a table in the unit that is declared."""
+    if years is None or condition is None or condition.kind != "continuous":
+        return ""
+    return f"{years * (ages.per_year(condition.unit) or 1):g}"
+
+
 def _from_dicom(
     data: Data,
     listing: Listing,
@@ -283,10 +290,7 @@ def _from_dicom(
     """A scan of one volume for each channel."""
     volume = next(iter(channels.values()))
     first = volume.slices[0]
-    header = {
-        "age": "" if first.age is None else f"{first.age:g}",
-        "sex": first.sex or "",
-    }
+    header = {"age": _age(first.age, data.conditions.get("age")), "sex": first.sex or ""}
     own = rows.get(person, ())
     labels: Labels | Refused
     if _tabled(data, found) and not own:

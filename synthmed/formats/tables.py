@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from synthmed import ages
 from synthmed.config import Categorical, Condition, Continuous, Data
 from synthmed.errors import InputError, UsageError
 from synthmed.formats.listing import Listing
@@ -17,9 +18,6 @@ from synthmed.formats.refusal import Refused
 
 MAX_BYTES = 1 << 26
 """Bytes of a table."""
-POOLED_AGE = 90.0
-"""Ages from here on are one (HIPAA Safe Harbor, 45 CFR 164.514(b)(2)(i)(C))."""
-
 APART = ("derivatives", "sourcedata")
 """BIDS folders whose files are read only where the config names them."""
 
@@ -30,7 +28,6 @@ DICOM_PEOPLE = ("patient_id", "PatientID")
 
 _PARTICIPANTS = ("participants.tsv", "participants.csv")
 _MISSING = {"", "n/a", "nan"}
-_YEARS = {"y", "yr", "year", "years"}
 
 Cells = Mapping[str, str]
 """Column name to the text in one row, stripped."""
@@ -196,7 +193,7 @@ def labels(
     """The declared conditions of one scan, from the cells of its row.
 
     Text is stripped; empty, "n/a" and "nan" mean missing; 1 and 1.0 are the same category. Ages
-    (a condition `age`, or a unit of years) of 90 and over become 90.
+    from 90 years on become 90 (`ages.pool`).
 
     Args:
         keep_missing: leave out what is missing, where it would be refused otherwise.
@@ -255,8 +252,8 @@ def _number(name: str, text: str, condition: Continuous, decimal_comma: bool) ->
     """The value of a continuous condition, checked against its range."""
     if _is_missing(text, condition):
         raise Refused("label_missing", f"Condition: {name}.")
-    is_age = name.lower() == "age" or condition.unit.lower() in _YEARS
-    if is_age:
+    oldest = ages.pool(name, condition)
+    if oldest is not None:
         text = text.removesuffix("+")  # how BIDS tables write pooled ages: 89+
     try:
         value = float(text.replace(",", ".") if decimal_comma else text)
@@ -264,8 +261,8 @@ def _number(name: str, text: str, condition: Continuous, decimal_comma: bool) ->
         raise Refused("label_unknown", f"Condition: {name}; not a number.") from None
     if not math.isfinite(value):
         raise Refused("label_unknown", f"Condition: {name}; not a finite number.")
-    if is_age:
-        value = min(value, POOLED_AGE)
+    if oldest is not None:
+        value = min(value, oldest)
     if not condition.low <= value <= condition.high:
         raise Refused(
             "label_out_of_range",

@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from synthmed import ages
 from synthmed.artifacts import Cohort, Dataset, Sample, Screened, ScreenedCohort
 from synthmed.config import Condition, Config
 from synthmed.formats import nifti
 from synthmed.formats import synthetic as synthetic_files
-from synthmed.formats.bids_export import AGE_POOL_YEARS, is_age, subject
+from synthmed.formats.bids_export import subject
 from synthmed.report import mosaic
 from synthmed.report.mosaic import GAP_PIXELS, PALETTE, png, three_planes
 from synthmed.report.viewer import MAX_VOLUMES, small_copy
@@ -72,7 +73,7 @@ def synthetic(
             sample = cohort.samples[position]
             planes = _drawn(sample, cohort.folders[position], masks)
             file = f"images/synthetic-{position + 1:04d}.png"
-            caption = _caption(subject(position), sample.labels)
+            caption = _caption(subject(position), ages.pooled(sample.labels, conditions))
             pictures.append(Picture(file, "synthetic", part, caption, png(planes)))
     return pictures
 
@@ -124,7 +125,7 @@ def viewed(
         sample = cohort.samples[position]
         content = _sampled_volume(sample, cohort.folders[position], masks)
         file = f"viewer/synthetic-{position + 1:04d}.nii.gz"
-        caption = _caption(subject(position), sample.labels)
+        caption = _caption(subject(position), ages.pooled(sample.labels, conditions))
         out.append(Picture(file, "synthetic", "", caption, content))
     return out
 
@@ -223,6 +224,5 @@ def _caption(who: str, labels: Labels) -> str:
         if isinstance(value, str):
             parts.append(f"{name} {value}")
         else:
-            pooled = min(value, AGE_POOL_YEARS) if is_age(name) else value
-            parts.append(f"{name} {pooled:.3g}")
+            parts.append(f"{name} {value:.3g}")
     return ", ".join(parts)
