@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,16 @@ import pandas as pd
 from synthmed import ages, configfile, policy, store
 from synthmed.artifacts import Catalogue, Cohort, Dataset, Sample, Scan, ScreenedCohort
 from synthmed.config import CATEGORY, Condition, Config
+from synthmed.deid.foreign import naming
 from synthmed.errors import InputError, UsageError
 from synthmed.formats import synthetic as synthetic_files
 from synthmed.inventory import versions
 from synthmed.pipeline import verify_features
 from synthmed.progress import Progress
 from synthmed.stages import evaluate, release, screen
-from synthmed.stages.identifiers import source_names
+from synthmed.stages.identifiers import SourceNames, source_names, telling
 from synthmed.stages.ingest import ingest
+from synthmed.stages.lines import Elsewhere
 from synthmed.stages.prepare import channels_of, conform, prepare
 from synthmed.stages.sample import write_samples
 from synthmed.store import Run
@@ -82,6 +86,8 @@ def assess(
     run = Run(out)
     with run.lock():
         store.write_json(out / MARK, {"schema_version": 1})
+        # from here on it holds patients: `forget` and `purge` know a run by its config
+        store.write_bytes(out / "config.yaml", configfile.dump(chosen).encode())
         run.discard("catalogue")
         chosen, left_out = _catalogue(run, chosen, holdout, quiet, given=config is not None)
         data = _dataset(run, chosen, quiet)
@@ -112,17 +118,19 @@ def assess(
             },
         }
         sources = [chosen, *([_at(chosen, holdout)] if holdout else [])]
-        names = [source_names(source) for source in sources]
+        names = reduce(or_, map(source_names, sources))
+        named = _naming(run, synthetic, names)
         return release.release(
             run,
             judged,
             release.Grounds(
-                evaluate.read_estimates(run.folder("evidence")), not_judged=left_out + unread
+                evaluate.read_estimates(run.folder("evidence")),
+                elsewhere=Elsewhere(left_out + unread, *named, names.complete),
             ),
             shipped,
             about,
             real=data,
-            names=None if None in names else set().union(*filter(None, names)),
+            names=names,
             with_volumes=False,
         )
 
@@ -190,12 +198,14 @@ def shared_labels(real: Path, synthetic: Path, patient: str | None) -> dict[str,
         values = sorted(both[0] | both[1])
         numbers = pd.to_numeric(pd.Series(values), errors="coerce")
         if len(values) > 10 and numbers.notna().all():
-            if ages.doubt(name, "1", float(numbers.max())):
+            # by their middle: one of them may be a slip of the pen
+            if ages.doubt(name, "1", float(numbers.median())):
                 continue
             conditions[name] = {
                 "kind": "continuous",
                 "low": float(numbers.min()),
                 "high": float(numbers.max()),
+                "unit": "years" if ages.named(name) else "1",
             }
         elif (
             2 <= len(values) <= 10
@@ -224,6 +234,23 @@ def _as_synthetic(config: Config, cohort: Cohort) -> Config:
             conditions[name] = condition.model_copy(update=update)
     data = config.data.model_copy(update={"conditions": conditions})
     return config.model_copy(update={"data": data})
+
+
+def _naming(run: Run, folder: Path, names: SourceNames) -> tuple[int, int]:
+    """How many synthetic files name people of the source, and how many name files of it.
+
+    Which they are is listed in the house.
+    """
+    sets = (names.people, names.files - names.layout)
+    found = [naming(folder, telling(which)) for which in sets]
+    rows = [
+        f"{path!r}\t{what}\n"
+        for what, paths in zip(("a patient", "a file"), found, strict=True)
+        for path in paths
+    ]
+    text = "path\tholds a name of\n" + "".join(rows)
+    store.write_bytes(run.folder("cohort") / "naming.tsv", text.encode("utf-8", "backslashreplace"))
+    return len(found[0]), len(found[1])
 
 
 def _left_out(facts: Mapping[str, Any]) -> int:

@@ -15,7 +15,7 @@ import typer.exceptions
 
 from synthmed import __version__, ranks
 from synthmed.errors import NOT_RELEASED, InputError, SynthmedError, UsageError
-from synthmed.exits import frames, guarded
+from synthmed.exits import frames, guarded, speakable
 
 if TYPE_CHECKING:
     from synthmed.config import Config
@@ -216,7 +216,12 @@ def compare(
 
     table = comparison.compare(runs)
     if page is not None:
-        write_bytes(page, comparison.page(table).encode())
+        try:
+            write_bytes(page, comparison.page(table).encode())
+        except OSError as error:
+            raise UsageError(
+                f"--page {page}: cannot be written ({error.strerror})", "Name a file in a folder."
+            ) from None
     if as_json:
         print_json(table)
         return
@@ -568,11 +573,14 @@ def parse_labels(items: list[str]) -> dict[str, dict[str, int]]:
     for item in items:
         key, equals, rest = item.partition("=")
         value, colon, number = rest.rpartition(":")
-        if not (equals and colon and key and value and number.isdigit() and int(number) > 0):
+        counted = number.isdecimal() and len(number) < 10 and int(number) > 0
+        if not (equals and colon and key and value and counted):
             raise UsageError(
                 f"--label {item}: expected KEY=VALUE:COUNT", "For example diagnosis=atrophy:40."
             )
-        out.setdefault(key, {})[value] = int(number)
+        if value in out.setdefault(key, {}):
+            raise UsageError(f"--label {key}={value}: is asked for twice", "Give it one count.")
+        out[key][value] = int(number)
     return out
 
 
@@ -670,6 +678,7 @@ def _dry_run(place: Path, config: Config, as_json: bool) -> None:
 def main() -> None:
     """Entry point: every error becomes one or two lines and the contract's exit code."""
     signal.signal(signal.SIGTERM, _terminate)
+    speakable()
     if ranks.launched():
         sys.exit(guarded(_together))
     sys.exit(guarded(lambda: app(standalone_mode=False)))

@@ -127,6 +127,8 @@ def _check_places(source: Path, target: Path, options: Options) -> None:
     """Refuse what would be mixed, overwritten or read as a source of its own."""
     if not source.is_dir():
         raise InputError(f"{source}: no such folder", "Check the path.")
+    if next((p for p in (target, *target.parents) if p.exists()), target).is_file():
+        raise UsageError(f"{target}: is a file, or lies below one", "Name a folder.")
     refused = refused_list(target)
     for place in (target.resolve(), refused):
         if place.is_relative_to(source.resolve()):

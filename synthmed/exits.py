@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -29,7 +30,8 @@ def guarded(call: Callable[[], Any]) -> int:
     except typer.Exit as error:
         return error.exit_code
     except typer.exceptions.TyperException as error:
-        typer.echo(f"error: {error.format_message()}\n  See `synthmed --help`.", err=True)
+        if said := error.format_message():  # without a command there is the help alone
+            typer.echo(f"error: {said}\n  See `synthmed --help`.", err=True)
         return 2
     except (KeyboardInterrupt, typer.Abort):
         typer.echo(INTERRUPTED, err=True)
@@ -37,7 +39,8 @@ def guarded(call: Callable[[], Any]) -> int:
     except MemoryError:
         typer.echo(NO_MEMORY, err=True)
         return 5
-    except BrokenPipeError:  # `synthmed list | head`: the reader has what it wanted
+    except (BrokenPipeError, SystemExit):
+        # `synthmed list | head`: the reader has what it wanted; typer exits by itself then
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
@@ -70,6 +73,16 @@ def guarded(call: Callable[[], Any]) -> int:
     if result == 130:  # typer has turned the signal into its exit code
         typer.echo(INTERRUPTED, err=True)
     return result if isinstance(result, int) else 0
+
+
+def speakable() -> None:
+    """Let nothing that is printed end a command: closed streams, letters that they cannot take."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def frames(error: BaseException) -> list[str]:

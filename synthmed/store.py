@@ -382,8 +382,18 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def home() -> Path:
-    """SYNTHMED_HOME (default ~/.local/share/synthmed), made with mode 0700."""
-    path = Path(os.environ.get("SYNTHMED_HOME") or Path.home() / ".local/share/synthmed")
+    """SYNTHMED_HOME (default ~/.local/share/synthmed), made with mode 0700.
+
+    Raises:
+        UsageError: it is no absolute path, by which each working folder had a key of its own.
+        ResourceError: it cannot be made.
+    """
+    path = Path(os.environ.get("SYNTHMED_HOME") or "~/.local/share/synthmed").expanduser()
+    if not path.is_absolute():
+        raise UsageError(
+            f"SYNTHMED_HOME {path}: is no absolute path",
+            "Relative to the working folder it would be another key and ledger in each.",
+        )
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import pytest
 from conftest import Result
 
 from synthmed.assess import MARK, shared_labels
+from synthmed.places import is_run
 
 Cli = Callable[..., Result]
 
@@ -263,6 +265,42 @@ def test_a_person_on_both_sides_is_refused(
     assert again.code == 4, again.err
 
 
+def test_what_an_assessment_leaves_when_it_fails_can_be_purged(
+    cohort: Path, synthmed: Cli, tmp_path: Path
+) -> None:
+    """It has read patients by then: `forget` and `purge` have to know it."""
+    (tmp_path / "nothing").mkdir()
+    out = tmp_path / "out"
+    assert synthmed("assess", cohort, tmp_path / "nothing", "--out", out, "-q").code == 3
+    assert list((out / "private/ingest/volumes").iterdir())
+    assert is_run(out)
+    assert synthmed("purge", out, "--yes").code == 0
+    assert not (out / "private/ingest").exists()
+
+
+def test_a_cohort_that_names_patients_does_not_pass(
+    cohort: Path, folder: Callable[..., Path], synthmed: Cli, tmp_path: Path
+) -> None:
+    """In a header alone, in a table, and in the name of a file."""
+    real = listed(cohort, tmp_path / "real", lambda p, _: "train")
+    table = real / "participants.tsv"
+    table.write_text(table.read_text().replace("person0", "Quillfeather0"))
+    synthetic = tmp_path / "synthetic"
+    shutil.copytree(folder(11), synthetic)
+    (file, *_) = sorted(synthetic.glob("sub-*/**/*_T1w.nii.gz"))
+    image = nib.load(file)
+    image.header["descrip"] = b"like Quillfeather03"
+    nib.save(nib.Nifti1Image(image.dataobj, image.affine, image.header), file)
+    out = tmp_path / "out"
+    result = synthmed("assess", real, synthetic, "--out", out, "-q", "-v")
+    assert result.code == 4, result.err
+    assert "1 hold a name or a number of a patient" in result.out
+    assert "Quillfeather" not in result.out + result.err
+    assert report_of(out)["decision"] == "WITHHELD"
+    (listing,) = out.rglob("naming.tsv")
+    assert listing.is_relative_to(out / "private") and file.name in listing.read_text()
+
+
 def listed(source: Path, out: Path, split: Callable[[int, int], str]) -> Path:
     """A flat cohort: a table with a column image, a patient for each pair of scans, and a split."""
     out.mkdir()
@@ -364,7 +402,7 @@ def test_shared_labels_are_few_words_or_many_numbers(tmp_path: Path) -> None:
     found = shared_labels(*tables(tmp_path, real, synthetic), None)
     assert found == {
         "sex": {"kind": "categorical", "categories": ["F", "M"]},
-        "age": {"kind": "continuous", "low": 20.0, "high": 34.0},
+        "age": {"kind": "continuous", "low": 20.0, "high": 34.0, "unit": "years"},
     }
 
 

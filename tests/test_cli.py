@@ -18,7 +18,7 @@ from conftest import REVIEW, ROOT, WITHHELD, Finished, Result, command, environm
 
 from synthmed import configfile
 from synthmed.cli import parse_labels
-from synthmed.errors import InputError
+from synthmed.errors import InputError, UsageError
 from synthmed.pipeline import begin
 from synthmed.store import FOLDER, Run
 
@@ -382,7 +382,7 @@ def test_names_that_cannot_be_searched_for_leave_the_decision_open(
         result = synthmed("release", copied.path, "-q")
     finally:
         (tmp_path / "elsewhere").rename(source)
-    assert result.code == 4 and "its names were not searched for" in result.out
+    assert result.code == 4 and "not all of its names were searched for" in result.out
 
 
 def test_withheld_cannot_be_signed(copied: Finished, synthmed: Cli) -> None:
@@ -537,11 +537,28 @@ def test_help_is_quick_and_imports_no_library() -> None:
 
 def test_version_and_bare_call(synthmed: Cli) -> None:
     assert synthmed("--version").out.startswith("synthmed ")
-    assert "Traceback" not in synthmed().err
+    bare = synthmed()
+    assert bare.code == 2 and bare.err == ""
 
 
 def test_labels_on_the_command_line() -> None:
     assert parse_labels(["a=b:c:2", "a=d:1", "e=f:3"]) == {"a": {"b:c": 2, "d": 1}, "e": {"f": 3}}
+    with pytest.raises(UsageError, match="asked for twice"):
+        parse_labels(["a=b:2", "a=b:3"])
+    with pytest.raises(UsageError, match="expected KEY=VALUE:COUNT"):
+        parse_labels([f"a=b:{'9' * 5000}"])
+
+
+def test_a_page_that_cannot_be_written(finished: Finished, synthmed: Cli, tmp_path: Path) -> None:
+    for page in (tmp_path / "nowhere/page.html", tmp_path):
+        refused(synthmed("compare", finished.path, "--page", page), 2, "cannot be written")
+
+
+def test_deidentify_needs_a_folder(synthmed: Cli, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "file").write_text("mine")
+    for target in (tmp_path / "file", tmp_path / "file/below"):
+        refused(synthmed("deidentify", tmp_path / "source", target), 2, "is a file")
 
 
 def test_what_nobody_foresaw_is_one_line_without_data(copied: Finished, synthmed: Cli) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from synthmed.exits import guarded
+from synthmed.exits import guarded, speakable
 
 
 def no_array() -> None:
@@ -37,3 +40,24 @@ def test_code_and_line(
     assert guarded(call) == code
     said = capsys.readouterr().err
     assert said.startswith(line) and "Mustermann" not in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("after", ["| head -c 0", ">&-", "2>&- | cat"])
+def test_streams_that_are_closed(after: str) -> None:
+    """The reader has what it wanted, or nobody reads."""
+    call = f"set -o pipefail; {sys.executable} -m synthmed.cli list metrics {after}"
+    done = subprocess.run(["bash", "-c", call], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done
+    assert done.stderr == ""
+
+
+def test_letters_that_a_stream_cannot_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(sys, "stderr", None)
+    speakable()
+    print("\N{EN DASH} \xfc")
+    print("unheard", file=sys.stderr)
+    stream.flush()
+    sys.stderr.close()
+    assert stream.buffer.getvalue() == "? \xfc\n".encode("latin-1")  # type: ignore[attr-defined]

@@ -6,7 +6,10 @@ vectorised pass; only they are looked at closely, so a thousand names cost littl
 
 from __future__ import annotations
 
+import html
+import json
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Collection
 
@@ -83,15 +86,36 @@ def _hashed(windows: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
 
 
 def _spellings(text: str) -> set[bytes]:
-    """How `text` may be written, lower-cased byte by byte as the content will be."""
+    """How `text` may be written, lower-cased byte by byte as the content will be.
+
+    Letters with accents as one sign or two, and what JSON and HTML make of it. A file name that is
+    not UTF-8 also as its bytes, and as the Latin-1 that these most often are.
+    """
     spellings = set()
-    for form in {text, text.lower(), text.upper()}:
+    forms = {text, text.lower(), text.upper()}
+    raw = text.encode("utf-8", "surrogateescape")
+    if raw != text.encode("utf-8", "replace"):
+        spellings.add(raw.lower())
+        forms.add(raw.decode("latin-1"))
+    forms |= {unicodedata.normalize(kind, form) for form in forms for kind in ("NFC", "NFD")}
+    for change in (_in_json, _in_html, html.escape):
+        forms |= {change(form) for form in forms}
+    for form in forms:
         for encoding in ("utf-8", "latin-1", "utf-16-le", "utf-16-be"):
             try:
                 spellings.add(form.encode(encoding).lower())
             except UnicodeEncodeError:
                 continue  # this encoding cannot hold the text, so it cannot hide there
     return spellings
+
+
+def _in_json(text: str) -> str:
+    return json.dumps(text)[1:-1]
+
+
+def _in_html(text: str) -> str:
+    """As jinja2 writes it; `html.escape` has another number for a quote."""
+    return html.escape(text).replace("&#x27;", "&#39;").replace("&quot;", "&#34;")
 
 
 def _stands_alone(low: bytes, offset: int, needle: bytes) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import os
 import secrets
+import unicodedata
 from dataclasses import dataclass, field
 from hashlib import sha256
 
@@ -59,8 +60,11 @@ class Pseudonyms:
         return cls(key)
 
     def patient(self, identity: str) -> str:
-        """`p` and 16 hexadecimal digits for a person (64 bits: no collisions to be expected)."""
-        return "p" + self.digest("patient", identity)[:16]
+        """`p` and 16 hexadecimal digits for a person (64 bits: no collisions to be expected).
+
+        An identity is the same however its accents are stored (Unicode NFC and NFD).
+        """
+        return "p" + self.digest("patient", unicodedata.normalize("NFC", identity))[:16]
 
     def scan(self, patient: str, session: int, series: int = 1) -> str:
         """The name of a patient's scan.

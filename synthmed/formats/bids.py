@@ -83,6 +83,8 @@ class Reader:
             for row in table.rows:
                 for visit in self._visits(table, row):
                     person = visit.cells[column]
+                    if tables.says_nothing(person):
+                        person = ""  # nobody is called n/a
                     if column == "participant_id":
                         person = person.removeprefix("sub-")
                     if local and person and table.folder:
@@ -118,7 +120,7 @@ class Reader:
                 key = "column" if channel.column else "path"
                 raise UsageError(
                     f"data.channels.{name}.{key}: no column {column} in {table.name}; "
-                    f"columns: {', '.join(table.columns)}"
+                    f"{tables.columns([table])}"
                 )
 
     def _visits(self, table: Table, row: Cells) -> list[_Visit]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from synthmed import ages, processes
 from synthmed.config import Condition, Data, Select
-from synthmed.errors import UsageError
+from synthmed.errors import InputError, UsageError
 from synthmed.formats import bids, contrasts, dcm2niix, dicom, nifti, selection, stack, tables
 from synthmed.formats.listing import Kind, Listing
 from synthmed.formats.nifti import Image
@@ -19,7 +19,6 @@ from synthmed.formats.refusal import Refused, quiet
 from synthmed.formats.tables import Cells, Table
 from synthmed.formats.volumes import Volume, volumes
 
-_SPLITS = ("train", "holdout")
 _HEADER_LABELS = ("age", "sex")
 IMPORTS = ("synthmed.stages.reading",)
 """What a process that reads has to import."""
@@ -147,6 +146,12 @@ def _format(data: Data, listing: Listing, kinds: Mapping[str, Kind]) -> Kind:
 def _plan_nifti(plan: Plan, data: Data, listing: Listing, files: Sequence[str]) -> None:
     """The scans that tables or BIDS folders name."""
     found, unreadable = tables.participants(listing, data)
+    if unreadable and not found:
+        path, reason = next(iter(unreadable.items()))
+        raise InputError(
+            f"{posixpath.basename(path)}: {reason.explanation}",
+            "It says whose each scan is: save it as UTF-8 text with a first line of column names.",
+        )
     for path, reason in unreadable.items():
         plan.refuse([path], reason)
     tables.check_patient(found, data)
@@ -272,6 +277,11 @@ def _tabled(data: Data, found: Sequence[Table]) -> set[str]:
     return {c for t in found for c in t.columns} & set(data.conditions)
 
 
+def _lacking(header: Cells, cells: Cells) -> dict[str, str]:
+    """What a header says where a row has nothing."""
+    return {name: text for name, text in header.items() if tables.says_nothing(cells.get(name, ""))}
+
+
 def _age(years: float | None, condition: Condition | None) -> str:
     """A header's age as a cell of a table in the unit that is declared."""
     if years is None or condition is None or condition.kind != "continuous":
@@ -296,7 +306,10 @@ def _from_dicom(
     if _tabled(data, found) and not own:
         labels = Refused("not_in_table", "No row has its PatientID.")
     else:
-        every = [_labels(data, {**header, **cells}, comma) for cells, comma in own or [({}, False)]]
+        every = [
+            _labels(data, {**cells, **_lacking(header, cells)}, comma)
+            for cells, comma in own or [({}, False)]
+        ]
         labels = every[0]
         if not isinstance(labels, Refused) and any(other != labels for other in every):
             labels = Refused("label_ambiguous")
@@ -401,10 +414,9 @@ def _patient_tables(data: Data, listing: Listing) -> tuple[list[Table], str]:
         if found := [t for t in candidates if column in t.columns]:
             return found, column
     if data.table is not None or data.patient not in (None, "PatientID"):
-        columns = sorted({c for t in candidates for c in t.columns})
         raise UsageError(
             f"data.patient: no column {' or '.join(wanted)} in the tables of data.source; "
-            f"columns: {', '.join(columns) or 'there is no table'}",
+            f"{tables.columns(candidates)}",
             "Name the column that holds the PatientID of the DICOM headers.",
         )
     return [], "PatientID"
@@ -450,6 +462,5 @@ def _labels(data: Data, cells: Cells, decimal_comma: bool) -> Labels | Refused:
 
 
 def _split(cells: Cells) -> str | None:
-    """The side a table puts a scan on."""
-    text = cells.get("split", "").lower()
-    return text if text in _SPLITS else None
+    """The side a table puts a scan on, as it stands there; null where it has no such column."""
+    return next((text.lower() for name, text in cells.items() if name.lower() == "split"), None)

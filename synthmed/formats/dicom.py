@@ -5,6 +5,7 @@ Source: PS3.3 C.7.3.1 (series), C.7.6.2 (image plane), A.4 (MR Image); PS3.10 se
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import math
@@ -20,6 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileDataset
+from pydicom.multival import MultiValue
 from pydicom.tag import Tag
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -58,6 +60,9 @@ _TAGS: list[Any] = [
 _tag = cache(Tag)
 """Element of a keyword."""
 _WANTED = [_tag(t) for t in _TAGS]
+
+_PERSONS = ("PatientName", "OtherPatientNames", "PatientBirthName", "PatientMotherBirthName")
+_NUMBERS = ("PatientID", "OtherPatientIDs", "AccessionNumber")
 
 _MANUFACTURERS = ("SIEMENS", "GE", "PHILIPS", "CANON", "TOSHIBA", "HITACHI", "FUJIFILM",
                   "HYPERFINE", "UNITED IMAGING", "ESAOTE", "BRUKER")  # fmt: skip
@@ -226,6 +231,25 @@ def dataset(path: Path, tags: Sequence[Any] | None, stop_before_pixels: bool) ->
         Refused: unreadable, oversized or damaged.
     """
     return _parsed(path, tags, stop_before_pixels)[0]
+
+
+def identity(path: Path) -> tuple[set[str], set[str]]:
+    """Names and numbers of the patient in a file's header: of people, and standing for them.
+
+    Raises:
+        Refused: the file cannot be read.
+    """
+    data = dataset(path, ["SpecificCharacterSet", *_PERSONS, *_NUMBERS], stop_before_pixels=True)
+    found = []
+    for keywords in (_PERSONS, _NUMBERS):
+        values: set[str] = set()
+        for keyword in keywords:
+            with contextlib.suppress(Exception):  # a value that cannot be read is not carried on
+                value = data.get(keyword)
+                several = value if isinstance(value, MultiValue) else [value]
+                values |= {str(v).strip() for v in several if v}
+        found.append(values)
+    return found[0], found[1]
 
 
 def _parsed(

@@ -206,7 +206,7 @@ class Web:
                 raise (
                     self._no_service(str(fault)) if isinstance(fault, _NotHere) else fault
                 ) from None
-            except (ValueError, TypeError, AttributeError, _TooLarge):
+            except (ValueError, TypeError, AttributeError, RecursionError, _TooLarge):
                 raise self._no_service("no answer of such a service") from None
             new = {uid: item for uid, item in new.items() if uid not in found}
             if not new:

@@ -218,7 +218,8 @@ def whole(file: Path) -> Iterator[BinaryIO]:
 
 def number(text: object) -> int | None:
     """A count as a server gives it, None where it is no number."""
-    return int(str(text)) if str(text).isdecimal() else None
+    said = str(text)
+    return int(said) if said.isdecimal() and len(said) < 10 else None
 
 
 def _wanted(

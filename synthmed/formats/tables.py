@@ -26,6 +26,12 @@ PEOPLE = ("patient", "subject_group", "participant_id")
 DICOM_PEOPLE = ("patient_id", "PatientID")
 """The same of tables that are joined with DICOM headers."""
 
+_HEADINGS = frozenset(
+    (*PEOPLE, "patient_id", "patientid", "participant", "subject", "subject_id", "sub", "id",
+     "session", "session_id", "age", "sex", "gender", "diagnosis", "group", "site", "scanner",
+     "date", "image", "mask", "label", "scan", "scan_id", "file", "filename", "path", "split")
+)  # fmt: skip
+"""Names of columns by which the first line of a table is known for its header."""
 _PARTICIPANTS = ("participants.tsv", "participants.csv")
 _MISSING = {"", "n/a", "nan"}
 
@@ -54,6 +60,32 @@ class Table:
     def name(self) -> str:
         """Its file name, fit for a message."""
         return posixpath.basename(self.path) or "the folder layout"
+
+
+def columns(found: Sequence[Table], more: Collection[str] = ()) -> str:
+    """The columns of tables for a message, or their number: without a header they are a patient.
+
+    A line is a header for certain where it has a usual name of a column, which then does not stand
+    in the column itself.
+
+    Args:
+        found: the tables.
+        more: columns of others, known for what they are.
+    """
+    names, unsure = set(more), 0
+    for table in found:
+        usual = [c for c in table.columns if c.lower() in _HEADINGS]
+        if any(all(row[c] != c for row in table.rows) for c in usual):
+            names |= {c for c in table.columns if c.isprintable()}
+        else:
+            unsure += len(table.columns)
+    if not names and not unsure:
+        return "there is no table"
+    said = f"columns: {', '.join(sorted(names))}" if names else ""
+    if unsure:
+        hidden = f"{unsure} columns without a usual name, not shown: the first line must name them"
+        said = f"{said}; and {hidden}" if said else hidden
+    return said
 
 
 def participants(listing: Listing, data: Data) -> tuple[list[Table], dict[str, Refused]]:
@@ -139,8 +171,7 @@ def check_patient(tables: Sequence[Table], data: Data) -> None:
     for table in tables:
         if data.patient not in table.columns:
             raise UsageError(
-                f"data.patient: no column {data.patient} in {table.name}; "
-                f"columns: {', '.join(table.columns)}"
+                f"data.patient: no column {data.patient} in {table.name}; {columns([table])}"
             )
 
 
@@ -156,11 +187,11 @@ def check_conditions(
     Raises:
         UsageError: one is not.
     """
-    known = sorted({c for t in tables for c in t.columns} | set(more))
+    known = {c for t in tables for c in t.columns} | set(more)
     for name in data.conditions:
         if name in known or name in fallbacks:
             continue
-        there = f"columns: {', '.join(known)}" if known else "there is no table"
+        there = columns(tables, more)
         other = f"; from the DICOM headers: {', '.join(fallbacks)}" if fallbacks else ""
         raise UsageError(
             f"data.conditions.{name}: no such column in the tables of data.source; {there}{other}"
@@ -179,7 +210,7 @@ def person_column(table: Table, data: Data) -> str:
             return name
     raise UsageError(
         f"data.patient: null, and {table.name} has none of the columns {', '.join(PEOPLE)}; "
-        f"columns: {', '.join(table.columns)}",
+        f"{columns([table])}",
         "Set data.patient to the column that names one person.",
     )
 
@@ -223,10 +254,15 @@ def _row(header: Sequence[str], cells: list[str], line: int) -> dict[str, str]:
     return dict(zip(header, texts, strict=True))
 
 
+def says_nothing(text: str) -> bool:
+    """Whether a cell is empty or says that it is."""
+    return text.lower() in _MISSING
+
+
 def _is_missing(text: str, condition: Condition) -> bool:
     """Whether a cell says nothing; a declared category of that spelling says something."""
     declared = isinstance(condition, Categorical) and text in condition.categories
-    return text.lower() in _MISSING and not declared
+    return says_nothing(text) and not declared
 
 
 def _category(name: str, text: str, condition: Categorical) -> str:

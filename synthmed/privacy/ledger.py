@@ -26,7 +26,7 @@ from synthmed.deid.pseudonyms import Pseudonyms
 from synthmed.errors import InputError, ResourceError
 from synthmed.store import home, write_json
 
-FILE, HEAD = "ledger.jsonl", "ledger.head"
+FILE, HEAD, LOCK = "ledger.jsonl", "ledger.head", ".ledger.lock"
 START = "0" * 64
 
 Charge = tuple[str, int, str]
@@ -181,7 +181,9 @@ class Ledger:
     def _append(self, entry: dict[str, Any], before: Callable[[], None] = lambda: None) -> None:
         with self._locked():
             self._read_on()
-            self._compare_head()
+            if self._compare_head():
+                # before another line follows: two that are not named would look like a forgery
+                self._name_last()
             before()
             line = json.dumps({**entry, "before": self._digest}, sort_keys=True).encode() + b"\n"
             path = self.folder / FILE
@@ -193,13 +195,17 @@ class Ledger:
             except OSError as error:
                 with open(path, "ab") as handle:  # half a line must not stand before the next one
                     handle.truncate(self._end)
-                raise ResourceError(
-                    f"the privacy ledger cannot be written ({error.strerror})",
-                    "Free some space in SYNTHMED_HOME; the same command goes on.",
-                ) from None
+                raise _unwritable(error) from None
             self._take(line)
+            self._name_last()
+
+    def _name_last(self) -> None:
+        """Say in `HEAD` which line is the last."""
+        try:
             write_json(self.folder / HEAD, {"lines": self._lines, "digest": self._digest})
             (self.folder / HEAD).chmod(0o600)
+        except OSError as error:
+            raise _unwritable(error) from None
 
     def _read_on(self) -> None:
         """Take in what this or another process has appended since."""
@@ -248,13 +254,17 @@ class Ledger:
         else:
             raise ValueError(kind)
 
-    def _compare_head(self) -> None:
-        """The last line is the one that was named, or one that a crash kept from being named."""
+    def _compare_head(self) -> bool:
+        """The last line is the one that was named, or one that was kept from being named.
+
+        Returns:
+            Whether it is not named yet.
+        """
         path = self.folder / HEAD
         if not path.exists():
             if self._lines > 1:
                 raise _altered(f"{HEAD}, which names its last line, is missing")
-            return
+            return self._lines > 0
         try:
             head = json.loads(path.read_text(encoding="utf-8"))
             named = (int(head["lines"]), str(head["digest"]))
@@ -262,16 +272,31 @@ class Ledger:
             raise _altered(f"{HEAD} cannot be read") from None
         if named[1] not in self._digests or self._lines - named[0] not in (0, 1):
             raise _altered(f"it has {self._lines} lines, {named[0]} were written")
+        return self._lines > named[0]
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with open(self.folder / ".ledger.lock", "w") as handle:
+        try:
+            handle = open(self.folder / LOCK, "w")  # noqa: SIM115 (closed below)
+        except OSError as error:
+            raise ResourceError(
+                f"SYNTHMED_HOME {self.folder}: cannot be written ({error.strerror})",
+                "It holds the key and the ledger of this house; set it to a folder of your own.",
+            ) from None
+        with handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
 
 
 def _owners_alone(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
+
+
+def _unwritable(error: OSError) -> ResourceError:
+    return ResourceError(
+        f"the privacy ledger cannot be written ({error.strerror})",
+        "Free some space in SYNTHMED_HOME; the same command goes on.",
+    )
 
 
 def _altered(what: str) -> InputError:

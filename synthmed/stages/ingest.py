@@ -8,9 +8,10 @@ sorted pseudonyms or paths, never the file system's.
 from __future__ import annotations
 
 import hashlib
+import re
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from synthmed.privacy.ledger import Ledger
 from synthmed.stages import fetch
 from synthmed.stages.reading import Progress, Reader, Reading, how_many
 
+SPLITS = ("train", "holdout")
 MIN_PATIENTS = 10
 """Fewer are no cohort."""
 
@@ -56,7 +58,7 @@ def ingest(
             removes it.
         progress: called with (done, total).
         min_patients: fewer usable patients are an error; quarantine.tsv is there all the same.
-        use_split: carry the table's column `split` (train, holdout) to the scans.
+        use_split: carry the table's column `split` (`SPLITS`) to the scans.
         allow_copies: keep scans with the same voxels, as a cohort under test may have. Under
             differential privacy they are kept as well: one person's must not remove another's.
 
@@ -86,6 +88,8 @@ def ingest(
     with quiet():
         kinds, n_auxiliary = _sort_files(listing, quarantine)
         plan = candidates.find(config.data, listing, kinds)
+        if use_split:
+            _check_split(plan)
         _leave_out(plan, pseudonyms, Ledger(names=pseudonyms).forgotten)
         for path, reason, person in plan.refused:
             quarantine.add(path, reason, pseudonyms.patient(person) if person else "")
@@ -130,8 +134,24 @@ def ingest(
         "n_undeclared_mask_voxels": dict(sorted(reading.undeclared.items())),
         "n_mask_voxels_removed": dict(sorted(reading.removed.items())),
         "text": config.data.text,
+        "n_ids_alike": ids_alike({c.person for c in plan.candidates}),
         **plan.facts,
     }
+
+
+def ids_alike(people: Iterable[str]) -> int:
+    """How many ids differ from another in case, leading zeros, blanks or a `.0` alone.
+
+    A spreadsheet changes them so, and one person would be on both sides of the split.
+
+    >>> ids_alike(["0001", "1", "1.0", "a01", "A1", "B 2"])
+    5
+    """
+    plain = Counter(
+        re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"\s", "", p).removesuffix(".0")).casefold()
+        for p in people
+    )
+    return sum(n for n in plain.values() if n > 1)
 
 
 def tally(
@@ -282,6 +302,16 @@ def _sort_files(listing: Listing, quarantine: Quarantine) -> tuple[dict[str, Kin
     return kinds, len(listing.sizes) - len(kinds)
 
 
+def _check_split(plan: Plan) -> None:
+    """Refuse sides that are not known: members and strangers would be mixed up."""
+    n = sum(c.split not in (None, *SPLITS) for c in plan.candidates)
+    if n:
+        raise UsageError(
+            f"column split: {n} scans are neither {' nor '.join(SPLITS)}",
+            "Say for each whether it was trained on, or take the column out.",
+        )
+
+
 def _check_enough(n_files: int, n_patients: int, wanted: int, quarantine: Quarantine) -> None:
     """Refuse a source with too few patients, saying why files were refused."""
     if n_patients and n_patients >= wanted:
@@ -290,7 +320,7 @@ def _check_enough(n_files: int, n_patients: int, wanted: int, quarantine: Quaran
     if n_patients:
         found = f"{n_patients} of at least {wanted} patients have a usable scan"
     counts = quarantine.counts()
-    remedy = "quarantine.tsv names each refused file and why."
+    remedy = "quarantine.tsv, which `synthmed ingest` leaves, names each refused file and why."
     if counts and next(iter(counts)) == "not_in_table":
         remedy = "Add a participants.tsv with a column image, or BIDS folders; see quarantine.tsv."
     raise InputError(
@@ -308,6 +338,8 @@ def summary(facts: Mapping[str, Any]) -> str:
         text += f"; {sum(reasons.values())} refused ({listed(reasons)})"
     if other:
         text += f"; {other} files not asked for"
+    if alike := facts.get("n_ids_alike", 0):  # of a run by an earlier version not known
+        text += f"; {alike} ids differ in case or zeros alone: people under two names?"
     if masked := facts["n_text_masked"]:
         text += f"; text painted over in {masked} scans"
     if "n_faces_removed" in facts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from synthmed.artifacts import ScreenedCohort
 from synthmed.config import Config
@@ -124,15 +125,54 @@ def of_audit(failed: bool) -> list[Verdict]:
     ]
 
 
-def of_reading(not_judged: int) -> list[Verdict]:
-    """A line where scans of an assessment were refused: nobody knows what is in them.
+@dataclass(frozen=True)
+class Elsewhere:
+    """What was seen of the files of a cohort that was made elsewhere.
 
     Args:
-        not_judged: real and synthetic scans.
+        not_judged: real and synthetic scans that were refused.
+        n_naming_people: synthetic files that hold a name, or a number, of a person of the source.
+        n_naming_files: that hold a name of its files.
+        complete: whether all names of the source could be searched for.
     """
-    if not not_judged:
+
+    not_judged: int
+    n_naming_people: int
+    n_naming_files: int
+    complete: bool
+
+
+def of_elsewhere(seen: Elsewhere | None) -> list[Verdict]:
+    """The lines on files that this program has not written.
+
+    Scans that were refused: nobody knows what is in them. Names: of people they may not leave;
+    those of files may be what everybody calls such files.
+    """
+    if seen is None:
         return []
+    if seen.n_naming_people:
+        status, said = "fail", f"{seen.n_naming_people} hold a name or a number of a patient"
+    elif seen.n_naming_files:
+        status, said = "inconclusive", f"{seen.n_naming_files} hold a name of a real file"
+    elif not seen.complete:
+        status, said = "inconclusive", "not all names of the source could be searched for"
+    else:
+        status, said = "pass", "nothing found in paths, tables, text and headers"
+    if status != "pass" and seen.complete:
+        said += "; naming.tsv under private/ lists the files"
+    named = Verdict.model_validate(
+        {
+            "estimate": "names in the synthetic files",
+            "slice": None,
+            "rule": "none of the source's",
+            "status": status,
+            "reason": f"names in the synthetic files: {said}.",
+        }
+    )
+    if not seen.not_judged:
+        return [named]
     return [
+        named,
         Verdict(
             estimate="scans that were not judged",
             slice=None,
@@ -143,16 +183,16 @@ def of_reading(not_judged: int) -> list[Verdict]:
                 "copies may be among them, or patients they are of; quarantine.tsv under "
                 "private/ names them."
             ),
-        )
+        ),
     ]
 
 
-def of_scan(findings: Sequence[Finding], names_known: bool) -> Verdict:
+def of_scan(findings: Sequence[Finding], complete: bool) -> Verdict:
     """The line on the identifier scan; kinds and counts, never what was found.
 
     Args:
         findings: of the scan.
-        names_known: whether the names in the source could be searched for.
+        complete: whether all names of the source could be searched for.
     """
     kinds = sorted({f.kind for f in findings})
     if findings:
@@ -160,11 +200,14 @@ def of_scan(findings: Sequence[Finding], names_known: bool) -> Verdict:
         said = (
             f"{len(findings)} findings ({', '.join(kinds)}); the restricted report lists the files"
         )
-    elif names_known:
+    elif complete:
         status, said = "pass", "nothing found in any file"
     else:
         status = "inconclusive"
-        said = "nothing found, but data.source is not there, so its names were not searched for"
+        said = (
+            "nothing found, but data.source is not at hand (gone, or a PACS), so that not all of "
+            "its names were searched for"
+        )
     return Verdict.model_validate(
         {
             "estimate": "identifier scan",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -106,7 +107,7 @@ class Reading:
         """Candidates with pseudonyms, sessions counted by visit and series by order."""
         people: dict[str, list[Candidate]] = defaultdict(list)
         for candidate in found:
-            people[candidate.person].append(candidate)
+            people[unicodedata.normalize("NFC", candidate.person)].append(candidate)
         named = []
         for person, own in people.items():
             patient = self.pseudonyms.patient(person)

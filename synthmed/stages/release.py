@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from synthmed.report.facts import CohortFacts
 from synthmed.report.folder import SUMS, close, empty, sums, write_page, write_report
 from synthmed.report.images import Picture, masks_of
 from synthmed.stages import lines
-from synthmed.stages.identifiers import identifiers, source_names
+from synthmed.stages.identifiers import SourceNames, identifiers, source_names
 from synthmed.store import Run, digest, sync, write_bytes, write_json
 from synthmed.types import Decision, Estimate
 
@@ -42,14 +42,14 @@ class Grounds:
         inside: those that the restricted report shows and no policy judges.
         digest: of all that the decision depends on, for `standing`.
         audit_failed: an audit found that the model's promise of privacy is not kept.
-        not_judged: scans of an assessment that were refused.
+        elsewhere: what was seen of the files of an assessment.
     """
 
     evidence: Sequence[Estimate]
     inside: Sequence[Estimate] = ()
     digest: str = ""
     audit_failed: bool = False
-    not_judged: int = 0
+    elsewhere: lines.Elsewhere | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def release(
     facts: Mapping[str, Any],
     *,
     real: Dataset | None,
-    names: Collection[str] | None,
+    names: SourceNames,
     with_volumes: bool = True,
 ) -> Decision:
     """Decide, write both reports, and fill RUN/release or RUN/withheld.
@@ -89,9 +89,8 @@ def release(
         cohort: what ships.
         facts: see `CohortFacts`.
         real: the real scans, for pictures in the restricted report; null leaves them out.
-        names: strings of the source (names, numbers) that must not be in the release, beside the
-            pseudonyms and the names of refused files, which are looked up in the run; null where
-            the source is not there to take them from.
+        names: of the source: they must not be in the release, nor may the pseudonyms and the
+            names of refused files, which are looked up in the run.
         with_volumes: False for a cohort that was made elsewhere: the folder then holds the
             shareable report and SHA256SUMS alone, and names no model.
 
@@ -105,8 +104,8 @@ def release(
             "Train the model anew with --overwrite.",
         )
     run.discard_release()
-    evidence, names_known = grounds.evidence, names is not None
-    searched = identifiers(run, config, evidence, names or ())
+    evidence = grounds.evidence
+    searched = identifiers(run, config, evidence, names)
     masks = masks_of(config)
     shown = images.synthetic(cohort, config.data.conditions, masks)
     # a cohort that was made elsewhere is its maker's: pictures of it are enough
@@ -117,16 +116,16 @@ def release(
         *judged,
         *lines.of_cohort(config, cohort, told, judged),
         *lines.of_audit(grounds.audit_failed),
-        *lines.of_reading(grounds.not_judged),
+        *lines.of_elsewhere(grounds.elsewhere),
     ]
 
     new = empty(run.private / ".release.new")
     findings: list[Finding] = []
-    decision = policy.conclude([*before_scan, lines.of_scan(findings, names_known)])
+    decision = policy.conclude([*before_scan, lines.of_scan(findings, names.complete)])
     shareable = _fill(new, material, decision, findings)
     findings = scan(new, forbidden=searched, own=[viewer.library().encode()])
     if findings:
-        decision = policy.conclude([*before_scan, lines.of_scan(findings, names_known)])
+        decision = policy.conclude([*before_scan, lines.of_scan(findings, names.complete)])
         shareable = _fill(empty(new), material, decision, findings)
 
     private = empty(run.private / ".report.new")
@@ -220,7 +219,7 @@ def sign(run: Run, config: Config, name: str, reason: str) -> None:
             f"{withheld}: changed since it was built",
             f"Run `synthmed release {run.path}` to build it again.",
         )
-    if mentions(f"{name}\n{reason}", identifiers(run, config, (), source_names(config) or ())):
+    if mentions(f"{name}\n{reason}", identifiers(run, config, (), source_names(config))):
         raise UsageError(
             "--sign or --reason: holds an identifier of the source, and would be released with it",
             "Say it without names, pseudonyms or file names of patients.",

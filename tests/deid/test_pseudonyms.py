@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import stat
+import unicodedata
 from pathlib import Path
 
 import pytest
 
 from synthmed.deid.pseudonyms import KEY_FILE, Pseudonyms
-from synthmed.errors import ResourceError
+from synthmed.errors import ResourceError, UsageError
+from synthmed.store import home as home_of
 
 
 @pytest.fixture
@@ -65,6 +67,25 @@ def test_names_depend_on_identity_and_key_and_show_neither() -> None:
     assert "00" not in repr(ours)
     assert ours.scan(name, 1) == f"{name}_s01"
     assert ours.scan(name, 12, 3) == f"{name}_s12_r03"
+
+
+def test_accents_stored_as_one_sign_or_two_are_one_person() -> None:
+    names = Pseudonyms(bytes(32))
+    one, two = (unicodedata.normalize(form, "Müller-Ångström") for form in ("NFC", "NFD"))
+    assert one != two and names.patient(one) == names.patient(two)
+    assert names.patient("Müller") != names.patient("Muller")
+
+
+@pytest.mark.parametrize("given", ["~/own", "$HOME/own"])
+def test_the_home_is_one_place_wherever_the_call_is_made(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SYNTHMED_HOME", given.replace("$HOME", str(tmp_path)))
+    assert home_of() == tmp_path / "own"
+    monkeypatch.setenv("SYNTHMED_HOME", "own")
+    with pytest.raises(UsageError, match="is no absolute path"):
+        home_of()
 
 
 def test_a_published_example_of_the_hash() -> None:

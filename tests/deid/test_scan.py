@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import base64
 import gzip
+import html
 import io
 import json
+import os
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
+import jinja2
 import nibabel as nib
 import numpy as np
 import pytest
@@ -63,6 +67,39 @@ def test_a_clean_release_passes(folder: Path) -> None:
 def test_encodings_and_case(folder: Path, encoding: str, name: str) -> None:
     (folder / "README.md").write_bytes(f"a scan of {name}, 1970".encode(encoding))
     assert kinds(folder) == {"forbidden text"}
+
+
+@pytest.mark.parametrize("name", ["Müller", "MÜLLER", "O'Sullivan", "O'Müller & Söhne"])
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda name: json.dumps({"by": name}),
+        lambda name: jinja2.Environment(autoescape=True).from_string("{{ n }}").render(n=name),
+        lambda name: html.escape(name),
+        lambda name: html.escape(json.dumps(name)),
+        lambda name: unicodedata.normalize("NFD", name),
+        lambda name: unicodedata.normalize("NFC", name),
+    ],
+)
+def test_what_json_html_and_file_systems_make_of_a_name(
+    folder: Path, name: str, written: Callable[[str], str]
+) -> None:
+    (folder / "README.md").write_text(f"a scan of {written(name)}, 1970", encoding="utf-8")
+    for form in ("NFC", "NFD"):
+        assert kinds(folder, (unicodedata.normalize(form, name),)) == {"forbidden text"}
+
+
+def test_numbers_of_the_samples_are_nobody_s(folder: Path) -> None:
+    assert scan(folder, forbidden=("0001", "sub-syn0001")) == []
+    (folder / "README.md").write_text("sub-syn0001 is like 0001")
+    assert kinds(folder, ("0001",)) == {"forbidden text"}
+
+
+def test_a_file_name_that_is_not_utf_8(folder: Path) -> None:
+    name = os.fsdecode(b"sub-M\xfcller3")
+    for content in (b"of sub-M\xfcller3.", "of sub-Müller3.".encode()):
+        (folder / "README.md").write_bytes(content)
+        assert kinds(folder, (name,)) == {"forbidden text"}
 
 
 @pytest.mark.parametrize("text", ["anna", "ANNA_2", "(4711)", "id 4711.", "x483920"])

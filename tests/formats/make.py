@@ -41,7 +41,7 @@ def headers(
     return slices, refused, listing.path
 
 
-def config(source: Path, **data: Any) -> Config:
+def config(source: Path | str, **data: Any) -> Config:
     """A config that reads `source`."""
     tree = {
         "data": {"source": str(source), "grid": [16, 16, 16], **data},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -237,3 +238,28 @@ def test_a_channel_of_an_unknown_column(tmp_path: Path, channel: str) -> None:
     make.table(tmp_path / "participants.tsv", [{"participant_id": "1"}])
     with pytest.raises(UsageError, match=r"data\.channels\.T1w.*no column scan.*participant_id"):
         scans(tmp_path, channels={"T1w": channel})
+
+
+@pytest.mark.parametrize("group", ["control", "patient"])
+@pytest.mark.parametrize("check", [tables.check_patient, tables.check_conditions])
+def test_a_table_without_a_header_shows_nobody(
+    tmp_path: Path, group: str, check: Callable[..., None]
+) -> None:
+    """Its first line is a patient, of whom an error says nothing."""
+    rows = [f"Quillfeather{i}\tDr. Holloway\t{group}\timg/q{i}.nii" for i in range(3)]
+    (tmp_path / "participants.tsv").write_text("\n".join(rows) + "\n")
+    grade = {"kind": "categorical", "categories": ["1", "2"]}
+    config = make.config(tmp_path, patient="code", conditions={"grade": grade})
+    found, _ = tables.participants(walk(tmp_path), config.data)
+    with pytest.raises(UsageError) as error:
+        check(found, config.data)
+    assert "4 columns without a usual name" in str(error.value)
+    assert not {w for w in ("Quillfeather", "Holloway", "img") if w in str(error.value)}
+
+
+def test_a_header_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "participants.tsv").write_text("subject\tAlter\tBild\nA1\t60\ta.nii\n")
+    found, _ = tables.participants(walk(tmp_path), make.config(tmp_path).data)
+    assert tables.columns(found) == "columns: Alter, Bild, subject"
+    assert tables.columns([]) == "there is no table"
+    assert tables.columns([], ["age"]) == "columns: age"

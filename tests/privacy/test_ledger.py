@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from synthmed.deid.pseudonyms import Pseudonyms
-from synthmed.errors import InputError
+from synthmed.errors import InputError, ResourceError
 from synthmed.privacy.ledger import FILE, HEAD, Account, Ledger, Steps
 
 NAMES = Pseudonyms(bytes(range(32)))
@@ -140,6 +141,37 @@ def test_a_crash_between_line_and_head_loses_nothing(tmp_path: Path) -> None:
     assert ledger.accounts["a"].steps.n == 5
     ledger.charge("a", ("0.elbo", 5, "s5"))
     assert Ledger(tmp_path, NAMES).accounts["a"].steps.n == 6
+
+
+def test_a_full_disk_does_not_close_it_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line still fits into the last block, and the file that names it no longer does."""
+    ledger = filled(tmp_path, 2)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as m:
+        m.setattr("synthmed.privacy.ledger.write_json", full)
+        for step in (2, 3, 4):
+            with pytest.raises(ResourceError, match="No space left on device"):
+                Ledger(tmp_path, NAMES).charge("a", ("0.elbo", step, f"s{step}"))
+    lines = (tmp_path / FILE).read_bytes().splitlines()
+    assert len(lines) == 4, "one line, and no other before it is named"
+    again = Ledger(tmp_path, NAMES)
+    assert not again.charge("a", ("0.elbo", 2, "s2")), "it is charged already"
+    assert again.charge("a", ("0.elbo", 3, "s3"))
+    assert len(Ledger(tmp_path, NAMES).accounts["a"].charges) == 4
+    assert ledger.head != again.head
+
+
+def test_a_home_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("synthmed.privacy.ledger.LOCK", "missing/.lock")
+    with pytest.raises(ResourceError, match="SYNTHMED_HOME"):
+        Ledger(tmp_path, NAMES).forget(["p1"])
 
 
 def test_a_run_finds_out_whether_the_ledger_is_older_than_it(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import sys
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,7 @@ def test_a_cohort_becomes_a_catalogue(source: Path, target: Path) -> None:
         "n_mask_voxels_removed": {},
         "n_labels_missing": {},
         "text": "keep",
+        "n_ids_alike": 0,
         "n_text_masked": 0,
         "patient_columns": ["participant_id"],
         "n_tables": 1,
@@ -396,7 +398,7 @@ def test_images_without_a_table_have_no_owner(tmp_path: Path, target: Path) -> N
 
 
 def test_columns_that_are_not_there(source: Path, target: Path) -> None:
-    with pytest.raises(UsageError, match=r"data\.patient: no column mrn .*participant_id, image"):
+    with pytest.raises(UsageError, match=r"data\.patient: no column mrn .*image, participant_id"):
         ingest(make.config(source, patient="mrn"), target)
     grade = {"grade": {"kind": "continuous", "low": 0, "high": 1}}
     with pytest.raises(UsageError, match=r"data\.conditions\.grade: .*columns: age, image"):
@@ -540,6 +542,70 @@ def test_dicom_labels_from_a_table_or_the_header(tmp_path: Path, target: Path) -
         ingest(make.config(source, conditions=site), other)
     with pytest.raises(UsageError, match=r"data\.channels"):
         ingest(make.config(source, channels={"T1w": "image"}), other)
+
+
+def test_an_empty_cell_leaves_it_to_the_header(tmp_path: Path, target: Path) -> None:
+    source = dicom_cohort(tmp_path / "source")
+    rows = [{"patient_id": f"ID-s{i}", "sex": "", "age": "n/a"} for i in range(3)]
+    rows.append({"patient_id": "ID-s3", "sex": "M", "age": "50"})
+    make.table(source / "labels.csv", rows, ",")
+    ingest(make.config(source, conditions=SEX | AGE), target, min_patients=3)
+    found = sorted((str(s.labels["sex"]), s.labels["age"]) for s in scans(target))
+    assert found == [("F", 67.0)] * 3 + [("M", 50.0)]
+
+
+def test_nobody_is_called_n_a(tmp_path: Path, target: Path) -> None:
+    rows = []
+    for i in range(6):
+        make.nifti(tmp_path / f"source/scan{i}.nii.gz", make.voxels(i))
+        person = "n/a" if i < 3 else f"A{i}"
+        rows.append({"patient": person, "image": f"scan{i}.nii.gz"})
+    make.table(tmp_path / "source/participants.tsv", rows)
+    facts = ingest(make.config(tmp_path / "source"), target, min_patients=3)
+    assert facts["n_patients"] == 3 and facts["reasons"] == {"patient_missing": 3}
+
+
+def test_an_id_is_one_person_s_however_its_accents_are_stored(tmp_path: Path, target: Path) -> None:
+    ids = [unicodedata.normalize(form, "Müller") for form in ("NFC", "NFD")] + ["01", "1"]
+    rows = []
+    for i, person in enumerate(ids):
+        make.nifti(tmp_path / f"source/scan{i}.nii.gz", make.voxels(i))
+        rows.append({"patient": person, "image": f"scan{i}.nii.gz"})
+    make.table(tmp_path / "source/participants.tsv", rows)
+    facts = ingest(make.config(tmp_path / "source"), target, min_patients=1)
+    assert facts["n_patients"] == 3 and len({s.scan for s in scans(target)}) == 4
+    assert facts["n_ids_alike"] == 2
+    assert "2 ids differ in case or zeros alone" in summary(facts)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("participant_id\timage\nMüller\tscan.nii.gz\n".encode("cp1252"), "not UTF-8 text"),
+        (b"participant_id\timage\timage\nA\tscan.nii.gz\t\n", "have one name"),
+    ],
+)
+def test_a_table_that_cannot_be_read_says_why(
+    tmp_path: Path, target: Path, content: bytes, said: str
+) -> None:
+    make.nifti(tmp_path / "source/scan.nii.gz", make.voxels(0))
+    (tmp_path / "source/participants.tsv").write_bytes(content)
+    with pytest.raises(InputError, match=f"participants.tsv: .*{said}"):
+        ingest(make.config(tmp_path / "source", conditions=SEX), target)
+
+
+@pytest.mark.parametrize("side", ["test", ""])
+def test_a_side_of_the_split_that_is_not_known(tmp_path: Path, target: Path, side: str) -> None:
+    rows = []
+    for i in range(4):
+        make.nifti(tmp_path / f"source/scan{i}.nii.gz", make.voxels(i))
+        name = side if i == 2 else "train"
+        rows.append({"participant_id": f"A{i}", "image": f"scan{i}.nii.gz", "Split": name})
+    make.table(tmp_path / "source/participants.tsv", rows)
+    config = make.config(tmp_path / "source")
+    with pytest.raises(UsageError, match="column split: 1 scans are neither train nor holdout"):
+        ingest(config, target, min_patients=1, use_split=True)
+    ingest(config, target, min_patients=1)  # a run of our own draws its split itself
 
 
 def test_dicom_sessions_follow_the_dates(tmp_path: Path, target: Path) -> None:

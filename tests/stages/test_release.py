@@ -22,6 +22,8 @@ from synthmed.formats.refusal import Refused
 from synthmed.report.mosaic import png
 from synthmed.report.page import MAX_PAGE_BYTES
 from synthmed.stages import release as stage
+from synthmed.stages.identifiers import SourceNames
+from synthmed.stages.lines import Elsewhere
 from synthmed.store import Run
 from synthmed.types import Decision, Estimate
 
@@ -129,9 +131,9 @@ class House:
         }
         given = fields.pop("config", config())
         fields.setdefault("real", self.real)
-        doubts = {k: fields.pop(k) for k in ("digest", "audit_failed", "not_judged") if k in fields}
+        doubts = {k: fields.pop(k) for k in ("digest", "audit_failed", "elsewhere") if k in fields}
         grounds = stage.Grounds(evidence, **doubts)
-        fields.setdefault("names", ())
+        fields.setdefault("names", SourceNames())
         return stage.release(self.run, given, grounds, self.screened, facts, **fields)
 
     @property
@@ -340,9 +342,12 @@ def test_an_identifier_blocks_the_release(house: House, plant: Callable[[House],
 
 def test_names_of_the_source_block_the_release_and_common_words_do_not(house: House) -> None:
     note = estimate(0.04, note="like case_0815_b")
-    assert house.release(note, names=("case_0815_b",)).decision == "WITHHELD"
-    common = ("image", "train", "T1w", "asks", "nothing", "sampled")
-    assert house.release(PASSING, names=common).decision == "RELEASE"
+    for names in ({"people": {"case_0815_b"}}, {"files": {"case_0815_b"}}):
+        of_source = SourceNames(**{k: frozenset(v) for k, v in names.items()})
+        assert house.release(note, names=of_source).decision == "WITHHELD"
+    common = frozenset(("image", "train", "T1w", "asks", "nothing", "sampled"))
+    for of_source in (SourceNames(people=common), SourceNames(files=common)):
+        assert house.release(PASSING, names=of_source).decision == "RELEASE"
 
 
 def test_signing_a_review(house: House) -> None:
@@ -434,8 +439,11 @@ def test_a_signature_does_not_hold_for_another_cohort(house: House) -> None:
     ("doubt", "decision", "said"),
     [
         ({"audit_failed": True}, "WITHHELD", "audit of the promise"),
-        ({"not_judged": 3}, "REVIEW", "scans that were not judged"),
-        ({"names": None}, "REVIEW", "identifier scan"),
+        ({"elsewhere": Elsewhere(3, 0, 0, True)}, "REVIEW", "scans that were not judged"),
+        ({"elsewhere": Elsewhere(0, 1, 0, True)}, "WITHHELD", "names in the synthetic files"),
+        ({"elsewhere": Elsewhere(0, 0, 1, True)}, "REVIEW", "names in the synthetic files"),
+        ({"elsewhere": Elsewhere(0, 0, 0, False)}, "REVIEW", "names in the synthetic files"),
+        ({"names": SourceNames(complete=False)}, "REVIEW", "identifier scan"),
     ],
 )
 def test_what_no_estimate_knows_of_decides_too(

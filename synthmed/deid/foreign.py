@@ -1,0 +1,74 @@
+"""Names in the files of a cohort that another tool has made: in paths, tables, text and headers.
+
+Voxels and pixels are not searched: names occur there by chance.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Collection
+from pathlib import Path
+from typing import Literal
+
+from synthmed.deid.needles import MIN_TEXT, Needles
+from synthmed.deid.scan import MIN_BINARY
+from synthmed.formats.listing import Listing, is_auxiliary, kind, walk
+
+HEAD_BYTES = 1 << 16
+"""Bytes at the start of an image that may be its header."""
+MAX_TEXT_BYTES = 1 << 26
+"""Bytes of a table or text that are searched."""
+_GZIP, _NAMED = b"\x1f\x8b", 0b1000
+_PIXELS = b"\xe0\x7f\x10\x00"
+
+
+def naming(folder: Path, names: Collection[str]) -> list[str]:
+    """Files, relative to the folder, whose path, text or header holds one of the names."""
+    needles = Needles(names)
+    listing = walk(folder)
+    paths = [*listing.sizes, *listing.refused]
+    return sorted(path for path in paths if _names(listing, path, needles))
+
+
+def _names(listing: Listing, path: str, needles: Needles) -> bool:
+    # apart, so that a name in a path is found as a word of its own
+    if needles.found_in(os.fsencode(path), shortest=MIN_TEXT):
+        return True
+    if path in listing.refused:
+        return False
+    what = "text" if is_auxiliary(path) else kind(listing, path)
+    with open(listing.path(path), "rb") as handle:
+        content = handle.read(MAX_TEXT_BYTES if what in ("text", "other") else HEAD_BYTES)
+    stored = b""
+    if content[:2] == _GZIP:
+        if content[3:4] and content[3] & _NAMED:
+            stored = content[10:].partition(b"\0")[0]
+        content = _inflated(content)
+    binary = what == "other" and b"\0" in content[:HEAD_BYTES]
+    said = _said(what, content)
+    return needles.found_in(stored, shortest=MIN_TEXT) or needles.found_in(
+        said, shortest=MIN_BINARY if binary else MIN_TEXT
+    )
+
+
+def _said(what: str, content: bytes) -> bytes:
+    """What of a file is no voxel: a header of NIfTI-1 or 2 with its extensions, or of DICOM."""
+    if what == "dicom":
+        return content.partition(_PIXELS)[0]
+    if what == "nifti" and len(content) >= 352:
+        order: Literal["little", "big"] = "little" if content[0] else "big"
+        size = int.from_bytes(content[:4], order)
+        code, at = ("f", 108) if size == 348 else ("q", 168)  # vox_offset
+        (begin,) = struct.unpack_from(f"{'<' if order == 'little' else '>'}{code}", content, at)
+        end = int(begin) if 352 <= begin <= len(content) else 352
+        return content[:end]
+    return content
+
+
+def _inflated(content: bytes) -> bytes:
+    try:
+        return zlib.decompressobj(wbits=31).decompress(content, MAX_TEXT_BYTES)
+    except zlib.error:  # damaged: ingest says so
+        return b""
