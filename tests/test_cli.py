@@ -549,9 +549,13 @@ def test_labels_on_the_command_line() -> None:
         parse_labels([f"a=b:{'9' * 5000}"])
 
 
-def test_a_page_that_cannot_be_written(finished: Finished, synthmed: Cli, tmp_path: Path) -> None:
+def test_a_page_that_cannot_be_written(
+    finished: Finished, copied: Finished, synthmed: Cli, tmp_path: Path
+) -> None:
     for page in (tmp_path / "nowhere/page.html", tmp_path):
-        refused(synthmed("compare", finished.path, "--page", page), 2, "cannot be written")
+        refused(
+            synthmed("compare", finished.path, copied.path, "--page", page), 2, "cannot be written"
+        )
 
 
 def test_deidentify_needs_a_folder(synthmed: Cli, tmp_path: Path) -> None:
