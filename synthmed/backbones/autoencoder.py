@@ -20,6 +20,7 @@ from torch.func import functional_call
 from synthmed.backbones.corruption import Corruption, Untouched
 from synthmed.backbones.examining import (
     closeness,
+    evenly,
     in_chunks,
     likeness,
     scans,
@@ -322,7 +323,8 @@ class GenerativeAutoencoder:
     @torch.no_grad()
     def _finish(self, batches: Sequence[Batch]) -> Mapping[str, float]:
         code, c, figures = self.compressor.measure(batches)
-        return {**figures, **self.mixture.fit(code.flatten(1), c)}
+        rows, people = evenly(batches), sum(len(batch.mask) for batch in batches)
+        return {**figures, **self.mixture.fit(code.flatten(1)[rows], c[rows], people)}
 
     def remarks(
         self, recent: Sequence[Mapping[str, float]], figures: Mapping[str, float]

@@ -17,7 +17,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
-from synthmed.backbones.examining import beside, closeness, in_chunks, scans, traversal, units
+from synthmed.backbones.examining import (
+    beside,
+    closeness,
+    evenly,
+    in_chunks,
+    scans,
+    traversal,
+    units,
+)
 from synthmed.backbones.generative import (
     Batch,
     Draws,
@@ -176,7 +184,8 @@ class ConditionalVAE:
         mean, log_var = torch.cat(posteriors).chunk(2, 1)
         c = torch.cat(conditions)
         if self.config.prior == "fitted":
-            self.prior.fit(mean, log_var.exp(), c)
+            rows = evenly(batches)
+            self.prior.fit(mean[rows], log_var.exp()[rows], c[rows])
         kl = 0.5 * (mean**2 + log_var.exp() - 1 - log_var)
         *_, rest = regress(mean, c)
         covariance = rest.T @ rest / len(rest) + log_var.exp().mean(0).double().cpu().diag()

@@ -173,7 +173,9 @@ class Diffusion:
             conditions.append(c)
         y = torch.cat(volumes)
         volumes.clear()
-        explained = self.wiener.fit(y, torch.cat(conditions)[:, : self.n_labels])
+        weights = [(batch.mask / batch.mask.sum(1, keepdim=True)).flatten() for batch in batches]
+        each = torch.cat([w[w > 0] for w in weights])
+        explained = self.wiener.fit(y, torch.cat(conditions)[:, : self.n_labels], each)
         return {"linear_explained": round(explained, 4)}
 
     # --- training -----------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -14,6 +15,9 @@ from synthmed.backbones.generative import Batch
 
 CHUNK = 16
 """Volumes that go through a network at once when a model is examined."""
+
+MOST_ROWS = 12
+"""Scans of a patient that a fit without gradients looks at."""
 
 MOST_UNITS = 64
 """Numbers of a code that are looked at one by one: those that carry most."""
@@ -28,6 +32,21 @@ def scans(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     keep = batch.mask.flatten() > 0
     x, c, given = (t.flatten(0, 1)[keep] for t in (batch.x, batch.c, batch.given))
     return x, c, given
+
+
+def evenly(batches: Sequence[Batch]) -> Tensor:
+    """Rows of the batches' `scans` put together, by which every patient counts alike.
+
+    Somebody scanned ten times is one person: a fit to all scans would be mostly theirs. Each
+    patient has as many rows as the one with most scans, `MOST_ROWS` at most, their scans in turn.
+    """
+    counts = [int(n) for batch in batches for n in batch.mask.sum(1)]
+    width = min(max(counts), MOST_ROWS)
+    starts = itertools.accumulate(counts, initial=0)
+    each = [
+        [s + i * n // width for i in range(width)] for s, n in zip(starts, counts, strict=False)
+    ]
+    return torch.tensor(each).flatten()
 
 
 def in_chunks(function: Callable[..., Tensor], *rows: Tensor) -> Tensor:

@@ -125,6 +125,27 @@ def test_no_component_rests_on_a_handful_of_patients(n: int) -> None:
     assert torch.isfinite(drawn(mixture, torch.zeros(50, 0))).all()
 
 
+def test_no_component_rests_on_scans_of_few_people() -> None:
+    """Forty codes, ten each of four people."""
+    rng = np.random.default_rng(0)
+    spots = rng.standard_normal((4, SIZE)) * 10
+    z = torch.tensor(np.repeat(spots, 10, axis=0) + 1e-3 * rng.standard_normal((40, SIZE)))
+    counted = {}
+    for people in (4, None):
+        mixture = CodeMixture(SIZE, 0, components=4, directions=SIZE)
+        counted[people] = mixture.fit(z.float(), torch.zeros(40, 0), people)["mixture_components"]
+    assert counted == {4: 1, None: 4}
+
+
+def test_as_many_codes_of_each_person_change_nothing() -> None:
+    z, c = planted()
+    once, twice = (CodeMixture(SIZE, 1, components=4, directions=SIZE) for _ in range(2))
+    figures = once.fit(z, c)
+    assert twice.fit(z.repeat(2, 1), c.repeat(2, 1), len(z)) == figures
+    for name in ("weight_DN", "bias_N", "share_M"):
+        torch.testing.assert_close(getattr(twice, name), getattr(once, name), atol=1e-3, rtol=1e-3)
+
+
 def test_directions_hold_the_most_variance_there_is() -> None:
     rng = np.random.default_rng(0)
     sd = np.array([5, 3, 1, 0.5, 0.1])

@@ -315,6 +315,25 @@ def test_the_fit_is_that_of_a_regression_and_a_singular_value_decomposition() ->
     assert explained == pytest.approx(1 - left.sum() / total, abs=1e-3)
 
 
+def test_somebody_scanned_often_counts_as_one_person() -> None:
+    """The same scan three times, a third each, is that scan once."""
+    y, c = volumes()
+    once, often = Wiener(N, 5, D), Wiener(N, 5, D)
+    explained = once.fit(y.clone(), c)
+    rows = torch.cat([torch.zeros(2, dtype=torch.long), torch.arange(len(y))])
+    weight = torch.ones(len(rows))
+    weight[rows == 0] = 1 / 3
+    assert often.fit(y[rows], c[rows], weight) == pytest.approx(explained, abs=1e-5)
+    (a, v), (b, w) = moments(once), moments(often)
+    torch.testing.assert_close(often.mean_n, once.mean_n, atol=1e-5, rtol=0)
+    torch.testing.assert_close(often.weight_Dn, once.weight_Dn, atol=1e-4, rtol=0)
+    torch.testing.assert_close(b @ b.T, a @ a.T, atol=1e-4, rtol=0)
+    torch.testing.assert_close(w, v, rtol=0.1, atol=0)  # a level further at most
+    alike = Wiener(N, 5, D)
+    alike.fit(y[rows], c[rows])
+    assert (alike.mean_n - once.mean_n).abs().max() > 0.01
+
+
 def test_a_known_gaussian_is_recovered_from_many_samples() -> None:
     """Equal texture everywhere, so that the covariance's own directions are those of A."""
     g, m, n, k = generator(), 1500, 12, 2

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 _PER_DIRECTION = 3
-"""Codes that a principal direction must rest on."""
+"""People that a principal direction must rest on."""
 
 _PER_COMPONENT = 10
-"""Codes that a component must rest on: fewer would be a memory of single patients."""
+"""People that a component must rest on: fewer would be a memory of single patients."""
 
 
 def regress(z: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,23 +73,24 @@ class CodeMixture(nn.Module):
         self.register_buffer("mean_MQ", torch.zeros(components, q))
         self.register_buffer("factor_MQQ", torch.eye(q).repeat(components, 1, 1))
 
-    def fit(self, codes: Tensor, c: Tensor) -> dict[str, float]:
+    def fit(self, codes: Tensor, c: Tensor, people: int | None = None) -> dict[str, float]:
         """Fit everything; the number and kind of components have the least BIC (Schwarz 1978).
 
         Candidates are 1 to M components with full or diagonal covariances. A component that
-        rests on fewer than ten codes (full covariances: than twice its dimensions) is refused,
+        rests on fewer than ten people (full covariances: than twice its dimensions) is refused,
         since a likelihood has no upper bound there.
 
         Args:
-            codes: (n, N).
+            codes: (n, N), as many of each person.
             c: (n, D) encoded conditions.
+            people: how many they are of; null where every code is a person of its own.
 
         Returns:
             `mixture_components`, and `mixture_explained`, the share of the codes' variance about
             A c + b that the kept directions hold.
         """
         weight, bias, rest = regress(codes, c)
-        n = len(rest)
+        n = len(rest) if people is None else people
         q = min(len(self.directions_QN), max(1, n // _PER_DIRECTION))
         _, spread, directions = np.linalg.svd(rest.numpy(), full_matrices=False)
         q = min(q, len(spread))
@@ -99,7 +100,7 @@ class CodeMixture(nn.Module):
         scores = rest.numpy() @ directions.T
         # one unit for all scores, so that the smallest variance allowed is relative
         unit = max(float(np.sqrt((scores**2).sum(1).mean() / q)), 1e-12)
-        shares, means, covariances = _least_bic(scores / unit, len(self.share_M))
+        shares, means, covariances = _least_bic(scores / unit, len(self.share_M), n)
         m = len(shares)
         for buffer in (self.share_M, self.mean_MQ, self.factor_MQQ, self.directions_QN):
             buffer.zero_()
@@ -129,17 +130,20 @@ class CodeMixture(nn.Module):
 
 
 def _least_bic(
-    scores: npt.NDArray[np.float64], most: int
+    scores: npt.NDArray[np.float64], most: int, people: int
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Shares (m,), means (m, q) and covariances (m, q, q) of the mixture with the least BIC."""
+    """Shares (m,), means (m, q) and covariances (m, q, q) of the mixture with the least BIC.
+
+    It counts people: several codes of one are no more evidence than one.
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
-    n, q = scores.shape
+    q = scores.shape[1]
     best, least = None, math.inf
     for kind, needed in (("full", max(_PER_COMPONENT, 2 * q)), ("diag", _PER_COMPONENT)):
         for m in range(1, most + 1):
-            if m > 1 and m * needed > n:
+            if m > 1 and m * needed > people:
                 break
             candidate: Any = GaussianMixture(
                 m, covariance_type=kind, reg_covar=1e-5, max_iter=500, random_state=0
@@ -147,9 +151,11 @@ def _least_bic(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 candidate.fit(scores)
-            if m > 1 and candidate.weights_.min() * n < needed:
+            if m > 1 and candidate.weights_.min() * people < needed:
                 continue
-            bic = float(candidate.bic(scores))
+            spread = q * (q + 1) // 2 if kind == "full" else q
+            numbers = m * (q + spread) + m - 1
+            bic = -2 * people * float(candidate.score(scores)) + numbers * math.log(people)
             if bic < least:
                 best, least = candidate, bic
     if best is None:

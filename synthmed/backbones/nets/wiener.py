@@ -74,40 +74,46 @@ class Wiener(nn.Module):
         self.register_buffer("inner_qkk", torch.zeros(_LEVELS, factors, factors))
 
     @torch.no_grad()
-    def fit(self, y: Tensor, c: Tensor) -> float:
-        """Match mean and covariance; at most a third as many factors as volumes are used.
+    def fit(self, y: Tensor, c: Tensor, weight: Tensor | None = None) -> float:
+        """Match mean and covariance; at most a third as many factors as people are used.
 
         Args:
             y: (m, n) volumes. They are spent: cohorts are large, and what is left of them after
                 the fit is written over them.
             c: (m, D) encoded conditions; a label that somebody lacks shifts nothing for them.
+            weight: (m,) how much each counts, in people: those of a person add up to 1. Null
+                where every volume is a person of its own.
 
         Returns:
             Share of the variance in condition and factors, not in v.
         """
-        m = len(y)
+        each = y.new_ones(len(y), 1) if weight is None else weight[:, None].to(y)
+        m = round(float(each.sum()))
         told = known(c, self.label_widths)
-        mean, centre = y.mean(0), c.sum(0) / told.sum(0).clamp(min=1)
-        x = torch.where(told, c - centre, 0).double()
-        rest = y.sub_(mean)
+        mean = (each.T @ y)[0] / m
+        centre = (each * c).sum(0) / (each * told).sum(0).clamp(min=1)
+        # scaled by the root of its weight, each counts as often as it should in every square
+        root = each.sqrt()
+        x = (root * torch.where(told, c - centre, 0)).double()
+        rest = y.sub_(mean).mul_(root)
         total = float(rest.square().sum())
         ridge = _PSEUDO * torch.eye(x.shape[1], dtype=torch.float64, device=x.device)
         shown = torch.cat([x.T @ part.double() for part in torch.split(rest, _COLUMNS, 1)], 1)
-        weight = torch.linalg.solve(x.T @ x + ridge, shown).float()
-        rest -= x.float() @ weight
+        shift = torch.linalg.solve(x.T @ x + ridge, shown).float()
+        rest -= x.float() @ shift
         # the left singular vectors from the small Gram matrix: n is far larger than m
         _, vectors = torch.linalg.eigh((rest @ rest.T).double())
         k = min(self.factor_nk.shape[1], m // 3)
         factor = (
             rest.T @ vectors[:, -k:].float() / math.sqrt(m) if k else rest.new_zeros(len(mean), 0)
         )
-        left = (rest.square().mean(0) - factor.square().sum(1)).clamp(min=0)
+        left = (rest.square().sum(0) / m - factor.square().sum(1)).clamp(min=0)
         log = left.clamp(min=_FLOOR**2).log()
         levels = torch.linspace(float(log.min()), float(log.max()), _LEVELS, device=y.device)
         step = max(float(levels[1] - levels[0]), 1e-12)
         which = ((log - levels[0]) / step).round().long().clamp(0, _LEVELS - 1)
         self.mean_n.copy_(mean)
-        self.weight_Dn.copy_(weight)
+        self.weight_Dn.copy_(shift)
         self.centre_D.copy_(centre)
         self.factor_nk.zero_()
         self.factor_nk[:, :k] = factor
