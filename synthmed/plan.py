@@ -171,6 +171,10 @@ def _best(
         trained_on = n_train if rule.slice is None else tens(n_train)
         n = trained_on if rule.estimate == "copied_patients" else sample_count(config)
         value, ci = 0.0, clopper_pearson(0, n)
+    elif rule.estimate == "region_volume_smd" and rule.slice is None:
+        # where there is no difference the interval of one region reaches so far
+        far = 1.96 * math.sqrt(1 / max(1, n_holdout) + 1 / sample_count(config))
+        value, ci = 0.0, (0.0, far)
     elif rule.estimate == "authenticity_excess" and held_out < FEWEST_OTHERS:
         value = None
     elif rule.slice == WORST:

@@ -17,6 +17,7 @@ from synthmed.artifacts import Scan
 from synthmed.backbones.generative import Round
 from synthmed.config import Config
 from synthmed.measure import Measured, Request
+from synthmed.metrics.anatomy import smd
 from synthmed.metrics.copied import Copied
 from synthmed.metrics.copies import Copies
 from synthmed.policy import MIN_HOLDOUT, judge
@@ -75,7 +76,7 @@ def test_spread_is_along_each_axis() -> None:
 
 
 def test_enough_held_out_people_leave_nothing_open(config: Callable[..., Config]) -> None:
-    chosen = config(policy={})  # the default policy
+    chosen = config(policy={}, sample__count=400)  # the default policy
     few = plan.cannot_pass(chosen, 150, MIN_HOLDOUT - 1, LABELS)
     assert plan.cannot_pass(chosen, 400, 170, LABELS) == []
     assert {"coverage", "recall", "region_volume_smd"} <= set(few)
@@ -106,7 +107,7 @@ def test_none_copied_of_a_few_patients_is_no_proof(config: Callable[..., Config]
 
 def test_a_subgroup_needs_held_out_people_of_its_own(config: Callable[..., Config]) -> None:
     """Sixty held out are enough for the whole, and not for two halves of them."""
-    chosen = config(policy={}, data__holdout=0.3)
+    chosen = config(policy={}, data__holdout=0.3, sample__count=400)
     halves = {"diagnosis": {"control": 100, "atrophy": 100}, "sex": {"F": 100, "M": 100}}
     assert plan.cannot_pass(chosen, 140, 60, halves) == ["mmd2_excess [worst subgroup]"]
     # every one that can be measured has to pass, so a middling one stands in the way
@@ -115,7 +116,24 @@ def test_a_subgroup_needs_held_out_people_of_its_own(config: Callable[..., Confi
     # one too small to be measured does not, but utility takes ten of every category
     apart = {"diagnosis": {"control": 370, "atrophy": 30}, "sex": {"F": 200, "M": 200}}
     assert plan.cannot_pass(chosen, 280, 120, apart) == ["auc_tstr_minus_trtr"]
-    assert plan.cannot_pass(config(policy={}, data__conditions={}), 140, 60, {}) == []
+    unlabelled = config(policy={}, data__conditions={}, sample__count=400)
+    assert plan.cannot_pass(unlabelled, 140, 60, {}) == []
+
+
+@pytest.mark.parametrize(("n_holdout", "n_samples"), [(51, 120), (170, 30), (51, 500), (170, 200)])
+def test_sizes_of_regions_are_too_uncertain_between_few(
+    config: Callable[..., Config], n_holdout: int, n_samples: int
+) -> None:
+    """The interval of a difference of none, by the metric itself, and what the policy says."""
+    chosen = config(policy={}, sample__count=n_samples)
+    (rule,) = [r for r in chosen.policy.rules if r.estimate == "region_volume_smd"]
+    rng = np.random.default_rng(0)
+    volumes = [rng.standard_normal(n) for n in (n_holdout, n_samples)]
+    real, made = ((v - v.mean()) / v.std(ddof=1) for v in volumes)
+    value, (_, high) = smd(made, real)
+    assert value == pytest.approx(0, abs=1e-9)
+    foreseen = "region_volume_smd" in plan.cannot_pass(chosen, 400, n_holdout, LABELS)
+    assert foreseen == (high > (rule.at_most or 0))
 
 
 def test_a_rule_on_one_subgroup_is_met_by_its_people(config: Callable[..., Config]) -> None:

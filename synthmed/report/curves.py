@@ -112,34 +112,39 @@ def _curve(condition: str, found: Mapping[int | None, Mapping[str, Mapping[str, 
         for i, n in enumerate(order)
     ]
     rival = [found[n][f"{start}_augmented_minus_classical"] for n in order]
-    return Curve(condition, figure, low, high, points, _answer(points, rival))
+    return Curve(condition, figure, low, high, points, _answer(points, rival, figure))
 
 
 def _share(estimate: Mapping[str, Any], low: float, high: float) -> float:
     return float((estimate["value"] - low) / (high - low))
 
 
-def _answer(points: Sequence[Point], rival: Sequence[Mapping[str, Any]]) -> str:
+def _answer(points: Sequence[Point], rival: Sequence[Mapping[str, Any]], figure: str) -> str:
     """What a hospital with so many patients of its own gains, and against what."""
-    gains = [p.label for p in points if p.gain["ci"][0] > 0]
-    losses = [p.label for p in points if p.gain["ci"][1] < 0]
-    beyond = [
-        p.label for p, e in zip(points, rival, strict=True) if e["ci"][0] > 0 and p.label in gains
-    ]
+    gains = [p for p in points if p.gain["ci"][0] > 0]
+    losses = [p for p in points if p.gain["ci"][1] < 0]
+    more = {p.label for p, e in zip(points, rival, strict=True) if e["ci"][0] > 0}
+    beyond = [p.label for p in gains if p.label in more]
     if not gains:
         said = "At no number of patients do the synthetic scans help beyond what chance would do."
     else:
-        said = (
-            f"The synthetic scans help with {_listed(gains)} real patients{_against(beyond, gains)}"
-        )
+        helped = _listed([f"{p.label} ({figure} {_by(p)})" for p in gains])
+        said = f"The synthetic scans help with {helped} real patients"
+        said += _against(beyond, [p.label for p in gains])
     if losses:
-        said += f" They do harm with {_listed(losses)}."
+        said += f" They do harm with {_listed([f'{p.label} ({_by(p)})' for p in losses])}."
     return said
+
+
+def _by(point: Point) -> str:
+    """The gain at a point, with its interval."""
+    low, high = point.gain["ci"]
+    return f"{point.gain['value']:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def _against(beyond: Sequence[str], gains: Sequence[str]) -> str:
     if not beyond:
-        return "; altered copies of the real ones help as much."
+        return "; it is not shown that they help more than altered copies of the real ones do."
     if len(beyond) == len(gains):
         return ", and more than altered copies of the real ones do."
     return f"; more than altered copies of the real ones do with {_listed(beyond)}."

@@ -61,7 +61,14 @@ def glance(report: Mapping[str, Any], number: Callable[[float | None], str]) -> 
     )
     n_found = report["identifier_scan"]["n_findings"]
     found = f"{n_found} findings of the identifier scan" if n_found else "no identifier found"
-    privacy = "; ".join([promise, *([text] if told else []), found])
+    # what the policy does not ask about, and everybody wants to know
+    more = [
+        _figure(e, number)
+        for name in ("copies", "membership_auc")
+        for e in report["estimates"]
+        if (e["name"], e["slice"]) == (name, None) and not e["rules"]
+    ]
+    privacy = "; ".join([promise, *([text, *more] if told else []), found])
     answers = [Line("Privacy", "privacy", "fail" if n_found else status, privacy)]
     for title, group in (("Fidelity", "fidelity"), ("Utility", "utility")):
         mine = [e for e in whole if e["group"] == group]

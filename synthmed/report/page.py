@@ -15,7 +15,7 @@ from synthmed.report.cited import cited
 from synthmed.report.curves import WAYS, curves
 from synthmed.report.glance import glance
 from synthmed.report.viewer import cost, scripts
-from synthmed.report.words import direction, words
+from synthmed.report.words import WORDS, direction, words
 from synthmed.types import WORST
 
 MAX_PAGE_BYTES = 10_000_000
@@ -103,7 +103,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    env.filters.update(num=number, line=one_line)
+    env.filters.update(num=number, line=one_line, spoken=spoken)
     env.globals.update(words=words, direction=direction, chart=chart, cited=cited)
     env.globals.update(status_of=STATUS, group_of=GROUP, worst_slice=WORST)
     return env
@@ -125,6 +125,19 @@ def one_line(x: Any) -> str:
     """Text without line breaks or Markdown marks that would begin something new."""
     plain = str(x).translate(str.maketrans("<>|`", "()/'"))
     return " ".join(plain.split())
+
+
+def spoken(reason: str) -> str:
+    """A reason of the decision, beginning with what an estimate is called in words.
+
+    >>> spoken("copies_shipped: value 2 is above the limit 0.")
+    'Copies in what ships (copies_shipped): value 2 is above the limit 0.'
+    """
+    subject, colon, rest = reason.partition(": ")
+    name = subject.partition(" ")[0]
+    if colon and name in WORDS:
+        return f"{words(name).title} ({subject}): {rest}"
+    return reason[:1].upper() + reason[1:]
 
 
 def _worst_slices(report: Mapping[str, Any]) -> list[dict[str, Any]]:

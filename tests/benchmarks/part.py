@@ -43,7 +43,7 @@ from tests.benchmarks.reference import Gaussian, Monai, Recipe, chunks, train_sc
 
 Step = Callable[..., dict[str, Any]]
 
-HOUSE = ("autoencoder", "cvae", "cgan", "ddpm")
+HOUSE = ("autoencoder", "cvae", "cgan", "ddpm", "spectral")
 OUTSIDE = ("gaussian", "monai")
 SECTIONS = ("data", "backbone", "train", "sample", "seed")
 """Of the config, on which a trained model and its samples depend."""

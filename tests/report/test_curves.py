@@ -37,14 +37,15 @@ HELPS, NOT, HARMS = (0.05, 0.2), (-0.1, 0.1), (-0.3, -0.1)
     ("few", "many", "everyone", "answer"),
     [
         ((HELPS, HELPS), (HELPS, NOT), (NOT, NOT),
-         "The synthetic scans help with 8 and 16 real patients; more than altered copies of the "
-         "real ones do with 8."),
+         "The synthetic scans help with 8 (AUC +0.12 [+0.05, +0.20]) and 16 (AUC +0.12 [+0.05, "
+         "+0.20]) real patients; more than altered copies of the real ones do with 8."),
         ((HELPS, HELPS), (NOT, HELPS), (NOT, NOT),
-         "The synthetic scans help with 8 real patients, and more than altered copies of the real "
-         "ones do."),
+         "The synthetic scans help with 8 (AUC +0.12 [+0.05, +0.20]) real patients, and more than "
+         "altered copies of the real ones do."),
         ((HELPS, NOT), (NOT, NOT), (HARMS, HARMS),
-         "The synthetic scans help with 8 real patients; altered copies of the real ones help as "
-         "much. They do harm with all."),
+         "The synthetic scans help with 8 (AUC +0.12 [+0.05, +0.20]) real patients; it is not "
+         "shown that they help more than altered copies of the real ones do. They do harm with all "
+         "(-0.20 [-0.30, -0.10])."),
         ((NOT, NOT), (NOT, NOT), (NOT, NOT),
          "At no number of patients do the synthetic scans help beyond what chance would do."),
     ],
@@ -90,7 +91,7 @@ def test_masks_have_a_curve_beside_that_of_a_label() -> None:
     masks, label = curves(entries + labels)
     assert (masks.condition, masks.figure, masks.low) == (MASKS, "Dice coefficient", 0.45)
     assert [p.label for p in masks.points] == ["8", "16", "all"]
-    assert masks.answer.startswith("The synthetic scans help with 8 real patients, and more")
+    assert masks.answer.startswith("The synthetic scans help with 8 (Dice coefficient +0.12 ")
     assert label == curves(labels)[0] and label.figure == "AUC"
     met = [{**e, "value": 1.0} for e in of_masks(point(8, NOT, NOT, "dice"), 1.0)]
     met += [{**e, "value": 1.0} for e in of_masks(point(None, NOT, NOT, "dice"), 1.0)]
@@ -104,7 +105,7 @@ def test_the_page_draws_it_and_no_point_is_a_subgroup(
     more = point(8, HELPS, HELPS) + point(16, NOT, NOT) + point(None, NOT, NOT)
     whole_report["estimates"] += [*more, estimate("mmd2", "fidelity", slice="worst subgroup")]
     text = page(whole_report)
-    assert "The synthetic scans help with 8 real patients" in text
+    assert "The synthetic scans help with 8 (AUC +0.12 [+0.05, +0.20]) real patients" in text
     # what the cohort was made of, and how the small subsets were drawn
     assert "the model learned from all training patients, those of each small subset" in text
     assert "evenly over the categories" in text and "drawn at random" not in text

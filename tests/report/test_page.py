@@ -160,8 +160,33 @@ def test_every_link_and_id_holds(report: dict[str, Any]) -> None:
 
 def test_decision_and_first_reason_come_first(report: dict[str, Any]) -> None:
     body = page(report).split("<main>")[1]
-    assert body.index("REVIEW") < body.index("First reason.") < body.index("Second reason.")
-    assert body.index("Second reason.") < body.index("No formal guarantee")
+    first = body.index("First reason.")
+    assert body.index("REVIEW") < first < body.index('class="pairs glance"')
+    assert "1 more line is not met" in body[first : first + 80]
+    assert body.index("No formal guarantee") < body.index('id="h-policy"')
+    assert body.index('id="h-policy"') < body.index("Second reason.")
+
+
+def test_a_reason_begins_in_words(report: dict[str, Any]) -> None:
+    report["reasons"] = ["mmd2_excess [worst subgroup, sex=F]: upper bound 0.4 is above the limit."]
+    said = "what two groups of real people show (mmd2_excess [worst subgroup, sex=F]): upper bound"
+    assert said in html.unescape(page(report))
+    assert "more line" not in page(report)
+
+
+def test_what_everybody_asks_about_is_on_the_first_screen_in_the_house(
+    report: dict[str, Any],
+) -> None:
+    """Copies and membership, also where the policy asks about neither."""
+    report["estimates"] = [
+        estimate("authenticity_excess", "memorization", value=0.0, ci=None),
+        estimate("copies", "memorization", value=0.02, ci=[0.0, 0.05], rules=[]),
+        estimate("membership_auc", "membership", value=0.7, ci=[0.6, 0.8], rules=[]),
+        estimate("membership_auc", "membership", slice="attack=x", value=0.9, rules=[]),
+    ]
+    said = first_screen(page(report))["Privacy"]
+    assert "Samples that copy a patient: 0.02 [0, 0.05]" in said
+    assert said.count("0.7 [0.6, 0.8]") == 1 and "0.9" not in said
 
 
 def test_hostile_text_is_shown_and_not_run(report: dict[str, Any]) -> None:
@@ -277,7 +302,7 @@ def test_the_first_screen_answers_in_order(report: dict[str, Any]) -> None:
     lines = first_screen(text)
     order = ["Privacy", "Fidelity", "Utility", "Worst subgroup", "Inconclusive", "Use"]
     assert list(lines) == order
-    assert text.index("Second reason.") < text.index('class="pairs glance"') < text.index("<nav")
+    assert text.index("First reason.") < text.index('class="pairs glance"') < text.index("<nav")
     assert lines["Privacy"] == (
         "? inconclusive no formal guarantee; Patients copied: 0 [0, 0.07], best attainable 0; "
         "1 of 2 met; no identifier found."
