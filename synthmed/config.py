@@ -387,7 +387,10 @@ class Sample(Part):
 
 
 class Screen(Part):
-    """Whether samples that copy a patient are dropped and replaced, and how many may be."""
+    """Whether samples that copy a patient are dropped and replaced, and how many may be.
+
+    With `privacy` none is dropped: a selection that looked at patients is no longer private.
+    """
 
     filter: bool = True
     max_dropped: Annotated[float, Field(ge=0, le=1)] = 0.05

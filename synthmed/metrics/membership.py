@@ -10,7 +10,7 @@ from synthmed.metrics.attacks import Attack, by_scores, descriptor_scores, ratio
 from synthmed.metrics.base import Base
 from synthmed.metrics.shared import Shared
 from synthmed.metrics.sides import Cases, Sides
-from synthmed.metrics.stats import Floats, auc_of_halves, clopper_pearson, wins
+from synthmed.metrics.stats import Floats, clopper_pearson, random_halves, wins
 from synthmed.metrics.subgroups import subgroups, too_small
 from synthmed.types import Estimate
 
@@ -20,7 +20,7 @@ CONTROL = "control=members only"
 DENSITY, DESCRIPTOR = "attack=density ratio", "attack=descriptor"
 METHODS = {
     CONTROL: "Best image similarity of each patient to the cohort, one random half of the training "
-    f"patients against the other, 0.5 on average whatever the attack: mean and central 95 % of "
+    "patients against the other, {middle} on average whatever the attack: mean and central 95 % of "
     f"{CONTROL_SPLITS} halves; ceiling: as of the attack.",
     DENSITY: "Ratio of the cohort's density to that of held-out patients at each patient, in "
     "principal components of small images; training against held-out, neither of a pair in the "
@@ -55,10 +55,10 @@ class Membership(Base):
     - slice `attack=descriptor`: the nearest sample by descriptor (`attacks.descriptor_scores`). It
       sees texture and contrast that was kept where the anatomy was not.
 
-    `membership_auc`, slice `control=members only`: the members-only control as a figure, the mean
-    over random halves with their central 95 %. Its spread says how far from 0.5 an AUC between so
-    few people strays where nothing leaks. Its mean says nothing: two random halves of one group are
-    exchangeable, so that it is 0.5 whatever is wrong with the attack or with the split.
+    Both, slice `control=members only`: the members-only control as a figure, the mean over random
+    halves with their central 95 %. Its spread says how far from its floor a figure between so few
+    people strays where nothing leaks. Its mean says nothing: two random halves of one group are
+    exchangeable, so that it is the floor whatever is wrong with the attack or with the split.
 
     Source: Yeom et al. 2018; Carlini et al. 2022 (report the low false-positive end as well); van
     Breugel et al. 2023 (density ratio).
@@ -81,8 +81,8 @@ class Membership(Base):
         others = patient_scores(found.to_holdout, sides.holdout.patients)
         key = sides.key.fold("membership")
         whole = by_scores(members, others, sides.resamples, key)
-        control = auc_of_halves(members, CONTROL_SPLITS, key.fold("control").numpy())
-        control_low, control_high = np.quantile(control, [0.025, 0.975])
+        control = _of_halves(members, key.fold("control").numpy())  # AUC, true-positive rate
+        (auc_low, tpr_low), (auc_high, tpr_high) = np.quantile(control, [0.025, 0.975], axis=0)
         true = named(whole.wins)
         out = [
             self._one(
@@ -93,8 +93,8 @@ class Membership(Base):
                 n_train,
                 0.5,
                 sides,
-                f"permutation p = {whole.p:.3g}; members-only control {control_low:.2f} to "
-                f"{control_high:.2f}",
+                f"permutation p = {whole.p:.3g}; members-only control {auc_low:.2f} to "
+                f"{auc_high:.2f}",
                 n_holdout,
             ),
             self._one(
@@ -105,7 +105,8 @@ class Membership(Base):
                 n_train,
                 by_chance(n_holdout),
                 sides,
-                f"the error of the threshold ({n_holdout} patients) is not in the interval",
+                f"the error of the threshold ({n_holdout} patients) is not in the interval; "
+                f"members-only control {tpr_low:.2f} to {tpr_high:.2f}",
                 n_holdout,
             ),
         ]
@@ -119,11 +120,31 @@ class Membership(Base):
                 out.append(
                     self._one("membership_auc", name, own.auc, own.ci, n, 0.5, sides, note, m)
                 )
-        middle = float(control.mean())
-        span = (float(control_low), float(control_high))
-        out.append(
-            self._one("membership_auc", CONTROL, middle, span, n_train, 0.5, sides, "", None)
-        )
+        area, share = (float(mean) for mean in control.mean(axis=0))
+        out += [
+            self._one(
+                "membership_auc",
+                CONTROL,
+                area,
+                (float(auc_low), float(auc_high)),
+                n_train,
+                0.5,
+                sides,
+                "",
+                None,
+            ),
+            self._one(
+                "membership_tpr_at_fpr10",
+                CONTROL,
+                share,
+                (float(tpr_low), float(tpr_high)),
+                n_train,
+                by_chance(n_train - n_train // 2),
+                sides,
+                "",
+                None,
+            ),
+        ]
         return out + self._attacks(sides, shared)
 
     def _attacks(self, sides: Sides, shared: Shared) -> list[Estimate]:
@@ -183,7 +204,7 @@ class Membership(Base):
             "(m + 1) of m others, k a tenth of them rounded down; Clopper-Pearson."
         )
         if subgroup == CONTROL:
-            how = what
+            how = what.format(middle="0.5" if name == "membership_auc" else "its floor")
         return Estimate(
             name=name,
             group="membership",
@@ -199,6 +220,12 @@ class Membership(Base):
             note=note,
             n_holdout=n_holdout,
         )
+
+
+def _of_halves(members: Floats, rng: np.random.Generator) -> Floats:
+    """(CONTROL_SPLITS, 2) AUC and true-positive rate between random halves of the members."""
+    each = (wins(*pair) for pair in random_halves(members, CONTROL_SPLITS, rng))
+    return np.array([(won.mean(), named(won) / len(won)) for won in each])
 
 
 def named(won: Floats) -> int:

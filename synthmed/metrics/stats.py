@@ -7,7 +7,7 @@ whatever is resampled is a list of patients, never of scans. Sums are float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -233,11 +233,13 @@ def percentiles(draws: Floats, n: int) -> tuple[float, float]:
     return low, high
 
 
-def auc_of_halves(members: Floats, times: int, rng: np.random.Generator) -> Floats:
-    """(times,) AUCs between random halves of the members, where there is nothing to tell."""
-    half_of = len(members) // 2
-    orders = (rng.permutation(members) for _ in range(times))
-    return np.array([auc(order[:half_of], order[half_of:]) for order in orders])
+def random_halves(
+    members: Floats, times: int, rng: np.random.Generator
+) -> Iterator[tuple[Floats, Floats]]:
+    """The members split at random into two halves, between which there is nothing to tell."""
+    for _ in range(times):
+        order = rng.permutation(members)
+        yield order[: len(members) // 2], order[len(members) // 2 :]
 
 
 def auc_permutation_p(

@@ -26,7 +26,7 @@ from synthmed.keys import Key
 from synthmed.loader import Loader, Side
 from synthmed.metrics.attacks import by_scores
 from synthmed.metrics.membership import CONTROL_SPLITS, by_chance, named
-from synthmed.metrics.stats import Floats, auc_of_halves, clopper_pearson
+from synthmed.metrics.stats import Floats, auc, clopper_pearson, random_halves
 from synthmed.origin import WEIGHTS
 from synthmed.progress import Progress
 from synthmed.stages import train
@@ -157,7 +157,8 @@ def estimates(
             out += [_empty(e, name, n, m, seed, why) for e in NAMES]
             continue
         found = by_scores(a, b, resamples, k)
-        control = auc_of_halves(a, CONTROL_SPLITS, k.fold("control").numpy())
+        halves = random_halves(a, CONTROL_SPLITS, k.fold("control").numpy())
+        control = np.array([auc(*pair) for pair in halves])
         low, high = np.quantile(control, [0.025, 0.975])
         true = named(found.wins)
         said = (

@@ -294,10 +294,15 @@ def test_the_members_only_control_is_a_half_whatever_the_cohort(stored: bool) ->
         rng = np.random.default_rng(seed)
         train, holdout = people(rng, 12, "t"), people(rng, 8, "h")
         made_up = copied(train, 0.01, rng) if stored else people(rng, 12, "s")
-        control = estimates(sides(train, holdout, made_up))[AUC, CONTROL]
+        found = estimates(sides(train, holdout, made_up))
+        control, share = found[AUC, CONTROL], found[TPR, CONTROL]
         silent += control.ci[0] <= 0.5 <= control.ci[1] and abs(control.value - 0.5) < 0.05
         assert control.floor == 0.5 and control.n == 12 and control.n_holdout is None
         assert "0.5 on average whatever the attack" in control.method
+        # of six against six nobody may exceed: the best of seven is a member once in seven
+        assert share.floor == pytest.approx(1 / 7) and "its floor on average" in share.method
+        assert share.ci[0] <= share.floor <= share.ci[1] and abs(share.value - share.floor) < 0.08
+        assert f"members-only control {share.ci[0]:.2f} to" in found[TPR, None].note
     assert silent >= 19
 
 
