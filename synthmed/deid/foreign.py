@@ -39,8 +39,11 @@ def _names(listing: Listing, path: str, needles: Needles) -> bool:
     if path in listing.refused:
         return False
     what = "text" if is_auxiliary(path) else kind(listing, path)
-    with open(listing.path(path), "rb") as handle:
-        content = handle.read(MAX_TEXT_BYTES if what in ("text", "other") else HEAD_BYTES)
+    try:
+        with open(listing.path(path), "rb") as handle:
+            content = handle.read(MAX_TEXT_BYTES if what in ("text", "other") else HEAD_BYTES)
+    except OSError:  # ingest says so
+        return False
     stored = b""
     if content[:2] == _GZIP:
         if content[3:4] and content[3] & _NAMED:

@@ -93,8 +93,8 @@ def _spellings(text: str) -> set[bytes]:
     """
     spellings = set()
     forms = {text, text.lower(), text.upper()}
-    raw = text.encode("utf-8", "surrogateescape")
-    if raw != text.encode("utf-8", "replace"):
+    if any("\udc80" <= sign <= "\udcff" for sign in text):  # os.fsdecode's, of bytes
+        raw = text.encode("utf-8", "surrogateescape")
         spellings.add(raw.lower())
         forms.add(raw.decode("latin-1"))
     forms |= {unicodedata.normalize(kind, form) for form in forms for kind in ("NFC", "NFD")}

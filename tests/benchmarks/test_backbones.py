@@ -42,6 +42,7 @@ TINY: dict[str, dict[str, Any]] = {
         "factors": 4,
         "sampler": {"name": "dpm_solver", "steps": 3},
     },
+    "spectral": {"name": "spectral", "coefficients": 4},
 }
 COUNT = 12
 REFERENCE = ("--monai-channels", "32", "32", "--ddim-steps", "2", "--ancestral-steps", "2")
