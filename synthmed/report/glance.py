@@ -89,7 +89,8 @@ def _figure(estimate: Mapping[str, Any], number: Callable[[float | None], str]) 
     interval = f" [{number(ci[0])}, {number(ci[1])}]" if ci else ""
     floor = estimate["floor"]
     best = f", best attainable {number(floor)}" if floor is not None else ""
-    return f"{title}: {number(estimate['value'])}{interval}{best}"
+    colon = "" if title.endswith("?") else ":"
+    return f"{title}{colon} {number(estimate['value'])}{interval}{best}"
 
 
 def _worst(
