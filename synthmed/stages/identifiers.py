@@ -32,7 +32,11 @@ _ENDING = re.compile(r"(\.(nii|img|hdr|mgz|mgh|nrrd|dcm|ima|json|tsv|csv|txt|gz|
 _LETTERS = re.compile(r"[^\W\d_]{4,}")
 _SHORT = re.compile(r"[^\W\d_]{3,}")
 _NAMES = re.compile(r"(^|.*[^a-z])((sur|fore)?name|nachname|vorname)", re.I)
-_FILES = re.compile(r"file|path|image|series|scan|site|study|center|centre|protocol", re.I)
+_THINGS = re.compile(
+    r"file|path|image|series|sequence|scan|device|site|hospital|study|data|project|center|centre"
+    r"|protocol|region|class|label|group|condition|diagnosis",
+    re.I,
+)
 """Names in a table that are nobody's."""
 
 
@@ -163,7 +167,7 @@ def _people(table: Table, patient: str | None) -> set[str]:
     column = next((name for name in wanted if name in table.columns), "")
     found = {row[column] for row in table.rows if row.get(column)}
     for name in table.columns:
-        if _NAMES.fullmatch(name) and not _FILES.search(name):
+        if _NAMES.fullmatch(name) and not _THINGS.search(name):
             for row in table.rows:
                 found |= {row[name], *_LETTERS.findall(row[name])}
     return found
