@@ -4,9 +4,9 @@
 
 Real scans pose as synthetic ones, spoilt in one way each. People are drawn anew into train, holdout
 and cohort each time. A figure raises the alarm beyond the 95 % quantile of what it was over draws
-without any fault, so that every column has 5 % of false alarms by construction; a cell holds the
-share of draws with the fault that raise it. No metric's own interval or permutation is asked here:
-this is what a figure can see at best with so many people.
+without any fault, so that every column has 5 % of false alarms by construction, as fresh draws
+without any show; a cell holds the share of draws with the fault that raise it. No metric's own
+interval or permutation is asked here: this is what a figure can see at best with so many people.
 """
 
 from __future__ import annotations
@@ -100,6 +100,8 @@ CHANGES: dict[str, Callable[[Volume, np.random.Generator], Volume]] = {
 }
 """What is done to every scan."""
 REGION = "a region 10 % larger"
+NOTHING = "nothing: fresh draws"
+"""The control: what raises the alarm where no fault is."""
 COLLAPSE, COPIES, DROPPED = "five people over and over", "copies of train", "a subgroup missing"
 
 
@@ -279,10 +281,10 @@ def found(tables: Mapping[str, Table], rng: np.random.Generator) -> dict[str, di
 
     nulls = [drawn("") for _ in range(NULLS)]
     limits = {name: float(np.quantile([f[name] for f in nulls], 0.95)) for name in nulls[0]}
-    faults = [*(f for f in tables if f), COLLAPSE, COPIES, DROPPED]
+    faults = [NOTHING, *(f for f in tables if f), COLLAPSE, COPIES, DROPPED]
     out = {}
     for fault in faults:
-        seen = [drawn(fault) for _ in range(DRAWS)]
+        seen = [drawn(fault) for _ in range(NULLS if fault == NOTHING else DRAWS)]
         out[fault] = {m: float(np.mean([f[m] > limits[m] for f in seen])) for m in limits}
         print(fault, out[fault], file=sys.stderr)
     return out
