@@ -80,7 +80,7 @@ def assess(
         raise UsageError(
             f"--out {out}: holds files that no assessment wrote", "Choose a new folder."
         )
-    chosen = _config(real, synthetic, config, patient, seed)
+    chosen = _config([real, synthetic, *([holdout] if holdout else [])], config, patient, seed)
     verify_features(chosen)
     policy.verify(chosen)
     run = Run(out)
@@ -136,9 +136,14 @@ def assess(
 
 
 def _config(
-    real: Path, synthetic: Path, config: str | None, patient: str | None, seed: int | None
+    folders: Sequence[Path], config: str | None, patient: str | None, seed: int | None
 ) -> Config:
-    """The config to judge by: the one named, or one made of what the two tables share."""
+    """The config to judge by: the one named, or one made of what the tables share.
+
+    Args:
+        folders: real, synthetic, and of people held out if there is one.
+    """
+    real = folders[0]
     values: dict[str, Any] = {"data.source": str(real)}
     if patient is not None:
         values["data.patient"] = patient
@@ -158,7 +163,7 @@ def _config(
         "data": {
             "source": str(real),
             "patient": patient,
-            "conditions": shared_labels(real, synthetic, patient),
+            "conditions": shared_labels(folders, patient),
             "missing_labels": "keep",  # a scan without a label may be a copy all the same
             "grid": [MAX_SIDE] * 3,  # until the scans have been seen
         },
@@ -173,16 +178,20 @@ def _config(
 _NO_LABEL = {"participant_id", "patient", "subject_group", "image", "split", "session_id"}
 
 
-def shared_labels(real: Path, synthetic: Path, patient: str | None) -> dict[str, Any]:
-    """Conditions made of the columns that both participants.tsv have.
+def shared_labels(folders: Sequence[Path], patient: str | None) -> dict[str, Any]:
+    """Conditions made of the columns that every participants.tsv has.
 
-    Two to ten words in common are categories, more than ten different numbers a range; anything
-    else (an identifier, free text, an age that is not in years) is left alone. They are wide
-    enough for both tables, so that no scan is refused for its label: for reading alone, see
+    Two to ten words, some of them in common, are categories, more than ten different numbers a
+    range; anything else (an identifier, free text, an age that is not in years) is left alone. They
+    are wide enough for all tables, so that no scan is refused for its label: for reading alone, see
     `_as_synthetic`.
+
+    Args:
+        folders: real, synthetic, and of people held out if there is one.
+        patient: column that names people.
     """
     tables = []
-    for folder in (real, synthetic):
+    for folder in folders:
         file = folder / "participants.tsv"
         if not file.is_file():
             return {}
@@ -191,11 +200,11 @@ def shared_labels(real: Path, synthetic: Path, patient: str | None) -> dict[str,
         except (ValueError, OSError):
             return {}  # ingest will say what is wrong with it
     conditions: dict[str, Any] = {}
-    for name in [c for c in tables[0].columns if c in tables[1].columns]:
+    for name in [c for c in tables[0].columns if all(c in t.columns for t in tables)]:
         if name in _NO_LABEL | {patient} or not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name):
             continue
-        both = [set(t[name]) - {"", "n/a"} for t in tables]
-        values = sorted(both[0] | both[1])
+        of = [set(t[name]) - {"", "n/a"} for t in tables]
+        values = sorted(set().union(*of))
         numbers = pd.to_numeric(pd.Series(values), errors="coerce")
         if len(values) > 10 and numbers.notna().all():
             # by their middle: one of them may be a slip of the pen
@@ -209,7 +218,7 @@ def shared_labels(real: Path, synthetic: Path, patient: str | None) -> dict[str,
             }
         elif (
             2 <= len(values) <= 10
-            and both[0] & both[1]
+            and of[0] & of[1]
             and all(re.fullmatch(CATEGORY, v) for v in values)
         ):
             conditions[name] = {"kind": "categorical", "categories": values}

@@ -399,19 +399,36 @@ def test_shared_labels_are_few_words_or_many_numbers(tmp_path: Path) -> None:
     ]
     real = "\t".join(names) + "\n" + "\n".join(rows) + "\n"
     synthetic = real.replace("only_here", "only_there").replace("p14", "n/a")
-    found = shared_labels(*tables(tmp_path, real, synthetic), None)
+    found = shared_labels(tables(tmp_path, real, synthetic), None)
     assert found == {
         "sex": {"kind": "categorical", "categories": ["F", "M"]},
         "age": {"kind": "continuous", "low": 20.0, "high": 34.0, "unit": "years"},
     }
 
 
+def test_labels_are_wide_enough_for_people_held_out_too(tmp_path: Path) -> None:
+    """Otherwise they would be refused, and leave the decision open."""
+    row = lambda i, age: f"s{i}\t{age}\t{'FM'[i % 2]}"  # noqa: E731
+    head = "participant_id\tage\tsex\n"
+    texts = [
+        head + "\n".join(row(i, first + i) for i in range(15)) + "\n" for first in (30, 35, 20)
+    ]
+    texts[2] = texts[2].replace("\tF\n", "\tX\n", 1)
+    (tmp_path / "holdout").mkdir()
+    (tmp_path / "holdout/participants.tsv").write_text(texts[2])
+    folders = [*tables(tmp_path, *texts[:2]), tmp_path / "holdout"]
+    found = shared_labels(folders, None)
+    assert (found["age"]["low"], found["age"]["high"]) == (20, 49)
+    assert found["sex"]["categories"] == ["F", "M", "X"]
+    assert shared_labels(folders[:2], None)["age"]["low"] == 30
+
+
 def test_columns_that_name_people_or_have_nothing_in_common_are_no_labels(tmp_path: Path) -> None:
     real = "participant_id\tperson\tarm\n" + "".join(f"s{i}\tab\tx{i % 2}\n" for i in range(4))
     synthetic = "participant_id\tperson\tarm\n" + "".join(f"s{i}\tcd\ty{i % 2}\n" for i in range(4))
-    assert shared_labels(*tables(tmp_path, real, synthetic), None) == {}
+    assert shared_labels(tables(tmp_path, real, synthetic), None) == {}
     both = real.replace("ab", "ab", 2).replace("ab", "ba", 1)
     (tmp_path / "more").mkdir()
     again = tables(tmp_path / "more", both, both)
-    assert set(shared_labels(*again, None)) == {"person", "arm"}
-    assert set(shared_labels(*again, "person")) == {"arm"}
+    assert set(shared_labels(again, None)) == {"person", "arm"}
+    assert set(shared_labels(again, "person")) == {"arm"}
