@@ -26,7 +26,8 @@ _PIXELS = b"\xe0\x7f\x10\x00"
 
 def naming(folder: Path, names: Collection[str]) -> list[str]:
     """Files, relative to the folder, whose path, text or header holds one of the names."""
-    needles = Needles(names)
+    # patients may be numbered on either side, by the same words
+    needles = Needles(names, ending=True)
     listing = walk(folder)
     paths = [*listing.sizes, *listing.refused]
     return sorted(path for path in paths if _names(listing, path, needles))

@@ -35,9 +35,12 @@ class Needles:
 
     Args:
         strings: what is searched; those under `MIN_TEXT` characters are left out.
+        ending: that a number at either end of a string is not the beginning or end of a longer one:
+            Subj1 is nobody of Subj10.
     """
 
-    def __init__(self, strings: Collection[str]) -> None:
+    def __init__(self, strings: Collection[str], ending: bool = False) -> None:
+        self._ending = ending
         self._by_head: dict[int, list[tuple[bytes, int]]] = defaultdict(list)
         spelt = {(b, len(s)) for s in strings if len(s) >= MIN_TEXT for b in _spellings(s)}
         for needle, length in spelt:
@@ -74,7 +77,7 @@ class Needles:
                 if (
                     length >= shortest
                     and low.startswith(needle, offset)
-                    and _stands_alone(low, offset, needle)
+                    and _stands_alone(low, offset, needle, self._ending)
                 ):
                     return True
         return False
@@ -118,7 +121,7 @@ def _in_html(text: str) -> str:
     return html.escape(text).replace("&#x27;", "&#39;").replace("&quot;", "&#34;")
 
 
-def _stands_alone(low: bytes, offset: int, needle: bytes) -> bool:
+def _stands_alone(low: bytes, offset: int, needle: bytes, ending: bool) -> bool:
     """Whether a string of one kind (letters, digits) is not a piece of a longer one."""
     before = low[offset - 1 : offset] if offset else b""
     after = low[offset + len(needle) : offset + len(needle) + 2]
@@ -128,4 +131,6 @@ def _stands_alone(low: bytes, offset: int, needle: bytes) -> bool:
     if kinds <= _DIGITS:
         is_longer = after[:1].isdigit() or (after[:1] == b"." and after[1:].isdigit())
         return not (before.isdigit() or before == b"." or is_longer)
-    return True
+    cut_off = needle[-1] in _DIGITS and after[:1].isdigit()
+    cut_off |= needle[0] in _DIGITS and before.isdigit()
+    return not (ending and cut_off)

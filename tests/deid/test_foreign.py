@@ -13,6 +13,7 @@ import pytest
 from pydicom.dataset import Dataset
 
 from synthmed.deid.foreign import naming
+from synthmed.deid.needles import Needles
 from synthmed.stages.identifiers import telling
 from tests.formats import make
 
@@ -70,6 +71,17 @@ def test_where_a_name_is_found(tmp_path: Path, path: str, content: bytes, found:
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(content)
     assert naming(tmp_path, {NAME, "Holloway"}) == ([path] if found else [])
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("Subj1", True), ("Subj10", False), ("xSubj1_a", True), ("2019-a", True), ("12019-a", False)],
+)
+def test_a_number_at_the_end_of_a_name_ends_there(tmp_path: Path, text: str, found: bool) -> None:
+    (tmp_path / "participants.tsv").write_text(f"participant_id\n{text}\n")
+    assert naming(tmp_path, {"Subj1", "2019-a"}) == (["participants.tsv"] if found else [])
+    # where nobody else is numbered, what goes on behind an id is taken for it all the same
+    assert Needles(["Subj1"]).found_in(b"Subj10", shortest=4)
 
 
 def test_dicom_headers_are_searched_and_pixels_are_not(tmp_path: Path) -> None:
