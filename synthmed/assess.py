@@ -250,8 +250,7 @@ def _naming(run: Run, folder: Path, names: SourceNames) -> tuple[int, int]:
 
     Which they are is listed in the house.
     """
-    sets = (names.people, names.files - names.layout)
-    found = [naming(folder, telling(which)) for which in sets]
+    found = naming(folder, telling(names.people), telling(names.files - names.layout))
     rows = [
         f"{path!r}\t{what}\n"
         for what, paths in zip(("a patient", "a file"), found, strict=True)

@@ -189,6 +189,11 @@ class Data(Part):
             raise ValueError(
                 f"{name}: the evidence calls its own slices so; give the column another name"
             )
+        return value
+
+    @field_validator("conditions")
+    @classmethod
+    def _ages_told(cls, value: Mapping[str, Condition]) -> Mapping[str, Condition]:
         for name, condition in value.items():
             if condition.kind == "continuous" and (
                 said := ages.doubt(name, condition.unit, condition.high)

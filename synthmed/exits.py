@@ -39,8 +39,12 @@ def guarded(call: Callable[[], Any]) -> int:
     except MemoryError:
         typer.echo(NO_MEMORY, err=True)
         return 5
-    except (BrokenPipeError, SystemExit):
+    except (BrokenPipeError, SystemExit) as error:
         # `synthmed list | head`: the reader has what it wanted; typer exits by itself then
+        if not isinstance(error, BrokenPipeError) and not isinstance(
+            error.__context__, BrokenPipeError
+        ):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:

@@ -19,7 +19,7 @@ from synthmed.formats.quarantine import listed
 from synthmed.loader import WATCHED
 from synthmed.measure import Request, measure
 from synthmed.metrics.authenticity import FEWEST_OTHERS
-from synthmed.metrics.stats import clopper_pearson
+from synthmed.metrics.stats import Z95, clopper_pearson
 from synthmed.metrics.subgroups import FEWEST, tens
 from synthmed.policy import MIN_HOLDOUT, judge, limits
 from synthmed.progress import Progress, clock
@@ -173,7 +173,7 @@ def _best(
         value, ci = 0.0, clopper_pearson(0, n)
     elif rule.estimate == "region_volume_smd" and rule.slice is None:
         # where there is no difference the interval of one region reaches so far
-        far = 1.96 * math.sqrt(1 / max(1, n_holdout) + 1 / sample_count(config))
+        far = Z95 * math.sqrt(1 / max(1, n_holdout) + 1 / sample_count(config))
         value, ci = 0.0, (0.0, far)
     elif rule.estimate == "authenticity_excess" and held_out < FEWEST_OTHERS:
         value = None

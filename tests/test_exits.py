@@ -61,3 +61,10 @@ def test_letters_that_a_stream_cannot_take(monkeypatch: pytest.MonkeyPatch) -> N
     stream.flush()
     sys.stderr.close()
     assert stream.buffer.getvalue() == "? \xfc\n".encode("latin-1")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("code", [0, 1, 3])
+def test_an_exit_of_a_library_is_no_success_of_ours(code: int) -> None:
+    with pytest.raises(SystemExit) as error:
+        guarded(lambda: sys.exit(code))
+    assert error.value.code == code

@@ -24,37 +24,40 @@ _GZIP, _NAMED = b"\x1f\x8b", 0b1000
 _PIXELS = b"\xe0\x7f\x10\x00"
 
 
-def naming(folder: Path, names: Collection[str]) -> list[str]:
-    """Files, relative to the folder, whose path, text or header holds one of the names."""
+def naming(folder: Path, *sets: Collection[str]) -> list[list[str]]:
+    """For each set of names the files, relative to the folder, that hold one of them.
+
+    In their path, text or header. Each file is read once.
+    """
     # patients may be numbered on either side, by the same words
-    needles = Needles(names, ending=True)
+    needles = [Needles(names, ending=True) for names in sets]
     listing = walk(folder)
-    paths = [*listing.sizes, *listing.refused]
-    return sorted(path for path in paths if _names(listing, path, needles))
+    found: list[list[str]] = [[] for _ in sets]
+    for path in sorted([*listing.sizes, *listing.refused]):
+        texts = [(os.fsencode(path), MIN_TEXT), *_texts(listing, path)]
+        for own, paths in zip(needles, found, strict=True):
+            if any(own.found_in(text, shortest=shortest) for text, shortest in texts):
+                paths.append(path)
+    return found
 
 
-def _names(listing: Listing, path: str, needles: Needles) -> bool:
-    # apart, so that a name in a path is found as a word of its own
-    if needles.found_in(os.fsencode(path), shortest=MIN_TEXT):
-        return True
+def _texts(listing: Listing, path: str) -> list[tuple[bytes, int]]:
+    """What a file says, and the characters of the shortest name that is searched for in it."""
     if path in listing.refused:
-        return False
+        return []
     what = "text" if is_auxiliary(path) else kind(listing, path)
     try:
         with open(listing.path(path), "rb") as handle:
             content = handle.read(MAX_TEXT_BYTES if what in ("text", "other") else HEAD_BYTES)
     except OSError:  # ingest says so
-        return False
+        return []
     stored = b""
     if content[:2] == _GZIP:
         if content[3:4] and content[3] & _NAMED:
             stored = content[10:].partition(b"\0")[0]
         content = _inflated(content)
     binary = what == "other" and b"\0" in content[:HEAD_BYTES]
-    said = _said(what, content)
-    return needles.found_in(stored, shortest=MIN_TEXT) or needles.found_in(
-        said, shortest=MIN_BINARY if binary else MIN_TEXT
-    )
+    return [(stored, MIN_TEXT), (_said(what, content), MIN_BINARY if binary else MIN_TEXT)]
 
 
 def _said(what: str, content: bytes) -> bytes:

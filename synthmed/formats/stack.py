@@ -177,15 +177,14 @@ def _check_one_image(slices: Sequence[Slice]) -> None:
 
     Some exports give every file a study or a frame of reference of its own: that says nothing.
     """
-    if any(
-        1 < len(set(told)) < len(slices)
-        for told in zip(*((s.reference, s.study) for s in slices), strict=True)
-    ):
-        raise Refused("mixed_series")
-    if len({dicom.component(str(dict(s.kind)["type"])) for s in slices}) > 1:
+    for told in ({s.reference for s in slices}, {s.study for s in slices}):
+        if 1 < len(told) < len(slices):
+            raise Refused("mixed_series")
+    kinds = [dict(s.kind) for s in slices]
+    if len({dicom.component(str(kind["type"])) for kind in kinds}) > 1:
         raise Refused("mixed_series", "Some show another component of the signal.")
     for name in ("echo", "inversion", "b"):
-        values = np.array([dict(s.kind)[name] for s in slices], np.float64)
+        values = np.array([kind[name] for kind in kinds], np.float64)
         if np.ptp(values) > SAME_TIME * np.abs(values).max():
             raise Refused("mixed_series", "Their echo time, inversion time or b-value differ.")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -107,10 +106,9 @@ class Reading:
         """Candidates with pseudonyms, sessions counted by visit and series by order."""
         people: dict[str, list[Candidate]] = defaultdict(list)
         for candidate in found:
-            people[unicodedata.normalize("NFC", candidate.person)].append(candidate)
+            people[self.pseudonyms.patient(candidate.person)].append(candidate)
         named = []
-        for person, own in people.items():
-            patient = self.pseudonyms.patient(person)
+        for patient, own in people.items():
             ordered = sorted(own, key=lambda c: (_natural(*c.visit), _natural(c.order)))
             visits = itertools.groupby(ordered, key=lambda c: c.visit)
             for session, (_, visit) in enumerate(visits, 1):
