@@ -15,6 +15,7 @@ from synthmed.formats import address
 from synthmed.metrics import DEFAULT_METRICS, Metric
 from synthmed.metrics.spaced import Feature, InSpace
 from synthmed.trainable import Choice
+from synthmed.types import HALVES
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=40)]
 CATEGORY = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
@@ -174,12 +175,11 @@ class Data(Part):
 
     @property
     def subgroups(self) -> dict[str, tuple[str, str]]:
-        """The slice of every subgroup to the condition and category that make it."""
+        """The slice of every subgroup to the condition and the part of it that make it."""
         return {
-            f"{name}={category}": (name, category)
+            f"{name}={part}": (name, part)
             for name, condition in self.conditions.items()
-            if condition.kind == "categorical"
-            for category in condition.categories
+            for part in (condition.categories if condition.kind == "categorical" else HALVES)
         }
 
     @field_validator("conditions")

@@ -28,7 +28,7 @@ from synthmed.stages.ingest import ingest
 from synthmed.stages.sample import sample_count
 from synthmed.stages.train import CANONICAL_BATCH, parameters
 from synthmed.trial import noise_loader
-from synthmed.types import WORST, Estimate
+from synthmed.types import HALVES, WORST, Estimate
 from synthmed.watch import FORWARD, look_steps
 
 ABOUT_PEOPLE = frozenset(
@@ -121,6 +121,8 @@ def cannot_pass(
     """
     counts = {
         part: labels[name].get(category, 0)
+        if config.data.conditions[name].kind == "categorical"
+        else _known(labels[name], n_train + n_holdout) / len(HALVES)
         for part, (name, category) in config.data.subgroups.items()
     }
     rules = [r for r in config.policy.rules if r.required or counts]
@@ -133,6 +135,13 @@ def cannot_pass(
         if v.status != "pass" and (r.required or r.slice not in counts or e.value is not None)
     }
     return sorted(names)
+
+
+def _known(numbers: Mapping[str, float], n_patients: int) -> float:
+    """How many patients have a number, where it tells any two of them apart."""
+    if not numbers.get("min", 0.0) < numbers.get("max", 0.0):
+        return 0.0
+    return n_patients - numbers.get("missing", 0)
 
 
 def _best(
@@ -184,8 +193,12 @@ def _best(
         value = value if held_out else None
     elif rule.slice is None and rule.estimate.startswith("auc_") and counts:
         # a category with fewer has no utility that could be judged
-        fewest = min(round(config.data.holdout * n) for n in counts.values())
-        value = value if fewest >= FEWEST else None
+        categories = [
+            round(config.data.holdout * counts[part])
+            for part, (name, _) in config.data.subgroups.items()
+            if config.data.conditions[name].kind == "categorical"
+        ]
+        value = value if min(categories, default=FEWEST) >= FEWEST else None
     return start.model_copy(update={"value": value, "ci": ci, "n_holdout": held_out})
 
 

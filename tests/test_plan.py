@@ -97,7 +97,9 @@ def test_none_copied_of_a_few_patients_is_no_proof(config: Callable[..., Config]
             false_discovery_rate=0.01, similarity="image",
         )  # fmt: skip
         shared: Any = SimpleNamespace(as_sampled=lambda c=clean: c, as_shipped=lambda c=clean: c)
-        sides: Any = SimpleNamespace(seed=0, categorical={}, train=(), holdout=(), synthetic=())
+        sides: Any = SimpleNamespace(
+            seed=0, categorical={}, continuous={}, train=(), holdout=(), synthetic=()
+        )
         found = {e.name: e for e in Copied().estimate(sides, shared)}
         verdict = judge(rule, found["copied_patients"], 90)
         assert (verdict.status == "pass") == passes
@@ -108,14 +110,22 @@ def test_none_copied_of_a_few_patients_is_no_proof(config: Callable[..., Config]
 def test_a_subgroup_needs_held_out_people_of_its_own(config: Callable[..., Config]) -> None:
     """Sixty held out are enough for the whole, and not for two halves of them."""
     chosen = config(policy={}, data__holdout=0.3, sample__count=400)
-    halves = {"diagnosis": {"control": 100, "atrophy": 100}, "sex": {"F": 100, "M": 100}}
+    halves = {"diagnosis": {"control": 100, "atrophy": 100}, "sex": {"F": 100, "M": 100}, "age": {}}
     assert plan.cannot_pass(chosen, 140, 60, halves) == ["mmd2_excess [worst subgroup]"]
     # every one that can be measured has to pass, so a middling one stands in the way
-    small = {"diagnosis": {"control": 170, "atrophy": 40}, "sex": {"F": 100, "M": 110}}
+    small = {**halves, "diagnosis": {"control": 170, "atrophy": 40}}
     assert plan.cannot_pass(chosen, 147, 63, small) == ["mmd2_excess [worst subgroup]"]
     # one too small to be measured does not, but utility takes ten of every category
-    apart = {"diagnosis": {"control": 370, "atrophy": 30}, "sex": {"F": 200, "M": 200}}
+    apart = {
+        "diagnosis": {"control": 370, "atrophy": 30},
+        "sex": {"F": 200, "M": 200},
+        "age": {"min": 40.0, "max": 90.0},
+    }
     assert plan.cannot_pass(chosen, 280, 120, apart) == ["auc_tstr_minus_trtr"]
+    # of 400 people 120 have an age that nobody knows: the halves of the others are too small
+    unknown = {**apart, "age": {"min": 40.0, "max": 90.0, "missing": 120}}
+    foreseen = ["auc_tstr_minus_trtr", "mmd2_excess [worst subgroup]"]
+    assert plan.cannot_pass(chosen, 280, 120, unknown) == foreseen
     unlabelled = config(policy={}, data__conditions={}, sample__count=400)
     assert plan.cannot_pass(unlabelled, 140, 60, {}) == []
 
@@ -147,7 +157,7 @@ def test_a_rule_on_one_subgroup_is_met_by_its_people(config: Callable[..., Confi
     ]
     chosen = config(policy={"rules": rules}, data__holdout=0.4)
     # of 100 men 40 are held out, and of 60 to train on nobody copied leaves 5.96 % in doubt
-    labels = {"diagnosis": {"control": 150, "atrophy": 150}, "sex": {"F": 200, "M": 100}}
+    labels = {"diagnosis": {"control": 150, "atrophy": 150}, "sex": {"F": 200, "M": 100}, "age": {}}
     told = ["auc_tstr_minus_trtr [sex=M]", "copied_patients [sex=M]"]
     assert plan.cannot_pass(chosen, 180, 120, labels) == told
     few = {**labels, "sex": {"F": 276, "M": 24}}  # ten held out, and fourteen to train on

@@ -29,20 +29,22 @@ class DiscriminatorAUC(Base):
     Logistic regression on z-scored descriptors and on the first whitened principal components of
     real train at `side` voxels a side: the one sees texture, the other where things are, a mirrored
     head among them. Every scan is scored by a classifier that saw neither it nor another of its
-    patient; one scan a patient, equal counts of synthetic and held-out patients. The classifier of
-    a few patients is weak, so that a figure near 0.5 from few of them is no acquittal; the floor is
-    real train in the place of synthetic at the same count (cross-validated AUCs of equal
-    distributions lie a little below 0.5). Far below 0.5 lies a cohort of near twins of held-out
-    people: who is left out of the training of a classifier has a twin there, of the other side.
-    Ceiling: the blurred holdout against train. Interval:
-    from halves of the patients, classifiers trained anew on each: a bootstrap of the scores, which
-    leaves the classifiers as they are, held the average in 83 % of studies instead of 95.
+    patient; one scan a patient, equal counts of synthetic and held-out patients, a mean over
+    `draws` of these scans and of the parts of the cross-validation. The classifier of a few is
+    weak, so that a figure near 0.5 from few of them is no acquittal; the floor is real train in the
+    place of synthetic at the same count (cross-validated AUCs of equal distributions lie a little
+    below 0.5). Far below 0.5 lies a cohort of near twins of held-out people: who is left out of the
+    training of a classifier has a twin there, of the other side. Ceiling: the blurred holdout
+    against train. Interval: from halves of the patients of one draw, classifiers trained anew on
+    each: a bootstrap of the scores, which leaves the classifiers as they are, held the average in
+    83 % of studies instead of 95.
 
     Args:
         folds: of the cross-validation, fewer where there are fewer patients.
         ridge: strength of the penalty, scikit-learn's 1 / C.
         side: voxels a side of what is reduced to components.
         components: at most; also at most a third of the scans of train.
+        draws: that a figure is a mean of; each figure behind the interval is of one.
         halves: behind the interval.
 
     Source: Lopez-Paz and Oquab 2017, arXiv:1610.06545 (classifier two-sample tests).
@@ -54,6 +56,7 @@ class DiscriminatorAUC(Base):
     ridge: Annotated[float, Field(gt=0)] = 10.0
     side: Annotated[int, Field(ge=4, le=32)] = 12
     components: Annotated[int, Field(ge=1)] = 30
+    draws: Annotated[int, Field(ge=1)] = 5
     halves: Annotated[int, Field(ge=20)] = 100
 
     def estimate(self, sides: Sides, shared: Shared) -> list[Estimate]:
@@ -81,8 +84,13 @@ class DiscriminatorAUC(Base):
             def told(of: Sequence[Floats], key: Key) -> float:
                 return auc(*told_apart(of[0], of[1], self.folds, self.ridge, key.numpy()))
 
-            made = rows("synthetic", real, key.fold("value"))
-            value = told(made, key.fold("value", "folds"))
+            def figure(a: Side, b: Side, key: Key) -> float:
+                """The mean over draws."""
+                each = [key.fold("draw", i) for i in range(self.draws)]
+                return float(np.mean([told(rows(a, b, k), k.fold("folds")) for k in each]))
+
+            value = figure("synthetic", real, key.fold("value"))
+            made = rows("synthetic", real, key.fold("value").fold("draw", 0))
             halves = []
             for i in range(self.halves if count >= 8 else 0):
                 rng = key.fold("half", i).numpy()
@@ -91,9 +99,8 @@ class DiscriminatorAUC(Base):
             ci = _interval(value, np.array(halves), count) if halves else None
             note = "" if halves else "too few patients for an interval"
             if shared.has_holdout:
-                floor = told(rows("train", real, key.fold("floor")), key.fold("floor", "folds"))
-                known = rows("blurred", "train", key.fold("ceiling"))
-                ceiling = told(known, key.fold("ceiling", "folds"))
+                floor = figure("train", real, key.fold("floor"))
+                ceiling = figure("blurred", "train", key.fold("ceiling"))
             else:
                 lacking = "no held-out patients: told from training patients; no floor, no ceiling"
                 note = "; ".join(filter(None, (lacking, note)))
@@ -109,7 +116,8 @@ class DiscriminatorAUC(Base):
                 floor=floor,
                 ceiling=ceiling,
                 method="Logistic regression on descriptors and principal components of small "
-                f"images, {self.folds}-fold by patient, {shared.counted(count)} a side; floor: "
+                f"images, {self.folds}-fold by patient, {shared.counted(count)} a side, mean of "
+                f"{self.draws} draws; floor: "
                 "real train told from held-out patients; ceiling: the holdout blurred by 0.4 voxel "
                 "told from train; interval from halves of the patients.",
                 seed=sides.seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -9,7 +10,7 @@ from pydantic import Field
 
 from synthmed.metrics.base import Base
 from synthmed.metrics.blocks import Singles, blocks
-from synthmed.metrics.shared import Shared, Side, pick
+from synthmed.metrics.shared import Shared, Side
 from synthmed.metrics.sides import Sides
 from synthmed.metrics.stats import Floats
 from synthmed.types import Estimate
@@ -28,12 +29,14 @@ class MSSSIMDiversity(Base):
     the finer ones, on prepared intensities clipped to 0 to 1, in a Gaussian window of 11 voxels
     (smaller where the grid is); each further scale halves the grid, as long as a window fits.
     Patients are put into pairs, each patient in one, so that pairs are independent and the mean
-    does not depend on how many there are; its interval is that of t. 0 is one scan over and over
+    does not depend on how many there are; its interval is that of t. Of patients with several scans
+    up to `draws` pairs of these stand for the pair of patients. 0 is one scan over and over
     (the ceiling); noise is more various than people are, so that more than the floor, the diversity
     of real train, is no better.
 
     Args:
-        pairs: at most.
+        pairs: of patients, at most.
+        draws: pairs of scans of two patients, at most; their mean counts.
 
     Source: Wang, Simoncelli and Bovik 2003; Odena et al. 2017 (as diversity of generated images).
     """
@@ -41,6 +44,7 @@ class MSSSIMDiversity(Base):
     by_subgroup: ClassVar[bool] = True
     name: Literal["ms_ssim_diversity"] = "ms_ssim_diversity"
     pairs: Annotated[int, Field(ge=2)] = 50
+    draws: Annotated[int, Field(ge=1)] = 4
 
     def estimate(self, sides: Sides, shared: Shared) -> list[Estimate]:
         """One estimate; null with fewer than four patients a side."""
@@ -77,14 +81,20 @@ class MSSSIMDiversity(Base):
         n = min(self.pairs, len(groups) // 2)
         rng = shared.sides.key.fold("ms_ssim_diversity", side).numpy()
         chosen = rng.permutation(len(groups))[: 2 * n]
-        scans = pick([groups[i] for i in chosen], rng)
-        rows = shared.scans(side)[scans]
         out = []
-        for a, b in zip(rows[:n], rows[n:], strict=True):
-            # two scans of a fine grid are in a block each
-            pair = np.concatenate(list(blocks(shared.cases(side), shared.images, np.array([a, b]))))
-            out.append(np.mean([1 - ms_ssim(x, y) for x, y in zip(*pair, strict=True)]))
+        for i, j in zip(chosen[:n], chosen[n:], strict=True):
+            both = list(itertools.product(groups[i], groups[j]))
+            drawn = rng.permutation(len(both))[: self.draws]
+            out.append(np.mean([self._difference(shared, side, both[k]) for k in drawn]))
         return np.array(out, dtype=np.float64)
+
+    @staticmethod
+    def _difference(shared: Shared, side: Side, scans: tuple[int, int]) -> float:
+        """1 - MS-SSIM of two scans, a mean over image channels."""
+        rows = shared.scans(side)[list(scans)]
+        # two scans of a fine grid are in a block each
+        pair = np.concatenate(list(blocks(shared.cases(side), shared.images, rows)))
+        return float(np.mean([1 - ms_ssim(x, y) for x, y in zip(*pair, strict=True)]))
 
 
 def mean_interval(x: Floats) -> tuple[float, float]:

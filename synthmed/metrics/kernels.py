@@ -12,6 +12,7 @@ from synthmed.keys import Key
 from synthmed.metrics.shared import Shared, Side
 from synthmed.metrics.stats import (
     Floats,
+    distance_interval,
     jackknife_se,
     normal_interval,
     permutation_p,
@@ -38,7 +39,8 @@ class Discrepancy:
             where nobody is.
         told: how many patients it has, for the note.
         value: synthetic against the reference.
-        ci: 95 % interval of it, by leaving out one patient at a time on every side.
+        ci: 95 % interval of it, by leaving out one patient at a time on every side, and by how it
+            scatters where nothing differs.
         p: of a permutation test for equal distributions.
         floor: real train against the holdout; null without a holdout, as is all that follows.
         ceiling: the blurred holdout against train.
@@ -96,8 +98,10 @@ def discrepancy(shared: Shared, kernel: Kernel, times: int, key: Key) -> Discrep
             without_each(k_rr) - 2 * cross_without_each(k_sr, 1),
         ]
     )
-    p = permutation_p(value, permuted_mmd2(k_ss, k_rr, k_sr, times, key.numpy()))
-    alone = Discrepancy(real, shared.counted(len(k_rr)), value, normal_interval(value, se), p)
+    null = permuted_mmd2(k_ss, k_rr, k_sr, times, key.numpy())
+    ci = distance_interval(value, se, float(null.std()))
+    p = permutation_p(value, null)
+    alone = Discrepancy(real, shared.counted(len(k_rr)), value, ci, p)
     if not shared.has_holdout:
         return alone
     k_tt, k_tr = between("train", "train"), between("train", "holdout")

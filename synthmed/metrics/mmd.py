@@ -29,7 +29,8 @@ class MMD(Base):
       term wholly) cancels, and since both parts are unbiased the difference is, whatever the
       three sizes. Floor 0; ceiling as above.
 
-    Intervals leave out one patient at a time on every side (`stats.jackknife_se`).
+    Intervals leave out one patient at a time on every side (`stats.jackknife_se`); that of `mmd2`
+    has an upper end of its own (`stats.distance_interval`).
 
     Source: Gretton et al. 2012, JMLR 13:723, equation 3.
     """

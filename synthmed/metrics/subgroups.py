@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from synthmed.metrics.shared import Shared, Side
 from synthmed.metrics.sides import Cases, Sides
 from synthmed.metrics.stats import Floats, Ints
-from synthmed.types import WORST, Estimate
+from synthmed.types import HALVES, WORST, Estimate
 
 FEWEST = 10
 """People a side without whom nothing is said of a subgroup, and the least that is ever counted out
@@ -21,25 +21,52 @@ People = Mapping[Side, frozenset[str]]
 
 
 def subgroups(sides: Sides) -> dict[str, People]:
-    """`condition=category` to the people of each side whose every known label is that category.
+    """`condition=part` to the people of each side whose every known label is in that part.
 
-    Conditions with one category make no subgroups. Sides without anybody are left out of the
-    mapping, so that no holdout stays no holdout.
+    A category is a part. Of a number the parts lie below the median of the patients of train (each
+    by the mean of their values) or at it, and above (`HALVES`); the median is told nowhere.
+    Conditions with one category, and numbers that are the same in all of train, make no subgroups.
+    Sides without anybody are left out of the mapping, so that no holdout stays no holdout.
     """
     cases: dict[Side, Cases] = {
         "train": sides.train,
         "holdout": sides.holdout,
         "synthetic": sides.synthetic,
     }
+    present = {side: c for side, c in cases.items() if len(c)}
     out: dict[str, People] = {}
     for condition, categories in sides.categorical.items():
-        labels = {side: _labels(c, condition) for side, c in cases.items() if len(c)}
+        labels = {side: _labels(c, condition) for side, c in present.items()}
         for category in categories if len(categories) > 1 else ():
-            out[f"{condition}={category}"] = {
-                side: frozenset(p for p, label in known.items() if label == category)
-                for side, known in labels.items()
-            }
+            out[f"{condition}={category}"] = _all_in(category, labels)
+    for condition in sides.continuous:
+        values = {side: _labels(c, condition) for side, c in present.items()}
+        known = [np.mean([float(v) for v in own]) for own in values.get("train", {}).values()]
+        if not known or np.ptp(known) == 0:
+            continue
+        median = float(np.median(known))
+        parts = {side: _halves(of, median) for side, of in values.items()}
+        for part in HALVES:
+            out[f"{condition}={part}"] = _all_in(part, parts)
     return out
+
+
+def _all_in(part: str, labels: Mapping[Side, Mapping[str, Collection[str | float]]]) -> People:
+    """Of each side the patients of whom nothing else is known."""
+    return {
+        side: frozenset(p for p, own in known.items() if set(own) == {part})
+        for side, known in labels.items()
+    }
+
+
+def _halves(
+    values: Mapping[str, Collection[str | float]], median: float
+) -> dict[str, frozenset[str | float]]:
+    """The halves that each patient's values are in."""
+    return {
+        patient: frozenset(HALVES[float(v) > median] for v in own)
+        for patient, own in values.items()
+    }
 
 
 def too_small(people: People) -> str:
@@ -160,11 +187,11 @@ def _share_of_ceiling(estimate: Estimate) -> float:
     return estimate.ci[1] / estimate.ceiling
 
 
-def _labels(cases: Cases, condition: str) -> dict[str, str | float]:
-    """The label of each patient whose known labels agree."""
+def _labels(cases: Cases, condition: str) -> dict[str, set[str | float]]:
+    """The known labels of each patient who has any."""
     seen: dict[str, set[str | float]] = {}
     for patient, labels in zip(cases.patients, cases.labels, strict=True):
         value = labels.get(condition)
         if value is not None:
             seen.setdefault(str(patient), set()).add(value)
-    return {p: next(iter(values)) for p, values in seen.items() if len(values) == 1}
+    return seen

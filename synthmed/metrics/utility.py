@@ -305,7 +305,7 @@ def _of_subgroup(
     """What the readers of everybody say of a subgroup's held-out patients.
 
     Args:
-        name: of the subgroup, `NAME=CATEGORY`.
+        name: of the subgroup, `NAME=CATEGORY` or `NAME=HALF`.
         own: (n,) which of the judge's patients are its.
         condition: what was read.
         judge: of everybody.
@@ -318,8 +318,9 @@ def _of_subgroup(
     of, _, category = name.partition("=")
     start = "auc" if judge.kind == "category" else "r"
     # its own category is told from everybody else, of whom the subgroup has none
-    rows = np.arange(len(own)) if of == condition else np.flatnonzero(own)
-    told = judge.truth == category if of == condition else judge.truth[rows]
+    itself = of == condition and judge.kind == "category"
+    rows = np.arange(len(own)) if itself else np.flatnonzero(own)
+    told = judge.truth == category if itself else judge.truth[rows]
     reason = _untestable(judge.kind, told, FEWEST)
     if own.sum() < FEWEST:  # their label is not known, or a large cohort was thinned
         reason = f"fewer than {FEWEST} held-out patients to ask"
@@ -327,7 +328,7 @@ def _of_subgroup(
         none = (None, None, None, None)
         return [one(title, name, *none, n, sides, reason, None) for title in names(start)]
     rng = key.fold("subgroup", name).numpy()
-    only = [category] if of == condition else None
+    only = [category] if itself else None
     part = Judge(judge.truth[rows], judge.kind, sides.resamples, rng, only)
     columns = [judge.categories.index(c) for c in part.categories] or [0]
     figures = {way: part.figures([s[rows][:, columns]]) for way, s in said.items()}

@@ -99,7 +99,7 @@ def _worst(
     asked: Callable[[Sequence[Mapping[str, Any]]], tuple[str | None, str]],
 ) -> tuple[str | None, str]:
     found = [e for e in judged if e["slice"] == WORST]
-    if not found and not any("categories" in c for c in report["data"]["conditions"].values()):
+    if not found and not report["data"]["conditions"]:
         return None, "no labels to tell subgroups by"
     status, text = asked(found)
     notes = [e["note"].rstrip(".") for e in found if e["note"]]

@@ -16,7 +16,7 @@ from synthmed.report.curves import WAYS, curves
 from synthmed.report.glance import glance
 from synthmed.report.viewer import cost, scripts
 from synthmed.report.words import WORDS, direction, words
-from synthmed.types import WORST
+from synthmed.types import HALVES, WORST
 
 MAX_PAGE_BYTES = 10_000_000
 _TAG_BYTES = 2_000
@@ -147,7 +147,7 @@ def _worst_slices(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     slices (a region, a feature space, an attack) are parts of what was asked of everybody.
     """
     conditions = report["data"]["conditions"].items()
-    subgroups = {f"{k}={c}" for k, v in conditions for c in v.get("categories", ())}
+    subgroups = {f"{k}={part}" for k, v in conditions for part in v.get("categories", HALVES)}
     said = [e for e in report["estimates"] if e["slice"] == WORST]
     worst = {e["name"]: (math.inf, e) for e in said}
     for e in report["estimates"]:

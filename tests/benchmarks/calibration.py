@@ -104,9 +104,12 @@ def covered(shift: float, seed: int) -> tuple[float, float]:
             kernels.without_each(tt) - 2 * kernels.cross_without_each(th, 0),
             -2 * kernels.cross_without_each(sh, 1) + 2 * kernels.cross_without_each(th, 1),
         ]
-        for i, (estimate, parts) in enumerate(((value, own), (value - floor, paired))):
-            low, high = stats.normal_interval(estimate, stats.jackknife_se(parts))
-            hits[i] += low <= truth <= high
+        null = kernels.permuted_mmd2(ss, hh, sh, PERMUTATIONS, rng).std()
+        intervals = (
+            stats.distance_interval(value, stats.jackknife_se(own), float(null)),
+            stats.normal_interval(value - floor, stats.jackknife_se(paired)),
+        )
+        hits += [low <= truth <= high for low, high in intervals]
     return float(hits[0] / SPLITS), float(hits[1] / SPLITS)
 
 

@@ -85,6 +85,45 @@ def test_jackknife_of_a_mean_is_its_standard_error() -> None:
     assert stats.jackknife_se(without) == pytest.approx(exact, rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("value", "se", "null_se"),
+    [(0.04, 0.02, 0.007), (0.01, 0.012, 0.007), (-0.004, 0.008, 0.007), (0.5, 0.05, 0.01)],
+)
+def test_the_upper_end_of_a_distance_is_where_its_own_error_just_reaches_back(
+    value: float, se: float, null_se: float
+) -> None:
+    low, high = stats.distance_interval(value, se, null_se)
+    assert low == value - stats.Z95 * se and high >= value + stats.Z95 * se
+    grows = max(0.0, se**2 - null_se**2) / max(value, null_se)
+    if high > value + stats.Z95 * se:
+        spread = np.sqrt(null_se**2 + grows * high)
+        assert high - value == pytest.approx(stats.Z95 * spread, rel=1e-9)
+
+
+def test_a_distance_without_any_scatter_has_a_plain_interval() -> None:
+    assert stats.distance_interval(0.0, 0.0, 0.0) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("distance", [0.0, 0.05, 0.2, 1.0])
+def test_the_interval_of_a_distance_covers_above_as_it_should(distance: float) -> None:
+    """|mean|^2 - d / n of N(m, I) is unbiased for |m|^2; its jackknife says 2 |mean| / sqrt n."""
+    d, n, rng = 5, 50, np.random.default_rng(8)
+    means = rng.standard_normal((4000, d)) / np.sqrt(n)
+    means[:, 0] += np.sqrt(distance)
+    square = np.sum(means**2, axis=1)
+    above = plain = held = 0
+    for s in square:
+        value, se = s - d / n, 2 * np.sqrt(s / n)
+        low, high = stats.distance_interval(value, se, np.sqrt(2 * d) / n)
+        held += low <= distance <= high
+        above += distance > high
+        plain += distance > value + stats.Z95 * se
+    assert held >= 0.94 * len(square)
+    assert above <= 0.05 * len(square) and above <= plain
+    if distance == 0.2:  # where it was short
+        assert plain >= 0.05 * len(square) and above <= 0.03 * len(square)
+
+
 def test_half_se_of_a_mean_is_its_standard_error() -> None:
     rng = np.random.default_rng(4)
     x = rng.standard_normal(40)

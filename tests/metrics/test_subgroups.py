@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -126,6 +126,49 @@ def test_people_with_two_labels_or_none_are_in_no_subgroup() -> None:
     assert found["kind=a"]["train"] == {"t001"}
     assert found["kind=b"]["train"] == frozenset()
     assert too_small(found["kind=b"]) == "fewer than 10 training, held-out, synthetic"
+
+
+def aged(plain: Cases, ages: Sequence[float | None]) -> Cases:
+    """The same scans of people of these ages, a scan each."""
+    return Cases(plain.volumes, plain.patients, [{} if a is None else {"age": a} for a in ages])
+
+
+def test_numbers_make_two_subgroups_about_the_median_of_train() -> None:
+    rng = np.random.default_rng(2)
+    train = aged(cases(rng, 5, "t", twice=1), [30, 60, 50, 40, 70, None])  # 30 and 60 are one's
+    holdout = aged(cases(rng, 3, "h"), [45, 45.5, 90])
+    of = sides(train, holdout, aged(cases(rng, 1, "s"), [20]), continuous={"age": (0.0, 100.0)})
+    found = subgroups(of)
+    assert list(found) == ["age=lower half", "age=upper half"]
+    low, high = found.values()
+    # the median of 45, 50, 40 and 70 is 47.5; who was 30 and 60 is in neither half
+    assert (low["train"], high["train"]) == ({"t002"}, {"t001", "t003"})
+    assert (low["holdout"], high["holdout"]) == ({"h000", "h001"}, {"h002"})
+    assert (low["synthetic"], high["synthetic"]) == ({"s000"}, frozenset())
+    alike = aged(train, [40.0] * 6)
+    assert subgroups(sides(alike, holdout, holdout, continuous={"age": (0.0, 100.0)})) == {}
+    nobody = aged(train, [None] * 6)
+    assert subgroups(sides(nobody, holdout, holdout, continuous={"age": (0.0, 100.0)})) == {}
+
+
+def test_a_cohort_that_fails_the_old_is_seen_to() -> None:
+    rng = np.random.default_rng(7)
+    ages = {"t": 50, "h": 44, "s": 48}
+    given = {
+        k: aged(cases(rng, n, k), [40.0 if i < n // 2 else 80.0 for i in range(n)])
+        for k, n in ages.items()
+    }
+    volumes = given["s"].volumes.copy()
+    volumes[24:] += 0.04 * rng.standard_normal(volumes[24:].shape).astype(np.float16)
+    cohort = made(volumes, list(given["s"].labels))
+    of = sides(given["t"], given["h"], cohort, continuous={"age": (20.0, 90.0)})
+    found = estimates(of)
+    old, young = (found["mmd2_excess", f"age={half}"] for half in ("upper half", "lower half"))
+    assert old.ci[0] > 0.05 and young.ci[0] < 0 < young.ci[1]
+    assert "age=upper half" in found["mmd2_excess", WORST].note
+    # a reader of ages is asked in each half about ages there
+    told = {(e.name, e.slice): e for e in Utility(draws=1).estimate(of, Shared(of))}
+    assert told["r_tstr", "age=upper half"].n_holdout == 22
 
 
 def test_too_few_people_are_named_and_neither_judged_nor_counted() -> None:

@@ -87,3 +87,24 @@ def test_a_cohort_of_one_scan_is_one_and_noise_is_beyond_its_target() -> None:
     assert found["collapsed"][0].value == pytest.approx(1, abs=1e-9)
     assert found["collapsed"][0].ceiling == 1
     assert found["collapsed"][1].value == pytest.approx(0, abs=1e-6)
+
+
+def test_of_people_with_several_scans_more_pairs_than_one_count() -> None:
+    """Two people, each with two scans: four pairs, whose mean is the difference of the two."""
+    rng = np.random.default_rng(4)
+    twice = cases(rng, 4, "p", twice=4)
+    given = sides(twice, twice, twice)
+    groups = Shared(given).patients("train")
+    each = {
+        tuple(sorted((i, j))): np.mean(
+            [1 - diversity.ms_ssim(twice.volumes[a, 0], twice.volumes[b, 0])
+             for a in groups[i] for b in groups[j]]
+        )
+        for i in range(4) for j in range(i)
+    }  # fmt: skip
+    pairings = [((0, 1), (2, 3)), ((0, 2), (1, 3)), ((0, 3), (1, 2))]
+    expected = [np.mean([each[p] for p in pairs]) for pairs in pairings]
+    (e,) = MSSSIMDiversity().estimate(given, Shared(given))
+    assert min(abs(e.value - x) for x in expected) < 1e-7
+    (one,) = MSSSIMDiversity(draws=1).estimate(given, Shared(given))
+    assert min(abs(one.value - x) for x in expected) > 1e-6
