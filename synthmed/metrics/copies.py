@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from synthmed.keys import Key
 from synthmed.metrics.sides import Cases
-from synthmed.metrics.similarity import Features, ImageSimilarity, Similarity
+from synthmed.metrics.similarity import ImageSimilarity, Looked, Scores, Similarity
 from synthmed.metrics.stats import Floats, Ints, benjamini_hochberg, tail_p
 from synthmed.types import Frozen
 
@@ -38,6 +39,18 @@ class Matches:
 
     to_train: Floats
     to_holdout: Floats
+
+
+class Compared(NamedTuple):
+    """What a similarity said of scans and those of both sides, before a closer look."""
+
+    to_train: Scores
+    to_holdout: Scores
+
+    @property
+    def matches(self) -> Matches:
+        """The scores alone."""
+        return Matches(self.to_train.best, self.to_holdout.best)
 
 
 class Match(Frozen):
@@ -98,15 +111,12 @@ class Copies(Frozen):
         return tuple(sorted({m.copy_of for m in self.matches if m.copy_of is not None}))
 
 
-def match(train: Cases, holdout: Cases, synthetic: Cases, similarity: Similarity) -> Matches:
+def match(train: Cases, holdout: Cases, synthetic: Cases, similarity: Similarity) -> Compared:
     """The similarities of every synthetic scan to every real one."""
     learned = similarity.features(train)
     fitted, held = similarity.fit(learned), similarity.features(holdout)
-    return _matched(fitted, similarity.features(synthetic), learned, held)
-
-
-def _matched(fitted: Similarity, made: Features, learned: Features, held: Features) -> Matches:
-    return Matches(fitted.compare(made, learned), fitted.compare(made, held))
+    made = similarity.features(synthetic)
+    return Compared(fitted.compare(made, learned), fitted.compare(made, held))
 
 
 class GapTest:
@@ -148,15 +158,13 @@ class GapTest:
         self._of_train, self._of_holdout = train.patients, holdout.patients
         rng = key.numpy()
         mine = _players(train.patients, rng)
-        names, players = train.patients[mine], self._learned[mine]
+        players = [Looked(train, mine, self._learned[mine])]
         if len(holdout) > 0:
             held_out = _players(holdout.patients, rng)
-            names = np.concatenate([names, holdout.patients[held_out]])
-            players = np.concatenate([players, self._held[held_out]])
-        met = _matched(self._by, players, self._learned, self._held)
+            players.append(Looked(holdout, held_out, self._held[held_out]))
+        met = [self._among_others(of) for of in players]
         others = Matches(
-            _without_self(met.to_train, names, train.patients),
-            _without_self(met.to_holdout, names, holdout.patients),
+            np.concatenate([m.to_train for m in met]), np.concatenate([m.to_holdout for m in met])
         )
         self._null = self._gap_and_lead(others)
         # an exact copy of a scan: its own similarity, less its best match among others
@@ -164,14 +172,39 @@ class GapTest:
         self._exact = self._by.same - _best(rival)
         self._two_names = one_person(
             np.hstack([others.to_train, others.to_holdout]),
-            names,
+            np.concatenate([of.cases.patients[of.rows] for of in players]),
             np.concatenate([train.patients, holdout.patients]),
         )
 
-    def match(self, synthetic: Cases) -> Matches:
-        """The similarities of samples to every real scan."""
-        made = self._by.features(synthetic)
-        return _matched(self._by, made, self._learned, self._held)
+    def match(self, synthetic: Cases, found: Compared | None = None) -> Matches:
+        """The similarities of samples to every real scan, to the best few by a closer look.
+
+        Args:
+            synthetic: the samples.
+            found: what the similarity says of them at first, where it is known already.
+        """
+        made = Looked(synthetic, np.arange(len(synthetic)), self._by.features(synthetic))
+        return self._closer(made, self._compared(made) if found is None else found)
+
+    def _among_others(self, players: Looked) -> Matches:
+        """Real people matched with all but themselves."""
+        names, met = players.cases.patients[players.rows], self._compared(players)
+        to_train, to_holdout = (
+            scores._replace(best=_without_self(scores.best, names, of))
+            for scores, of in zip(met, (self._of_train, self._of_holdout), strict=True)
+        )
+        return self._closer(players, Compared(to_train, to_holdout))
+
+    def _compared(self, of: Looked) -> Compared:
+        by = self._by
+        return Compared(by.compare(of.features, self._learned), by.compare(of.features, self._held))
+
+    def _closer(self, of: Looked, found: Compared) -> Matches:
+        """As many of either side, or the larger side would have the better matches."""
+        return Matches(
+            self._by.closer(found.to_train, of, self._learned),
+            self._by.closer(found.to_holdout, of, self._held),
+        )
 
     def find(self, synthetic: Cases, fdr: float, found: Matches | None = None) -> Copies:
         """Screen samples.
@@ -267,15 +300,15 @@ class ImageTest:
             for view in (False, True)
         )
 
-    def find(self, synthetic: Cases, fdr: float, found: Matches | None = None) -> Copies:
+    def find(self, synthetic: Cases, fdr: float, found: Compared | None = None) -> Copies:
         """Screen samples.
 
         Args:
             synthetic: the samples.
             fdr: false discovery rate, above 0 and below 1.
-            found: the samples' similarities in the view of all voxels, where they are known.
+            found: of `match` in the view of all voxels, where it is known already.
         """
-        whole = self._whole.find(synthetic, fdr / 2, found)
+        whole = self._whole.find(synthetic, fdr / 2, self._whole.match(synthetic, found))
         tissue = self._tissue.find(synthetic, fdr / 2)
         matches = tuple(
             b if a.copy_of is None and b.copy_of is not None else a

@@ -14,6 +14,7 @@ import numpy as np
 
 from synthmed.metrics.blocks import Singles, blocks, image_channels, smallest
 from synthmed.metrics.copies import (
+    Compared,
     Copies,
     GapTest,
     ImageTest,
@@ -60,7 +61,7 @@ class Shared:
         self._per_scan: dict[tuple[Side, str], Floats] = {}
         self._distances: dict[tuple[Side, Side], Floats] = {}
         self._scale: tuple[Floats, Floats] | None = None
-        self._matches: Matches | None = None
+        self._compared: Compared | None = None
 
     @property
     def has_holdout(self) -> bool:
@@ -182,12 +183,19 @@ class Shared:
         return self._distances[a, b]
 
     def matches(self) -> Matches:
-        """Image similarities of the synthetic side to every real scan (the costly matrix)."""
-        if self._matches is None:
+        """Image similarities of the synthetic side to every real scan (the costly matrix).
+
+        Without the copies test's closer look, which is at as many patients of train as held out,
+        and so at a larger share of the fewer.
+        """
+        return self._compare().matches
+
+    def _compare(self) -> Compared:
+        if self._compared is None:
             s = self.sides
             view = ImageSimilarity(self.images, device=s.device)
-            self._matches = match(s.train, s.holdout, s.synthetic, view)
-        return self._matches
+            self._compared = match(s.train, s.holdout, s.synthetic, view)
+        return self._compared
 
     def as_sampled(self) -> Copies:
         """The screening that was handed in, or else that of the synthetic side."""
@@ -195,7 +203,7 @@ class Shared:
             s = self.sides
             key = s.key.fold("copies")
             test = ImageTest(s.train, s.holdout, self.images, key, s.device)
-            found = self.matches()
+            found = self._compare()
             self._as_sampled = test.find(s.synthetic, self.false_discovery_rate, found)
         return self._as_sampled
 

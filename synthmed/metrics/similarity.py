@@ -8,8 +8,9 @@ descriptors; it retests what ships.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from synthmed.metrics.blocks import Singles, block_means, blocks
 from synthmed.metrics.descriptor import RESOLUTION, describe
 from synthmed.metrics.sides import Cases
-from synthmed.metrics.stats import Floats
+from synthmed.metrics.stats import Floats, Ints
 
 SIDE = 24
 """Sides are averaged down to this many voxels. What identifies a person is larger than that
@@ -34,6 +35,8 @@ RANGE_QUANTILES = (0.005, 0.995)
 """What counts as a scan's range."""
 LARGEST_R = 0.9999
 """Correlations count as equal beyond this: rounding to float16 costs a copy as much."""
+CLOSEST = 12
+"""Of either side, at which a scan is looked at closer."""
 Features = npt.NDArray[Any]
 
 
@@ -61,9 +64,39 @@ class Similarity(Protocol):
         """The similarity with whatever it learns from real train."""
         ...
 
-    def compare(self, queries: Features, references: Features) -> Floats:
+    def compare(self, queries: Features, references: Features) -> Scores:
         """(n_queries, n_references) scores."""
         ...
+
+    def closer(self, found: Scores, queries: Looked, references: Features) -> Floats:
+        """The scores again, of each query's best few by a closer look; none gets smaller."""
+        ...
+
+
+class Scores(NamedTuple):
+    """How alike scans are.
+
+    Args:
+        best: (n_queries, n_references); -inf where nobody is to look.
+        where: the same of which move is the best, for a closer look; null where nothing moves.
+    """
+
+    best: Floats
+    where: Ints | None = None
+
+
+class Looked(NamedTuple):
+    """Scans and what was made of them.
+
+    Args:
+        cases: a side.
+        rows: (n,) which of its scans.
+        features: (n, ...) of these.
+    """
+
+    cases: Cases
+    rows: Ints
+    features: Features
 
 
 @dataclass(frozen=True)
@@ -87,6 +120,11 @@ class ImageSimilarity:
     Fisher's z because heads are alike: where everybody correlates at 0.8 a difference of r leaves
     an exact copy a gap of at most 0.2, close to what honest samples reach. atanh(r) is, but for a
     constant, minus the log of the distance of two unit vectors, so a gap is a ratio of distances.
+
+    A copy that was moved lies between whole shifts, the more so the finer the scans are. `closer`
+    moves each query as far as its best matches ask for, averages it there anew and keeps the larger
+    correlation (`moves.closer_correlations`). Not in the view of tissue, where it brings strangers
+    nearer too, and not where there is nothing to average.
 
     One matrix product a transform and chunk of queries; memory is that of features, 28 KB a scan
     and channel, in the view of tissue 221 KB, and of one chunk.
@@ -118,21 +156,56 @@ class ImageSimilarity:
         done = 0
         for block in blocks(cases, self.channels):
             rows = slice(done, done := done + len(block))
-            for k, ahead in enumerate(grids):
-                means = block_means(block, size, [half / 2 for half in ahead])
-                out[rows, k] = _detail(_tissue(means) if self.tissue else means)
+            for k, (x, y, z) in enumerate(grids):
+                out[rows, k] = self._seen(block, size, (x / 2, y / 2, z / 2))
         return out
+
+    def _seen(self, block: Singles, size: Sequence[int], ahead: Sequence[float]) -> Singles:
+        """(b, C, x, y, z) of (b, C, X, Y, Z), on a grid of `size` that lies so far ahead."""
+        means = block_means(block, size, ahead)
+        return np.asarray(_detail(_tissue(means) if self.tissue else means))
 
     def fit(self, train: Features) -> ImageSimilarity:
         """Nothing is learned."""
         return self
 
-    def compare(self, queries: Features, references: Features) -> Floats:
+    def compare(self, queries: Features, references: Features) -> Scores:
         """(n_queries, n_references) scores, 0 for unrelated scans."""
         from synthmed.metrics.moves import best_correlations
 
-        best = best_correlations(queries, references[:, 0], self.device)
-        return np.asarray(np.arctanh(np.clip(best, -LARGEST_R, LARGEST_R)))
+        best, where = best_correlations(queries, references[:, 0], self.device)
+        return Scores(_fisher(best), where)
+
+    def closer(self, found: Scores, queries: Looked, references: Features) -> Floats:
+        """(n_queries, n_references) scores; the `CLOSEST` references of each query looked at again.
+
+        Raises:
+            ValueError: `found` does not say which moves are the best.
+        """
+        from synthmed.metrics.moves import closer_correlations
+
+        size = queries.features.shape[3:]
+        if self.tissue or queries.cases.volumes.shape[2:] == size:
+            return found.best
+        if found.where is None:
+            raise ValueError("ImageSimilarity.closer: pass what compare returned")
+        out = found.best.copy()
+        for i, row in enumerate(queries.rows):
+            nearest = np.argsort(-out[i], kind="stable")[:CLOSEST]
+            nearest = nearest[np.isfinite(out[i, nearest])]
+            if not len(nearest):
+                continue
+            (block,) = blocks(queries.cases, self.channels, np.array([row]))
+
+            def again(ahead: Sequence[float], mirrored: bool, block: Singles = block) -> Features:
+                turned = block[:, :, ::-1] if mirrored else block
+                return np.asarray(self._seen(turned, size, ahead)[0], dtype=np.float16)
+
+            r = closer_correlations(
+                queries.features[i, 0], references[nearest, 0], found.where[i, nearest], again
+            )
+            out[i, nearest] = np.maximum(out[i, nearest], _fisher(r))
+        return out
 
 
 @dataclass(frozen=True)
@@ -169,7 +242,7 @@ class DescriptorSimilarity:
         scale = np.maximum(train.std(axis=0), np.tile(RESOLUTION, len(self.channels)))
         return DescriptorSimilarity(self.channels, train.mean(axis=0), scale)
 
-    def compare(self, queries: Features, references: Features) -> Floats:
+    def compare(self, queries: Features, references: Features) -> Scores:
         """(n_queries, n_references) scores.
 
         Raises:
@@ -180,7 +253,15 @@ class DescriptorSimilarity:
         if self.mean is None or self.scale is None:
             raise ValueError("DescriptorSimilarity.compare: call fit(features of train) first")
         a, b = ((f - self.mean) / self.scale for f in (queries, references))
-        return np.asarray(-np.log(cdist(a, b) + 0.01 * np.sqrt(len(self.mean))))
+        return Scores(np.asarray(-np.log(cdist(a, b) + 0.01 * np.sqrt(len(self.mean)))))
+
+    def closer(self, found: Scores, queries: Looked, references: Features) -> Floats:
+        """The scores as they are: a descriptor is that of the whole scan."""
+        return found.best
+
+
+def _fisher(r: Floats) -> Floats:
+    return np.asarray(np.arctanh(np.clip(r, -LARGEST_R, LARGEST_R)))
 
 
 def normal_scores(volumes: Singles) -> Singles:

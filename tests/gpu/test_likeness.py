@@ -22,10 +22,10 @@ def test_scans_are_as_alike_on_cuda(tissue: bool, monkeypatch: pytest.MonkeyPatc
     rng = np.random.default_rng(0)
     cpu, cuda = (ImageSimilarity((0,), tissue, device) for device in ("cpu", "cuda"))
     scans = cpu.features(cases(rng, 30, "t"))
-    expected = np.tanh(cpu.compare(scans, scans[:20]))
-    assert np.abs(np.tanh(cuda.compare(scans, scans[:20])) - expected).max() < 1e-5
+    expected = np.tanh(cpu.compare(scans, scans[:20]).best)
+    assert np.abs(np.tanh(cuda.compare(scans, scans[:20]).best) - expected).max() < 1e-5
     monkeypatch.setattr(moves, "CHUNK_CUDA", 7)
-    assert np.abs(np.tanh(cuda.compare(scans, scans[:20])) - expected).max() < 1e-5
+    assert np.abs(np.tanh(cuda.compare(scans, scans[:20]).best) - expected).max() < 1e-5
 
 
 def test_the_same_samples_are_copies_on_cuda() -> None:

@@ -22,6 +22,7 @@ from synthmed.metrics.copies import (
     ImageTest,
     Matches,
     judge,
+    match,
     one_person,
 )
 from synthmed.metrics.shared import Shared
@@ -29,6 +30,7 @@ from synthmed.metrics.sides import Cases
 from synthmed.metrics.similarity import (
     DescriptorSimilarity,
     ImageSimilarity,
+    Looked,
     normal_scores,
 )
 from tests.benchmarks.faults import hippocampus
@@ -247,14 +249,14 @@ def test_similarity_is_invariant_where_it_promises(cohort: tuple[Cases, Cases, C
     train = cohort[0]
     one = train.volumes[:1, 0].astype(np.float32)
     features = IMAGE.features(train)
-    itself = IMAGE.compare(features[:1], features)
+    itself = IMAGE.compare(features[:1], features).best
     assert itself[0, 0] == pytest.approx(IMAGE.same, abs=1e-3) and itself[0].argmax() == 0
     flipped = IMAGE.features(made(one[:, None, ::-1]))
-    assert IMAGE.compare(flipped, features)[0, 0] == pytest.approx(IMAGE.same, abs=1e-3)
+    assert IMAGE.compare(flipped, features).best[0, 0] == pytest.approx(IMAGE.same, abs=1e-3)
     ranks = normal_scores(one[None])
     assert normal_scores(np.exp(2 * one[None])) == pytest.approx(ranks, abs=0.25)
     flat = IMAGE.features(made(np.full((1, 1, *GRID), 0.5)))
-    assert (IMAGE.compare(flat, features) == 0).all()
+    assert (IMAGE.compare(flat, features).best == 0).all()
 
 
 def affine_by_scipy(x: np.ndarray) -> list[np.ndarray]:
@@ -308,23 +310,24 @@ def test_similarity_is_the_largest_pearson_correlation_of_a_loop() -> None:
                 for sign in (-1, 1):
                     out = shift_of_scipy(moved, sign * s, order=0, mode="constant")
                     best = max(best, np.corrcoef(out.ravel(), b.ravel())[0, 1])
-    assert np.tanh(IMAGE.compare(a, centred)[0, 0]) == pytest.approx(best, abs=1e-5)
+    assert np.tanh(IMAGE.compare(a, centred).best[0, 0]) == pytest.approx(best, abs=1e-5)
     shifted = np.zeros_like(b)
     shifted[..., 2:, :-1, :] = b[..., :-2, 1:, :]
     direct = np.corrcoef(shifted.ravel(), shifted.ravel())[0, 1]
-    assert np.tanh(IMAGE.compare(shifted, shifted - shifted.mean())[0, 0]) == pytest.approx(
+    assert np.tanh(IMAGE.compare(shifted, shifted - shifted.mean()).best[0, 0]) == pytest.approx(
         min(direct, 0.9999), abs=1e-4
     )
 
 
 def test_shifts_by_half_voxels_make_a_ball() -> None:
     for mirrored in (False, True):
-        shifts = moves.half_shifts(mirrored)
+        bank = [m for m in moves.shifts(8) if m.mirrored == mirrored]
         side = -1 if mirrored else 1
         by = [
-            tuple(np.array(s) - np.array(similarity.HALVES[grid]) * (side, 1, 1) / 2)
-            for grid, s in shifts
+            tuple(np.array(m.shift) - np.array(similarity.HALVES[m.grid]) * (side, 1, 1) / 2)
+            for m in bank
         ]
+        assert by == [m.place for m in bank]
         assert len(by) == len(set(by)) == 257
         assert max(np.linalg.norm(x) for x in by) == 2
         assert {(0.5, -1.5, 0.5), (0, 0, 0), (-2, 0, 0)} <= set(by)
@@ -340,8 +343,72 @@ def test_a_copy_moved_by_half_voxels_of_the_averaged_grid_is_the_same_scan(mirro
     scans = [0.5 + 0.1 * x[None, None] / field.std() for x in (a, copy)]
     first, second = (TISSUE.features(made(x)) for x in scans)
     # what moved in at the edges is new, one voxel in 12 an axis, so the match is not perfect
-    assert np.tanh(TISSUE.compare(second, first)[0, 0]) > 0.9
-    assert np.tanh(TISSUE.compare(second[:, :1], first[:, :1])[0, 0]) < 0.7
+    assert np.tanh(TISSUE.compare(second, first).best[0, 0]) > 0.9
+    assert np.tanh(TISSUE.compare(second[:, :1], first[:, :1]).best[0, 0]) < 0.7
+
+
+def strangers(rng: np.random.Generator, n: int) -> np.ndarray:
+    """(n, 1, 70, 70, 70) fields of whose detail 24 voxels a side show half."""
+    fields = gaussian_filter(rng.standard_normal((n, 70, 70, 70)), (0, 2.2, 2.2, 2.2))
+    return 0.5 + 0.1 * fields[:, None] / fields.std()
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("by", [(1, -2, 1), (3, 1, -1)])
+def test_a_closer_look_moves_a_copy_to_its_place(mirrored: bool, by: tuple[int, int, int]) -> None:
+    """A voxel of the averaged grid is 2.67 of the scan: no shift by whole ones comes near."""
+    rng = np.random.default_rng(8)
+    fields = strangers(rng, 20)
+    train = made(fields[:, :, 3:67, 3:67, 3:67])
+    a, b, c = (slice(3 - s, 67 - s) for s in by)
+    moved = fields[:4, :, a, b, c]
+    copies = made(moved[:, :, ::-1] if mirrored else moved)
+    real, queries = IMAGE.features(train), IMAGE.features(copies)
+    found = IMAGE.compare(queries, real)
+    closer = IMAGE.closer(found, Looked(copies, np.arange(4), queries), real)
+    own = np.arange(4)
+    # what came in from outside is a 24th an axis, so the match is not perfect
+    assert np.tanh(found.best[own, own]).max() < 0.89
+    assert np.tanh(closer[own, own]).min() > 0.94
+    assert (closer >= found.best).all()
+    others = ~np.eye(4, 20, dtype=bool)
+    assert (closer[others] - found.best[others]).max() < 0.1
+    assert np.count_nonzero((closer > found.best).any(axis=0)) <= 4 * moves.ANEW
+
+
+def test_a_closer_look_leaves_out_who_is_nobody_to_look_at() -> None:
+    rng = np.random.default_rng(9)
+    train = made(strangers(rng, 5)[:, :, :40, :40, :40])
+    real = IMAGE.features(train)
+    found = IMAGE.compare(real, real)
+    nobody = np.full_like(found.best, -np.inf)
+    nobody[0, 3] = found.best[0, 3]
+    looked = IMAGE.closer(found._replace(best=nobody), Looked(train, np.arange(5), real), real)
+    assert np.isinf(looked).sum() == 24 and looked[0, 3] >= nobody[0, 3]
+    itself = IMAGE.closer(found, Looked(train, np.arange(5), real), real)
+    assert (np.diag(itself) == np.diag(found.best)).all()
+    with pytest.raises(ValueError, match="compare"):
+        IMAGE.closer(found._replace(where=None), Looked(train, np.arange(5), real), real)
+
+
+def test_what_is_known_of_samples_is_looked_at_closer_as_well() -> None:
+    """Membership asks for the first look, and the copies test goes on from it."""
+    fields = strangers(np.random.default_rng(10), 16)
+    train, holdout = made(fields[:8, :, :40, :40, :40]), made(fields[8:12, :, :40, :40, :40])
+    samples = made(np.concatenate([fields[:2], fields[12:]])[:, :, 1:41, 1:41, 1:41])
+    first = match(train, holdout, samples, IMAGE)
+    test = GapTest(train, holdout, IMAGE, Key.root(0))
+    anew, again = test.match(samples), test.match(samples, first)
+    assert (again.to_train == anew.to_train).all()
+    assert (again.to_holdout == anew.to_holdout).all()
+    assert (again.to_train > first.matches.to_train).any()
+    nothing_to_average = made(fields[:3, :, :24, :24, :24])
+    small = IMAGE.features(nothing_to_average)
+    found = IMAGE.compare(small, small)
+    assert IMAGE.closer(found, Looked(nothing_to_average, np.arange(3), small), small) is found.best
+    tissue = TISSUE.features(train)
+    found = TISSUE.compare(tissue, tissue)
+    assert TISSUE.closer(found, Looked(train, np.arange(8), tissue), tissue) is found.best
 
 
 def test_the_view_of_tissue_does_not_see_the_background(
@@ -356,7 +423,7 @@ def test_the_view_of_tissue_does_not_see_the_background(
     for view in (False, True):
         look = ImageSimilarity((0,), view)
         a, b = (look.features(made(x[:, None])) for x in (clean, noisy))
-        found[look.name] = float(look.compare(a, b)[0, 0])
+        found[look.name] = float(look.compare(a, b).best[0, 0])
     assert found["tissue"] > found["image"] + 0.5
 
 
