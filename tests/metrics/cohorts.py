@@ -12,38 +12,43 @@ from synthmed.keys import Key
 from synthmed.metrics.shared import Shared, Side
 from synthmed.metrics.sides import Cases, Sides
 
-GRID = (20, 22, 20)
+Grid = tuple[int, int, int]
+GRID: Grid = (20, 22, 20)
 
 
-def scan(rng: np.random.Generator, individual: np.ndarray, size: float = 1.0) -> np.ndarray:
+def scan(
+    rng: np.random.Generator, individual: np.ndarray, size: float = 1.0, grid: Grid = GRID
+) -> np.ndarray:
     """A head: an ellipsoid of tissue with shared folds, individual folds and fresh noise."""
-    axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in GRID), indexing="ij")
+    axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in grid), indexing="ij")
     x, y, z = (a / size for a in axes)
     radius = np.sqrt((x / 0.85) ** 2 + (y / 0.95) ** 2 + (z / 0.9) ** 2)
     shared = 0.12 * np.cos(7 * x) * np.cos(6 * y + 1) + 0.1 * np.sin(5 * z)
     head = 1 / (1 + np.exp((radius - 0.85) / 0.05))
     ventricle = 0.35 * np.exp(-((x / 0.25) ** 2 + (y / 0.35) ** 2 + (z / 0.3) ** 2))
     image = head * (0.6 + shared + individual - ventricle)
-    return image + 0.02 * rng.standard_normal(GRID)
+    return image + 0.02 * rng.standard_normal(grid)
 
 
-def person(rng: np.random.Generator, n_scans: int = 1) -> np.ndarray:
+def person(rng: np.random.Generator, n_scans: int = 1, grid: Grid = GRID) -> np.ndarray:
     """(n_scans, 1, X, Y, Z) float16 scans of one person, who differs from others in folds."""
-    fold = gaussian_filter(rng.standard_normal(GRID), 1.5)
+    fold = gaussian_filter(rng.standard_normal(grid), 1.5 * grid[0] / GRID[0])
     size = 1 + 0.03 * rng.standard_normal()
-    return np.stack([scan(rng, 0.12 * fold / fold.std(), size) for _ in range(n_scans)])[
+    return np.stack([scan(rng, 0.12 * fold / fold.std(), size, grid) for _ in range(n_scans)])[
         :, None
     ].astype(np.float16)
 
 
-def cases(rng: np.random.Generator, n: int, prefix: str, twice: int = 0) -> Cases:
+def cases(
+    rng: np.random.Generator, n: int, prefix: str, twice: int = 0, grid: Grid = GRID
+) -> Cases:
     """`n` people named prefix000..., the first `twice` of whom were scanned twice."""
     volumes, patients = [], []
     for i in range(n):
-        scans = person(rng, 2 if i < twice else 1)
+        scans = person(rng, 2 if i < twice else 1, grid)
         volumes.append(scans)
         patients += [f"{prefix}{i:03d}"] * len(scans)
-    stacked = np.concatenate(volumes) if n else np.zeros((0, 1, *GRID), dtype=np.float16)
+    stacked = np.concatenate(volumes) if n else np.zeros((0, 1, *grid), dtype=np.float16)
     return Cases(stacked, np.array(patients, dtype=str), [{} for _ in patients])
 
 

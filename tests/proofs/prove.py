@@ -378,6 +378,19 @@ def prove_screen(folder: Path) -> Result:
     )
 
 
+def prove_screen_fine(folder: Path) -> Result:
+    from synthmed.metrics.stats import clopper_pearson
+    from tests.proofs import screen_sampler
+
+    cohorts = 100
+    alarms = screen_sampler.run(cohorts, grid=screen_sampler.FINE)
+    said = ", ".join(f"{k} {v}" for k, v in alarms.items())
+    return Result(
+        all(clopper_pearson(v, cohorts)[0] <= screen_sampler.ALLOWED for v in alarms.values()),
+        f"alarms in {cohorts} cohorts: {said}",
+    )
+
+
 def prove_private_kills(folder: Path) -> Result:
     return killed_privately(folder, kills=50, steps=250, seed=50)
 
@@ -513,6 +526,11 @@ PROOFS = {
         "The copies test raises at most 6 alarms in 300 cohorts for each sampler that copies "
         "nobody.",
         prove_screen,
+    ),
+    "screen-fine": Proof(
+        "On scans of twice the voxels a side, where the copies test looks closer, nothing says "
+        "that more than 2 % of such cohorts raise an alarm (exact bound of 100).",
+        prove_screen_fine,
     ),
     "private-kills": Proof(
         "A private training killed (SIGKILL) fifty times ends in the weights, the log and the "
