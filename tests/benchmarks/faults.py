@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,20 @@ from synthmed.metrics.frechet import frechet, principal_axes
 from synthmed.metrics.intensity import cdfs
 from synthmed.metrics.prdc import prdc
 from synthmed.metrics.reader import fit
-from synthmed.metrics.stats import auc
+from synthmed.metrics.stats import Ints, auc
+from synthmed.metrics.utility import Judge, scored
 from synthmed.metrics.vendi import vendi
 from synthmed.types import Labels
 from tests.benchmarks.cohorts import publish, real_data
+from tests.benchmarks.lookups import (
+    Likeness,
+    among,
+    collapsed,
+    differences,
+    flagged,
+    likenesses,
+    segmented,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -48,6 +58,10 @@ SIDE = 50
 """People in the cohort, and held out."""
 NULLS, DRAWS = 200, 60
 """Draws without a fault, and with each."""
+TAUGHT = 8
+"""Sets of people who are trained on, of which a draw takes one: each teaches one segmenter."""
+PAIRS = 5
+"""Pairs a person whose difference is known."""
 PHANTOMS, GRID = 240, 32
 TORQUE = 1.0
 """Standard deviations of the phantoms' asymmetry that are added to it. As they are made, no side is
@@ -56,8 +70,26 @@ HIPPOCAMPUS = (40, 56, 40)
 
 Volume = npt.NDArray[Any]
 Table = Mapping[str, npt.NDArray[Any]]
-"""Descriptors, small images, cumulative intensities, region volumes, and labels, a person a row."""
+"""Descriptors, small images, cumulative intensities, region volumes, labels, and for `Known` the
+person, the row of the scan and what the segmenters see in it; a person a row."""
 AGES = (45.0, 95.0)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is worked out once for all draws.
+
+    Args:
+        taught: sets of people trained on.
+        views: of the likeness of scans.
+        scans: of every person, as they are.
+        pools: fault to differences of pairs of people.
+    """
+
+    taught: Sequence[Ints]
+    views: Sequence[Likeness]
+    scans: Sequence[Volume]
+    pools: Mapping[str, dict[tuple[int, int], float]]
 
 
 def blurred(x: Volume, rng: np.random.Generator) -> Volume:
@@ -106,12 +138,13 @@ COLLAPSE, COPIES, DROPPED = "five people over and over", "copies of train", "a s
 
 
 def phantoms(
-    torque: float = 0.0,
+    torque: float = 0.0, grid: int | None = None
 ) -> tuple[list[Volume], list[Volume], list[Labels], list[tuple[Volume, Volume]]]:
     """Scans, masks of the ventricles, labels, and both again with larger ventricles.
 
     Args:
         torque: standard deviations that are added to their asymmetry.
+        grid: voxels a side, by default `GRID`.
     """
     sys.path.insert(0, str(ROOT / "sample_data"))
     from cohort import make_patient, render  # type: ignore[import-not-found,unused-ignore]
@@ -124,7 +157,7 @@ def phantoms(
         larger = replace(patient.anatomy, ventricle=patient.anatomy.ventricle * 1.1**0.5)
         pairs = []
         for who in (patient, replace(patient, anatomy=larger)):
-            scan = render(who, 1, "bids", GRID)
+            scan = render(who, 1, "bids", grid or GRID)
             image = nib.as_closest_canonical(nib.Nifti1Image(scan.voxels, scan.affine))
             parts = nib.as_closest_canonical(nib.Nifti1Image(scan.labels, scan.affine))
             x = np.asarray(image.dataobj, dtype=np.float32)
@@ -195,8 +228,20 @@ def tabled(scans: Sequence[Volume], masks: Sequence[Volume], labels: Sequence[La
     }
 
 
-def figures(s: Table, h: Table, t: Table, rng: np.random.Generator) -> dict[str, float]:
-    """Every figure of a cohort, turned so that more is worse."""
+def figures(
+    s: Table, h: Table, t: Table, fault: str, which: int, known: Known, rng: np.random.Generator
+) -> dict[str, float]:
+    """Every figure of a cohort, turned so that more is worse.
+
+    Args:
+        s: the cohort.
+        h: people held out.
+        t: people trained on.
+        fault: of the cohort.
+        which: of the sets of people trained on.
+        known: what is looked up.
+        rng: for cross-validation.
+    """
     mean, sd = t["descriptor"].mean(axis=0), t["descriptor"].std(axis=0)
     scale = np.maximum(sd, RESOLUTION)
     x, y, z = ((v["descriptor"] - mean) / scale for v in (s, h, t))
@@ -215,16 +260,27 @@ def figures(s: Table, h: Table, t: Table, rng: np.random.Generator) -> dict[str,
     m = min(len(x), len(z))  # rows are in random order; the score grows with their number
     variety = abs(np.log(vendi(k["xx"][:m, :m]) / vendi(k["zz"][:m, :m])))
     reader = fit(t["small"], t["kind"], np.ones(len(t["kind"])), "category", 40)
+    writer = fit(s["small"], s["kind"], np.ones(len(s["kind"])), "category", 40)
+    judge = Judge(h["kind"], "category", 1, rng)
+    real, made = (judge.figures([scored(r, h["small"], judge)])[0] for r in (reader, writer))
+    pool = known.pools[fault if fault in known.pools else ""]
+    if fault == COLLAPSE:
+        variety_of_pairs = collapsed(known.scans, known.pools[""], s["person"])
+    else:
+        variety_of_pairs = among(pool, s["person"])
+    most = known.views[0].scores[s["row"]].max(axis=0)
     left = without_labels(t["labels"], t["volume"])
     assert left is not None
     given = [left(v["labels"], v["volume"]) for v in (s, h)]
     gap = 10 / np.log(10) * (s["descriptor"].mean(axis=0) - h["descriptor"].mean(axis=0))[:N_BINS]
     out = {
         "mmd2": kernels.mmd2(k["xx"], k["yy"], k["xy"]),
+        "mmd2, regions": joint(*(np.log(v["volume"]) for v in (s, h, t))),
         "kid": kernels.mmd2(cubic["xx"], cubic["yy"], cubic["xy"]),
         "frechet": frechet(x @ axes, y @ axes),
         **{name: -value for name, value in overlap.items()},
         "vendi": variety,
+        "ms_ssim_diversity": abs(variety_of_pairs - among(known.pools[""], t["person"])),
         "intensity_w1": float(np.abs(s["cdf"].mean(axis=0) - h["cdf"].mean(axis=0)).mean()),
         "spectrum_distance": float(np.sqrt(np.mean(gap**2))),
         "region_volume_smd": max(
@@ -234,11 +290,23 @@ def figures(s: Table, h: Table, t: Table, rng: np.random.Generator) -> dict[str,
             anatomy.smd(a, b)[0] for a, b in zip(given[0].T, given[1].T, strict=True)
         ),
         "region_volume_smd, worst label": worst_label(s, h),
+        "segmentability": h["dice"][:, which].mean() - s["dice"][:, which].mean(),
         "condition_accuracy": -balanced(s["kind"], reader.predict(s["small"]))[0],
         "discriminator_auc": auc(*told_apart(np.hstack([x, u]), np.hstack([y, v]), 5, 10.0, rng)),
+        "auc_tstr_minus_trtr": real - made,
         "authenticity": -authentic_share(d["xz"], d["zz"]),
+        "copies": flagged(known.views, t["row"], h["row"], s["row"]),
+        "membership_auc": auc(most[t["person"]], most[h["person"]]),
     }
     return {name: float(value) for name, value in out.items()}
+
+
+def joint(s: Volume, h: Volume, t: Volume) -> float:
+    """mmd2 of the log volumes of all regions together, as `spaces.RegionVolumes` has them."""
+    scale = np.maximum(t.std(axis=0), anatomy.LEAST_SPREAD)
+    x, y, z = (v / scale for v in (s, h, t))
+    gamma = 1 / (2 * np.median(cdist(z, z)[np.triu_indices(len(z), 1)]) ** 2)
+    return kernels.mmd2(*(np.exp(-gamma * cdist(a, b) ** 2) for a, b in ((x, x), (y, y), (x, y))))
 
 
 def worst_label(s: Table, h: Table) -> float:
@@ -251,14 +319,18 @@ def worst_label(s: Table, h: Table) -> float:
     return out
 
 
-def found(tables: Mapping[str, Table], rng: np.random.Generator) -> dict[str, dict[str, float]]:
+def found(
+    tables: Mapping[str, Table], known: Known, rng: np.random.Generator
+) -> dict[str, dict[str, float]]:
     """Fault to figure to the share of draws that raise the alarm."""
     kind = tables[""]["kind"]
     n, n_kinds, lost = len(kind), len(set(kind)), min(kind)
 
     def drawn(fault: str) -> dict[str, float]:
-        order = rng.permutation(n)
-        cohort, holdout, train = order[:SIDE], order[SIDE : 2 * SIDE], order[2 * SIDE :]
+        which = int(rng.integers(len(known.taught)))
+        train = rng.permutation(known.taught[which])
+        order = rng.permutation(np.setdiff1d(np.arange(n), train))
+        cohort, holdout = order[:SIDE], order[SIDE : 2 * SIDE]
         own = tables[fault if fault in tables else ""]
         if fault == COLLAPSE:
             cohort = rng.choice(cohort[:5], SIDE)
@@ -277,7 +349,8 @@ def found(tables: Mapping[str, Table], rng: np.random.Generator) -> dict[str, di
             made["descriptor"] = made["descriptor"] + 0.02 * RESOLUTION * rng.standard_normal(
                 made["descriptor"].shape
             )
-        return figures(made, rows(tables[""], holdout), rows(tables[""], train), rng)
+        held, real = rows(tables[""], holdout), rows(tables[""], train)
+        return figures(made, held, real, fault, which, known, rng)
 
     nulls = [drawn("") for _ in range(NULLS)]
     limits = {name: float(np.quantile([f[name] for f in nulls], 0.95)) for name in nulls[0]}
@@ -304,17 +377,35 @@ def of_cohort(cohort: Any, seed: int) -> str:
     """The matrix of a cohort."""
     scans, masks, labels, grown = cohort
     rng = np.random.default_rng(seed)
-    tables: dict[str, Table] = {"": tabled(scans, masks, labels)}
+    n = len(scans)
+    versions: dict[str, tuple[Sequence[Volume], Sequence[Volume]]] = {"": (scans, masks)}
     for fault, change in CHANGES.items():
         moved = [m[:, ::-1] for m in masks] if change is flipped else masks
         if change is scaled:
             moved = [np.stack([scaled(p.astype(np.float32), rng) for p in m]) for m in masks]
-        tables[fault] = tabled([change(x, rng) for x in scans], moved, labels)
+        versions[fault] = [change(x, rng) for x in scans], moved
     if grown is not None:
-        tables[REGION] = tabled([x for x, _ in grown], [m for _, m in grown], labels)
-    else:  # the mask alone: nobody can warp a real scan as if it had grown
+        versions[REGION] = [x for x, _ in grown], [m for _, m in grown]
+    taught = [rng.permutation(n)[2 * SIDE :] for _ in range(TAUGHT)]
+    known = Known(
+        taught=taught,
+        views=likenesses([own for own, _ in versions.values()]),
+        scans=scans,
+        pools={fault: differences(own, PAIRS * n, rng) for fault, (own, _) in versions.items()},
+    )
+    seen = segmented(list(versions.values()), taught, rng)
+    tables: dict[str, Table] = {
+        fault: {
+            **tabled(own, parts, labels),
+            "person": np.arange(n),
+            "row": k * n + np.arange(n),
+            "dice": seen[k],
+        }
+        for k, (fault, (own, parts)) in enumerate(versions.items())
+    }
+    if grown is None:  # the mask alone: nobody can warp a real scan as if it had grown
         tables[REGION] = {**tables[""], "volume": tables[""]["volume"] * 1.1}
-    return matrix(found(tables, rng))
+    return matrix(found(tables, known, rng))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -22,7 +22,7 @@ from synthmed.metrics.copies import GapTest, Matches
 from synthmed.metrics.sides import Cases
 from synthmed.metrics.similarity import DescriptorSimilarity, ImageSimilarity
 from tests.benchmarks.cohorts import PAGE, publish, real_data
-from tests.benchmarks.faults import hippocampus, phantoms
+from tests.benchmarks.faults import GRID, hippocampus, phantoms
 from tests.metrics.cohorts import DISGUISES, made
 
 BEGIN, END = "<!-- planted:begin -->", "<!-- planted:end -->"
@@ -106,7 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     root = real_data()
     texts = []
     for name, scans, sizes in (
-        ("phantoms", phantoms()[0], ((120, 50), (120, 20))),
+        ("phantoms of 6 mm", phantoms()[0], ((120, 50), (120, 20))),
+        ("phantoms of 3 mm", phantoms(grid=2 * GRID)[0], ((120, 50), (120, 20))),
         ("hippocampus", hippocampus(root)[0], ((60, 40), (60, 20))),
     ):
         for n_train, n_holdout in sizes:
