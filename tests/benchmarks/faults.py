@@ -12,6 +12,7 @@ interval or permutation is asked here: this is what a figure can see at best wit
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -40,7 +41,7 @@ from synthmed.metrics.stats import Ints, auc
 from synthmed.metrics.utility import Judge, scored
 from synthmed.metrics.vendi import vendi
 from synthmed.types import Labels
-from tests.benchmarks.cohorts import publish, real_data
+from tests.benchmarks.cohorts import NONE, publish, real_data
 from tests.benchmarks.lookups import (
     Likeness,
     among,
@@ -135,6 +136,8 @@ REGION = "a region 10 % larger"
 NOTHING = "nothing: fresh draws"
 """The control: what raises the alarm where no fault is."""
 COLLAPSE, COPIES, DROPPED = "five people over and over", "copies of train", "a subgroup missing"
+MEMORIES = ("authenticity", "copies", "membership_auc")
+"""What a missing subgroup says nothing of: in its place are people, some of whom are trained on."""
 
 
 def phantoms(
@@ -359,6 +362,8 @@ def found(
     for fault in faults:
         seen = [drawn(fault) for _ in range(NULLS if fault == NOTHING else DRAWS)]
         out[fault] = {m: float(np.mean([f[m] > limits[m] for f in seen])) for m in limits}
+        if fault == DROPPED:
+            out[fault] |= dict.fromkeys(MEMORIES, math.nan)
         print(fault, out[fault], file=sys.stderr)
     return out
 
@@ -368,7 +373,10 @@ def matrix(shares: Mapping[str, Mapping[str, float]]) -> str:
     names = list(next(iter(shares.values())))
     lines = ["| | " + " | ".join(f"`{n}`" for n in names) + " |", "|---|" + "---|" * len(names)]
     for fault, row in shares.items():
-        cells = [f"**{100 * v:.0f}**" if v >= 0.95 else f"{100 * v:.0f}" for v in row.values()]
+        cells = [
+            NONE if math.isnan(v) else f"**{100 * v:.0f}**" if v >= 0.95 else f"{100 * v:.0f}"
+            for v in row.values()
+        ]
         lines.append(f"| {fault} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
