@@ -20,7 +20,7 @@ from synthmed.loader import WATCHED
 from synthmed.measure import Request, measure
 from synthmed.metrics.authenticity import FEWEST_OTHERS
 from synthmed.metrics.stats import Z95, clopper_pearson
-from synthmed.metrics.subgroups import FEWEST, tens
+from synthmed.metrics.subgroups import FEWEST, cut, tens
 from synthmed.policy import MIN_HOLDOUT, judge, limits
 from synthmed.progress import Progress, clock
 from synthmed.stages.fetch import FOLDER
@@ -90,7 +90,11 @@ def spread(rows: Sequence[Sequence[float]]) -> dict[str, list[float]]:
 
 
 def label_counts(config: Config, scans: Sequence[Scan]) -> dict[str, Any]:
-    """Patients a category, the range of every number, and what is missing, among first scans."""
+    """Patients of each part of a label, the range of every number, and what is missing.
+
+    Among first scans. The halves of a number are those of everybody, held out or not; a number that
+    no value cuts in two has none.
+    """
     first = {s.patient: s for s in reversed(scans)}.values()
     out: dict[str, Any] = {}
     for name, condition in config.data.conditions.items():
@@ -101,6 +105,10 @@ def label_counts(config: Config, scans: Sequence[Scan]) -> dict[str, Any]:
         else:
             numbers = [float(v) for v in values]
             out[name] = {"min": min(numbers), "max": max(numbers)} if numbers else {}
+            at = cut(numbers, condition.low, condition.high)
+            if at is not None:
+                below = sum(v <= at for v in numbers)
+                out[name] |= dict(zip(HALVES, (below, len(numbers) - below), strict=True))
         if missing := len(first) - len(values):
             out[name]["missing"] = missing
     return out
@@ -121,9 +129,8 @@ def cannot_pass(
     """
     counts = {
         part: labels[name].get(category, 0)
-        if config.data.conditions[name].kind == "categorical"
-        else _known(labels[name], n_train + n_holdout) / len(HALVES)
         for part, (name, category) in config.data.subgroups.items()
+        if category in labels[name] or config.data.conditions[name].kind == "categorical"
     }
     rules = [r for r in config.policy.rules if r.required or counts]
     best = [_best(rule, config, n_train, n_holdout, counts) for rule in rules]
@@ -135,13 +142,6 @@ def cannot_pass(
         if v.status != "pass" and (r.required or r.slice not in counts or e.value is not None)
     }
     return sorted(names)
-
-
-def _known(numbers: Mapping[str, float], n_patients: int) -> float:
-    """How many patients have a number, where it tells any two of them apart."""
-    if not numbers.get("min", 0.0) < numbers.get("max", 0.0):
-        return 0.0
-    return n_patients - numbers.get("missing", 0)
 
 
 def _best(

@@ -79,8 +79,8 @@ WORST = "worst subgroup"
 """Slice of the estimate of the subgroup that it is worst in, which a policy can ask about."""
 
 HALVES = ("lower half", "upper half")
-"""What stands for the categories of a number where subgroups are made: of the patients to train on
-those below their median, or at it, and those above."""
+"""What stands for the categories of a number where subgroups are made: those up to about the median
+of the patients to train on, and those above."""
 
 COPIES_THAT_SHIP = "flagged samples that ship"
 """The line of a decision that is there only if there are any."""

@@ -52,7 +52,7 @@ def test_labels_are_counted_by_person(config: Callable[..., Config]) -> None:
     assert plan.label_counts(config(), scans) == {
         "diagnosis": {"control": 2, "atrophy": 0},
         "sex": {"F": 1, "M": 1},
-        "age": {"min": 50.0, "max": 71.5},
+        "age": {"min": 50.0, "max": 71.5, "lower half": 1, "upper half": 1},
     }
 
 
@@ -119,11 +119,11 @@ def test_a_subgroup_needs_held_out_people_of_its_own(config: Callable[..., Confi
     apart = {
         "diagnosis": {"control": 370, "atrophy": 30},
         "sex": {"F": 200, "M": 200},
-        "age": {"min": 40.0, "max": 90.0},
+        "age": {"min": 40.0, "max": 90.0, "lower half": 200, "upper half": 200},
     }
     assert plan.cannot_pass(chosen, 280, 120, apart) == ["auc_tstr_minus_trtr"]
     # of 400 people 120 have an age that nobody knows: the halves of the others are too small
-    unknown = {**apart, "age": {"min": 40.0, "max": 90.0, "missing": 120}}
+    unknown = {**apart, "age": {"lower half": 140, "upper half": 140, "missing": 120}}
     foreseen = ["auc_tstr_minus_trtr", "mmd2_excess [worst subgroup]"]
     assert plan.cannot_pass(chosen, 280, 120, unknown) == foreseen
     unlabelled = config(policy={}, data__conditions={}, sample__count=400)

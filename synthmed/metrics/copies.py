@@ -133,9 +133,9 @@ class GapTest:
     It must also be near one person: its lead, best match minus that of the fifth best patient of
     train, must be larger than every null lead, with a tail p-value that passes Benjamini-Hochberg
     at the same rate among the samples that pass the gap test, and that fifth patient's own gap at
-    most the largest null gap or a tenth of the sample's. An average of many training patients is
-    nearer to all of them than to strangers, and so has a large gap, but it is nobody's copy. A
-    copy's lead is about its gap.
+    most what it is in the null at most, or a tenth of the sample's. An average of many training
+    patients is nearer to all of them than to strangers, and so has a large gap, but it is nobody's
+    copy. A copy's lead is about its gap.
 
     Without a holdout the gap is the best match minus the best match among all *other* patients
     than that one, and the null is every real patient against everybody else: a copy is near one
@@ -153,15 +153,18 @@ class GapTest:
     """
 
     def __init__(self, train: Cases, holdout: Cases, similarity: Similarity, key: Key) -> None:
-        self._learned, self._held = similarity.features(train), similarity.features(holdout)
-        self._by = similarity.fit(self._learned)
+        self._learned, self._held = (
+            Looked(side, np.arange(len(side)), similarity.features(side))
+            for side in (train, holdout)
+        )
+        self._by = similarity.fit(self._learned.features)
         self._of_train, self._of_holdout = train.patients, holdout.patients
         rng = key.numpy()
         mine = _players(train.patients, rng)
-        players = [Looked(train, mine, self._learned[mine])]
+        players = [Looked(train, mine, self._learned.features[mine])]
         if len(holdout) > 0:
             held_out = _players(holdout.patients, rng)
-            players.append(Looked(holdout, held_out, self._held[held_out]))
+            players.append(Looked(holdout, held_out, self._held.features[held_out]))
         met = [self._among_others(of) for of in players]
         others = Matches(
             np.concatenate([m.to_train for m in met]), np.concatenate([m.to_holdout for m in met])
@@ -196,8 +199,10 @@ class GapTest:
         return self._closer(players, Compared(to_train, to_holdout))
 
     def _compared(self, of: Looked) -> Compared:
-        by = self._by
-        return Compared(by.compare(of.features, self._learned), by.compare(of.features, self._held))
+        return Compared(
+            self._by.compare(of.features, self._learned.features),
+            self._by.compare(of.features, self._held.features),
+        )
 
     def _closer(self, of: Looked, found: Compared) -> Matches:
         """As many of either side, or the larger side would have the better matches."""
@@ -353,7 +358,9 @@ def judge(
     largest = float(gaps.max()) if len(gaps) else math.inf
     near = (gap > largest) & benjamini_hochberg(p, fdr)
     # gap - lead is the gap that the fifth best patient of train would have
-    copies = near & (gap - lead <= np.maximum(largest, gap / 10))
+    fifths = (null[0] - null[1])[np.isfinite(null[0] - null[1])]
+    usual = float(fifths.max()) if len(fifths) else largest
+    copies = near & (gap - lead <= np.maximum(usual, gap / 10))
     if len(leads):
         # among those alone that are near train, who may all be near many
         copies[near] &= benjamini_hochberg(tail_p(lead[near], leads), fdr)

@@ -26,8 +26,9 @@ HALF_SHIFT = 2.0
 """Length in voxels of the furthest shift by half voxels, of the view of tissue."""
 SCALES = (0.95, 1.05)
 ROTATE_DEGREES = 6.0
-ANEW = 3
-"""References of a closer look at which a query is averaged anew."""
+ANEW = 6
+"""References of a closer look at which a query is averaged anew: one more than the copies test
+compares (`copies.FEW`), so that an average of many comes as near to the last of them as to one."""
 CHUNK_SCANS = 64
 """Queries transformed at a time: bounds memory at twice 28 MB a channel, as they are and mirrored,
 and a few copies of 4 MB."""

@@ -185,8 +185,8 @@ class Shared:
     def matches(self) -> Matches:
         """Image similarities of the synthetic side to every real scan (the costly matrix).
 
-        Without the copies test's closer look, which is at as many patients of train as held out,
-        and so at a larger share of the fewer.
+        Without the copies test's closer look: it is at as many patients of one side as of the
+        other, a larger share of the fewer.
         """
         return self._compare().matches
 

@@ -36,7 +36,7 @@ RANGE_QUANTILES = (0.005, 0.995)
 LARGEST_R = 0.9999
 """Correlations count as equal beyond this: rounding to float16 costs a copy as much."""
 CLOSEST = 12
-"""Of either side, at which a scan is looked at closer."""
+"""Patients of either side at which a scan is looked at closer."""
 Features = npt.NDArray[Any]
 
 
@@ -68,7 +68,7 @@ class Similarity(Protocol):
         """(n_queries, n_references) scores."""
         ...
 
-    def closer(self, found: Scores, queries: Looked, references: Features) -> Floats:
+    def closer(self, found: Scores, queries: Looked, references: Looked) -> Floats:
         """The scores again, of each query's best few by a closer look; none gets smaller."""
         ...
 
@@ -176,8 +176,11 @@ class ImageSimilarity:
         best, where = best_correlations(queries, references[:, 0], self.device)
         return Scores(_fisher(best), where)
 
-    def closer(self, found: Scores, queries: Looked, references: Features) -> Floats:
-        """(n_queries, n_references) scores; the `CLOSEST` references of each query looked at again.
+    def closer(self, found: Scores, queries: Looked, references: Looked) -> Floats:
+        """(n_queries, n_references) scores; each query's `CLOSEST` patients are looked at again.
+
+        Of each the scan that is the most alike: who has many scans must not take the place of
+        others, with whom the copies test compares the best.
 
         Raises:
             ValueError: `found` does not say which moves are the best.
@@ -189,10 +192,12 @@ class ImageSimilarity:
             return found.best
         if found.where is None:
             raise ValueError("ImageSimilarity.closer: pass what compare returned")
-        out = found.best.copy()
+        out, people = found.best.copy(), references.cases.patients[references.rows]
         for i, row in enumerate(queries.rows):
-            nearest = np.argsort(-out[i], kind="stable")[:CLOSEST]
-            nearest = nearest[np.isfinite(out[i, nearest])]
+            order = np.argsort(-out[i], kind="stable")
+            order = order[np.isfinite(out[i, order])]
+            _, first = np.unique(people[order], return_index=True)
+            nearest = order[np.sort(first)[:CLOSEST]]
             if not len(nearest):
                 continue
             (block,) = blocks(queries.cases, self.channels, np.array([row]))
@@ -202,7 +207,10 @@ class ImageSimilarity:
                 return np.asarray(self._seen(turned, size, ahead)[0], dtype=np.float16)
 
             r = closer_correlations(
-                queries.features[i, 0], references[nearest, 0], found.where[i, nearest], again
+                queries.features[i, 0],
+                references.features[nearest, 0],
+                found.where[i, nearest],
+                again,
             )
             out[i, nearest] = np.maximum(out[i, nearest], _fisher(r))
         return out
@@ -255,7 +263,7 @@ class DescriptorSimilarity:
         a, b = ((f - self.mean) / self.scale for f in (queries, references))
         return Scores(np.asarray(-np.log(cdist(a, b) + 0.01 * np.sqrt(len(self.mean)))))
 
-    def closer(self, found: Scores, queries: Looked, references: Features) -> Floats:
+    def closer(self, found: Scores, queries: Looked, references: Looked) -> Floats:
         """The scores as they are: a descriptor is that of the whole scan."""
         return found.best
 

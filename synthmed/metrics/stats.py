@@ -68,8 +68,9 @@ def distance_interval(value: float, se: float, null_se: float) -> tuple[float, f
 
     Near no difference small values come with small errors, so that value + 1.96 se is below the
     truth too often (6 % of studies, not 2.5 %). Where the truth is t the variance is about
-    null_se^2 + b t; b = (se^2 - null_se^2) / value is known from the value's own error. The upper
-    end is the largest t with (value - t)^2 <= 1.96^2 (null_se^2 + b t):
+    null_se^2 + b t; b = (se^2 - null_se^2) / value, or null_se for a smaller value, is known from
+    the value's own error. The upper end is the largest t with
+    (value - t)^2 <= 1.96^2 (null_se^2 + b t):
 
     c + sqrt(c^2 - value^2 + 1.96^2 null_se^2), c = value + 1.96^2 b / 2,
 

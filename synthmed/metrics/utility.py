@@ -371,7 +371,9 @@ def _untestable(kind: Kind, test: Any, least: int, taught: Any = ()) -> str:
         taught: what is known of others, whose categories are to be there too.
     """
     if kind == "number":
-        return f"fewer than {least} values in holdout" if len(test) < least else ""
+        if len(test) < least:
+            return f"fewer than {least} values in holdout"
+        return "" if np.ptp(test) > 0 else "all values are equal in holdout"
     known = {*test, *taught}
     if len(known) < 2:
         return "fewer than two categories in holdout"

@@ -18,7 +18,7 @@ from synthmed.report.facts import CohortFacts
 from synthmed.report.glance import WORST_FIRST
 from synthmed.report.images import legend, masks_of
 from synthmed.report.protected import protected, stated
-from synthmed.types import SCHEMA_VERSION, Decision, Estimate
+from synthmed.types import SCHEMA_VERSION, WORST, Decision, Estimate
 
 Report = dict[str, Any]
 
@@ -62,7 +62,7 @@ def build(
     named = {(r.estimate, r.slice) for r in config.policy.rules}
     if kind == "shareable":
         estimates = [
-            _without_small_counts(e, facts.n_holdout, e.slice in config.data.subgroups)
+            _without_small_counts(e, facts.n_holdout, e.slice in (WORST, *config.data.subgroups))
             for e in estimates
             if (e.name, e.slice) in named
         ]

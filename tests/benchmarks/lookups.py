@@ -49,7 +49,7 @@ class Likeness:
     def compare(self, queries: Features, references: Features) -> Scores:
         return Scores(self.scores[np.ix_(queries, references)])
 
-    def closer(self, found: Scores, queries: Looked, references: Features) -> Floats:
+    def closer(self, found: Scores, queries: Looked, references: Looked) -> Floats:
         """Closer looks depend on who is on which side, and are left out here."""
         return found.best
 

@@ -353,6 +353,10 @@ def strangers(rng: np.random.Generator, n: int) -> np.ndarray:
     return 0.5 + 0.1 * fields[:, None] / fields.std()
 
 
+def looked(side: Cases, features: np.ndarray) -> Looked:
+    return Looked(side, np.arange(len(side)), features)
+
+
 @pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("by", [(1, -2, 1), (3, 1, -1)])
 def test_a_closer_look_moves_a_copy_to_its_place(mirrored: bool, by: tuple[int, int, int]) -> None:
@@ -365,7 +369,7 @@ def test_a_closer_look_moves_a_copy_to_its_place(mirrored: bool, by: tuple[int, 
     copies = made(moved[:, :, ::-1] if mirrored else moved)
     real, queries = IMAGE.features(train), IMAGE.features(copies)
     found = IMAGE.compare(queries, real)
-    closer = IMAGE.closer(found, Looked(copies, np.arange(4), queries), real)
+    closer = IMAGE.closer(found, looked(copies, queries), looked(train, real))
     own = np.arange(4)
     # what came in from outside is a 24th an axis, so the match is not perfect
     assert np.tanh(found.best[own, own]).max() < 0.89
@@ -383,12 +387,27 @@ def test_a_closer_look_leaves_out_who_is_nobody_to_look_at() -> None:
     found = IMAGE.compare(real, real)
     nobody = np.full_like(found.best, -np.inf)
     nobody[0, 3] = found.best[0, 3]
-    looked = IMAGE.closer(found._replace(best=nobody), Looked(train, np.arange(5), real), real)
-    assert np.isinf(looked).sum() == 24 and looked[0, 3] >= nobody[0, 3]
-    itself = IMAGE.closer(found, Looked(train, np.arange(5), real), real)
+    people = looked(train, real)
+    again = IMAGE.closer(found._replace(best=nobody), people, people)
+    assert np.isinf(again).sum() == 24 and again[0, 3] >= nobody[0, 3]
+    itself = IMAGE.closer(found, people, people)
     assert (np.diag(itself) == np.diag(found.best)).all()
     with pytest.raises(ValueError, match="compare"):
-        IMAGE.closer(found._replace(where=None), Looked(train, np.arange(5), real), real)
+        IMAGE.closer(found._replace(where=None), people, people)
+
+
+def test_a_closer_look_is_at_one_scan_a_patient() -> None:
+    """Twelve scans of one person take no place of others."""
+    fields = strangers(np.random.default_rng(12), 14)[:, :, :48, :48, :48]
+    names = np.array(["often"] * 12 + ["second", "third"])
+    train = Cases(fields.astype(np.float16), names, [{}] * 14)
+    moved = made(np.roll(fields[12:13], (1, 1, 1), (2, 3, 4)))
+    real, query = IMAGE.features(train), IMAGE.features(moved)
+    found = IMAGE.compare(query, real)
+    # all the scans of one are nearer at the first look
+    first = found._replace(best=np.where(names == "often", 2.0, found.best))
+    again = IMAGE.closer(first, looked(moved, query), looked(train, real))
+    assert again[0, 12] > found.best[0, 12] + 0.2
 
 
 def test_what_is_known_of_samples_is_looked_at_closer_as_well() -> None:
@@ -405,10 +424,25 @@ def test_what_is_known_of_samples_is_looked_at_closer_as_well() -> None:
     nothing_to_average = made(fields[:3, :, :24, :24, :24])
     small = IMAGE.features(nothing_to_average)
     found = IMAGE.compare(small, small)
-    assert IMAGE.closer(found, Looked(nothing_to_average, np.arange(3), small), small) is found.best
+    people = looked(nothing_to_average, small)
+    assert IMAGE.closer(found, people, people) is found.best
     tissue = TISSUE.features(train)
     found = TISSUE.compare(tissue, tissue)
-    assert TISSUE.closer(found, Looked(train, np.arange(8), tissue), tissue) is found.best
+    people = looked(train, tissue)
+    assert TISSUE.closer(found, people, people) is found.best
+
+
+def test_moved_averages_are_nobodys_copy() -> None:
+    """Each is as near to the fifth of those it is made of as to the first, once in its place."""
+    fields = strangers(np.random.default_rng(13), 30)[:, :, :48, :48, :48]
+    train, holdout = made(fields[:20]), made(fields[20:])
+    few = np.stack([fields[k : k + 6].mean(axis=0) for k in (0, 6, 12, 14)])
+    samples = made(np.roll(few, (1, -1, 1), (2, 3, 4)))
+    test = GapTest(train, holdout, IMAGE, Key.root(0))
+    found = test.match(samples)
+    assert test.find(samples, 0.005, found).flagged == ()
+    copies = made(np.roll(fields[:4], (1, -1, 1), (2, 3, 4)))
+    assert test.find(copies, 0.005).flagged == (0, 1, 2, 3)
 
 
 def test_the_view_of_tissue_does_not_see_the_background(

@@ -24,7 +24,7 @@ from synthmed.metrics import (
 from synthmed.metrics.anatomy import scan_volumes, thresholds
 from synthmed.metrics.shared import Shared
 from synthmed.metrics.sides import Cases, Sides
-from synthmed.metrics.subgroups import Part, subgroups, too_small, worst
+from synthmed.metrics.subgroups import Part, cut, subgroups, too_small, worst
 from synthmed.policy import decide
 from synthmed.progress import Progress
 from synthmed.report.build import build
@@ -133,7 +133,7 @@ def aged(plain: Cases, ages: Sequence[float | None]) -> Cases:
     return Cases(plain.volumes, plain.patients, [{} if a is None else {"age": a} for a in ages])
 
 
-def test_numbers_make_two_subgroups_about_the_median_of_train() -> None:
+def test_numbers_make_two_subgroups_of_about_as_many() -> None:
     rng = np.random.default_rng(2)
     train = aged(cases(rng, 5, "t", twice=1), [30, 60, 50, 40, 70, None])  # 30 and 60 are one's
     holdout = aged(cases(rng, 3, "h"), [45, 45.5, 90])
@@ -141,9 +141,9 @@ def test_numbers_make_two_subgroups_about_the_median_of_train() -> None:
     found = subgroups(of)
     assert list(found) == ["age=lower half", "age=upper half"]
     low, high = found.values()
-    # the median of 45, 50, 40 and 70 is 47.5; who was 30 and 60 is in neither half
+    # 45, 50, 40 and 70 are cut at 45, a multiple of five; who was 30 and 60 is in neither half
     assert (low["train"], high["train"]) == ({"t002"}, {"t001", "t003"})
-    assert (low["holdout"], high["holdout"]) == ({"h000", "h001"}, {"h002"})
+    assert (low["holdout"], high["holdout"]) == ({"h000"}, {"h001", "h002"})
     assert (low["synthetic"], high["synthetic"]) == ({"s000"}, frozenset())
     alike = aged(train, [40.0] * 6)
     assert subgroups(sides(alike, holdout, holdout, continuous={"age": (0.0, 100.0)})) == {}
@@ -151,11 +151,38 @@ def test_numbers_make_two_subgroups_about_the_median_of_train() -> None:
     assert subgroups(sides(nobody, holdout, holdout, continuous={"age": (0.0, 100.0)})) == {}
 
 
+@pytest.mark.parametrize(
+    ("values", "low", "high", "expected"),
+    [
+        ([1.5] * 20 + [3.0] * 30, 0.5, 7.0, 1.8),  # the median is the larger one's
+        ([1.5] * 30 + [3.0] * 20, 0.5, 7.0, 1.8),
+        ([70.0, 71, 72, 73], 20, 100, None),  # 68 and 72: all above the one
+        ([70.0, 71, 72, 73, 74], 0, 100, None),
+        ([61.3, 64.9, 66.0], 0, 100, 65.0),
+        ([3.0] * 9, 0, 10, None),
+        ([], 0, 10, None),
+    ],
+)
+def test_where_a_number_is_cut(
+    values: list[float], low: float, high: float, expected: float | None
+) -> None:
+    """Beside a loop over all places; nobody's own value is one unless it is a round one."""
+    best, found = 0, None
+    for k in range(1, 20):
+        place = low + k * (high - low) / 20
+        fewer = min(sum(v <= place for v in values), sum(v > place for v in values))
+        if fewer > best:
+            best, found = fewer, place
+    assert cut(values, low, high) == found
+    if expected is not None:
+        assert found == pytest.approx(expected, abs=0.4)
+
+
 def test_a_cohort_that_fails_the_old_is_seen_to() -> None:
     rng = np.random.default_rng(7)
     ages = {"t": 50, "h": 44, "s": 48}
     given = {
-        k: aged(cases(rng, n, k), [40.0 if i < n // 2 else 80.0 for i in range(n)])
+        k: aged(cases(rng, n, k), [(40.0 if i < n // 2 else 70.0) + i % 9 for i in range(n)])
         for k, n in ages.items()
     }
     volumes = given["s"].volumes.copy()
@@ -193,6 +220,7 @@ def test_too_few_people_are_named_and_neither_judged_nor_counted() -> None:
         )  # fmt: skip
         (line,) = [e for e in report["estimates"] if e["slice"] == WORST]
         assert line["n_holdout"] == told
+        assert line["n"] == (39 if kind == "restricted" else 30)
         whole = [e["n_holdout"] for e in report["estimates"] if e["slice"] is None]
         assert set(whole) == {44}
     assert "30 or more held-out patients" in render(report, {})

@@ -9,7 +9,14 @@ import pytest
 from scipy import stats as reference
 from sklearn.metrics import roc_auc_score
 
-from synthmed.metrics import DiscriminatorAUC, Utility, reader, taught, utility
+from synthmed.metrics import (
+    DiscriminatorAUC,
+    Utility,
+    discriminator,
+    reader,
+    taught,
+    utility,
+)
 from synthmed.metrics.shared import Shared
 from synthmed.metrics.sides import Cases, Sides
 from synthmed.types import Estimate
@@ -318,6 +325,19 @@ def test_the_interval_of_a_discriminator_is_that_of_halves() -> None:
     assert perfect.value == 1.0 and perfect.ci == (pytest.approx(0.025 ** (1 / 16)), 1.0)
     low, high = told(16, 0.3).ci
     assert 0.1 < high - low < 0.9
+
+
+def test_a_discriminator_that_is_perfect_in_one_draw_keeps_an_interval() -> None:
+    """Its halves are of that draw, and all 1, while the mean over draws is a little less."""
+    low, high = discriminator._interval(0.9995, np.ones(20), 16)
+    assert low == pytest.approx(0.9995 - (1 - 0.025 ** (1 / 16))) and high == 1.0
+
+
+def test_values_that_are_all_equal_say_nothing_of_a_reader() -> None:
+    """The r of a constant would be 0, and its difference to another 0 as well: no evidence."""
+    equal, apart = np.full(12, 3.0), np.array([1.5] + [3.0] * 11)
+    assert utility._untestable("number", equal, 10) == "all values are equal in holdout"
+    assert utility._untestable("number", apart, 10) == ""
 
 
 def test_a_figure_without_spread_keeps_an_interval() -> None:
