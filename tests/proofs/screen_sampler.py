@@ -31,11 +31,15 @@ def samplers(rng: np.random.Generator, train: Cases, grid: Grid) -> dict[str, Ca
     volumes = train.volumes.astype(np.float32)
     mean = volumes.mean(axis=0)
     noise = rng.standard_normal((N_SAMPLES, 1, *grid))
-    groups = [rng.permutation(len(volumes))[:10] for _ in range(N_SAMPLES)]
+    # a scan a patient: who is in an average twice has twice the weight
+    _, first = np.unique(train.patients, return_index=True)
+    groups = [rng.permutation(first)[:10] for _ in range(N_SAMPLES)]
+    averages = np.stack([volumes[g].mean(axis=0) for g in groups])
     return {
         "held-out people": cases(rng, N_SAMPLES, "s", grid=grid),
         "mean and noise": made(mean + 0.02 * noise),
-        "averages of ten": made(np.stack([volumes[g].mean(axis=0) for g in groups])),
+        "averages of ten": made(averages),
+        "averages, moved": made(np.roll(averages, (1, -2, 1), (2, 3, 4))),
         "mean image": made(np.repeat(mean[None], N_SAMPLES, axis=0)),
     }
 
