@@ -127,12 +127,14 @@ def cannot_pass(
         n_holdout: patients held out.
         labels: of `label_counts`.
     """
-    counts = {
-        part: labels[name].get(category, 0)
-        for part, (name, category) in config.data.subgroups.items()
-        if category in labels[name] or config.data.conditions[name].kind == "categorical"
-    }
-    rules = [r for r in config.policy.rules if r.required or counts]
+    parts = config.data.subgroups
+    counts = {part: labels[name].get(category, 0) for part, (name, category) in parts.items()}
+    # a number that no value cuts in two makes none
+    there = any(
+        category in labels[name] or config.data.conditions[name].kind == "categorical"
+        for name, category in parts.values()
+    )
+    rules = [r for r in config.policy.rules if r.required or there]
     best = [_best(rule, config, n_train, n_holdout, counts) for rule in rules]
     verdicts = [judge(r, e, n_holdout) for r, e in zip(rules, best, strict=True)]
     names = {

@@ -128,6 +128,14 @@ def test_a_subgroup_needs_held_out_people_of_its_own(config: Callable[..., Confi
     assert plan.cannot_pass(chosen, 280, 120, unknown) == foreseen
     unlabelled = config(policy={}, data__conditions={}, sample__count=400)
     assert plan.cannot_pass(unlabelled, 140, 60, {}) == []
+    # of an age that nobody differs in there are no halves, and no line about them unless asked for
+    age = {"kind": "continuous", "low": 0, "high": 120, "unit": "years"}
+    aged = config(policy={}, data__conditions={"age": age}, sample__count=400)
+    assert plan.cannot_pass(aged, 280, 120, {"age": {"min": 66.5, "max": 71.4}}) == []
+    rule = {"estimate": "mmd2_excess", "slice": "age=lower half", "at_most": 1}
+    asked = config(policy={"rules": [rule]}, data__conditions={"age": age}, sample__count=400)
+    told = plan.cannot_pass(asked, 280, 120, {"age": {"min": 66.5, "max": 71.4}})
+    assert told == ["mmd2_excess [age=lower half]"]
 
 
 @pytest.mark.parametrize(("n_holdout", "n_samples"), [(51, 120), (170, 30), (51, 500), (170, 200)])

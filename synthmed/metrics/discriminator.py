@@ -136,11 +136,10 @@ class DiscriminatorAUC(Base):
 
 
 def _interval(value: float, halves: Floats, n: int) -> tuple[float, float]:
-    """From the AUCs of halves; at least as wide as the exact bound for n of n where these are all
-    equal, and down to it where the figure is 1."""
-    exact = clopper_pearson(n, n)[0]
-    low, high = normal_interval(value, half_se(halves), 0.0, 1.0, 1 - exact)
-    return (min(low, exact) if value == 1.0 else low), high
+    """From the AUCs of halves; down to the exact bound for n of n where less than half a patient is
+    on the wrong side, which halves of one draw may not show."""
+    low, high = normal_interval(value, half_se(halves), 0.0, 1.0)
+    return (min(low, clopper_pearson(n, n)[0]) if value > 1 - 0.5 / n else low), high
 
 
 def places(train: Floats, components: int) -> Callable[[Floats], Floats]:

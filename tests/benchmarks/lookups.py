@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,27 +90,23 @@ def differences(scans: Scans, pairs: int, rng: np.random.Generator) -> dict[tupl
 
 
 def among(pool: Pool, people: Ints) -> float:
-    """The mean difference of the pairs in a pool that are among some people."""
-    inside = set(people.tolist())
-    return float(np.mean([d for pair, d in pool.items() if inside.issuperset(pair)]))
-
-
-def collapsed(scans: Scans, pool: dict[tuple[int, int], float], people: Ints) -> float:
-    """The mean difference of scans of people of whom some come again and again.
+    """The mean difference of two samples of some people, who may come again and again.
 
     Args:
-        scans: of everybody.
-        pool: what is known of pairs; those that are missing are added.
-        people: a scan each.
+        pool: pairs whose difference is known; those of these people stand for all of theirs.
+        people: a sample each.
     """
-    each = []
-    for a in range(len(people)):
-        for b in range(a):
-            i, j = sorted((int(people[a]), int(people[b])))
-            if i != j and (i, j) not in pool:
-                pool[i, j] = 1 - ms_ssim(scans[i], scans[j])
-            each.append(pool[i, j] if i != j else 0.0)
-    return float(np.mean(each))
+    inside = set(people.tolist())
+    apart = float(np.mean([d for pair, d in pool.items() if inside.issuperset(pair)]))
+    _, times = np.unique(people, return_counts=True)
+    same = np.sum(times * (times - 1)) / (len(people) * (len(people) - 1))
+    return float(1 - same) * apart
+
+
+def between(scans: Scans, people: Ints) -> dict[tuple[int, int], float]:
+    """1 - MS-SSIM of all pairs of a few people."""
+    few = np.unique(people).tolist()
+    return {(i, j): 1 - ms_ssim(scans[i], scans[j]) for i, j in itertools.combinations(few, 2)}
 
 
 def segmented(

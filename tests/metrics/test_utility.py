@@ -329,8 +329,11 @@ def test_the_interval_of_a_discriminator_is_that_of_halves() -> None:
 
 def test_a_discriminator_that_is_perfect_in_one_draw_keeps_an_interval() -> None:
     """Its halves are of that draw, and all 1, while the mean over draws is a little less."""
-    low, high = discriminator._interval(0.9995, np.ones(20), 16)
-    assert low == pytest.approx(0.9995 - (1 - 0.025 ** (1 / 16))) and high == 1.0
+    nearly = np.array([1.0] * 99 + [0.9375])
+    for halves in (np.ones(20), nearly):
+        low, high = discriminator._interval(0.9995, halves, 16)
+        assert low == pytest.approx(0.025 ** (1 / 16)) and high >= 0.9995
+    assert discriminator._interval(0.96, nearly, 16)[0] > 0.94
 
 
 def test_values_that_are_all_equal_say_nothing_of_a_reader() -> None:
