@@ -45,7 +45,7 @@ def read(train: Cases, holdout: Cases, synthetic: Cases, **given):  # type: igno
 
 def test_conditions_that_came_are_recognised(cohort: tuple[Cases, Cases, Cases]) -> None:
     found = read(*cohort, categorical=CATEGORIES, continuous={"load": (0.0, 0.5)})
-    groups = {"diagnosis=atrophy", "diagnosis=healthy"}
+    groups = {"diagnosis=atrophy", "diagnosis=healthy", "load=lower half", "load=upper half"}
     assert set(found) == {None, "condition=diagnosis", "condition=load", *groups}
     category, number = found["condition=diagnosis"], found["condition=load"]
     assert category.value >= 0.9 and category.floor >= 0.9 and category.ceiling == 0.5
