@@ -358,7 +358,8 @@ def judge(
     largest = float(gaps.max()) if len(gaps) else math.inf
     near = (gap > largest) & benjamini_hochberg(p, fdr)
     # gap - lead is the gap that the fifth best patient of train would have
-    fifths = (null[0] - null[1])[np.isfinite(null[0] - null[1])]
+    fifths = null[0] - null[1]
+    fifths = fifths[np.isfinite(fifths)]
     usual = float(fifths.max()) if len(fifths) else largest
     copies = near & (gap - lead <= np.maximum(usual, gap / 10))
     if len(leads):

@@ -2,11 +2,12 @@
 
     SYNTHMED_REAL_DATA=... python tests/benchmarks/faults.py
 
-Real scans pose as synthetic ones, spoilt in one way each. People are drawn anew into train, holdout
-and cohort each time. A figure raises the alarm beyond the 95 % quantile of what it was over draws
-without any fault, so that every column has 5 % of false alarms by construction, as fresh draws
-without any show; a cell holds the share of draws with the fault that raise it. No metric's own
-interval or permutation is asked here: this is what a figure can see at best with so many people.
+Real scans pose as synthetic ones, spoilt in one way each. People are drawn anew into holdout and
+cohort each time, beside one of `TAUGHT` sets of people trained on. A figure raises the alarm beyond
+the 95 % quantile of what it was over draws without any fault, so that every column has 5 % of false
+alarms by construction (`copies`, which is mostly 0, has fewer), as fresh draws without any show; a
+cell holds the share of draws with the fault that raise it. No metric's own interval or permutation
+is asked here: this is what a figure can see at best with so many people.
 """
 
 from __future__ import annotations

@@ -75,10 +75,8 @@ def rows(numbers: Ints) -> Cases:
 
 def flagged(views: Sequence[Likeness], train: Ints, holdout: Ints, cohort: Ints) -> float:
     """Share of a cohort that the copies test flags, by both views."""
-    sides = rows(train), rows(holdout)
-    # twice the same scan is two samples
     samples = rows(cohort)
-    tests = [GapTest(*sides, view, Key.root(0)) for view in views]
+    tests = [GapTest(rows(train), rows(holdout), view, Key.root(0)) for view in views]
     found = {i for test in tests for i in test.find(samples, FDR / len(tests)).flagged}
     return len(found) / len(cohort)
 

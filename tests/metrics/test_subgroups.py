@@ -156,8 +156,8 @@ def test_numbers_make_two_subgroups_of_about_as_many() -> None:
     [
         ([1.5] * 20 + [3.0] * 30, 0.5, 7.0, 1.8),  # the median is the larger one's
         ([1.5] * 30 + [3.0] * 20, 0.5, 7.0, 1.8),
-        ([70.0, 71, 72, 73], 20, 100, None),  # 68 and 72: all above the one
-        ([70.0, 71, 72, 73, 74], 0, 100, None),
+        ([70.0, 71, 72, 73], 20, 100, 72.0),  # of 68 and 72
+        ([70.0, 71, 72, 73, 74], 0, 100, 70.0),  # of 70 and 75
         ([61.3, 64.9, 66.0], 0, 100, 65.0),
         ([3.0] * 9, 0, 10, None),
         ([], 0, 10, None),
@@ -174,8 +174,7 @@ def test_where_a_number_is_cut(
         if fewer > best:
             best, found = fewer, place
     assert cut(values, low, high) == found
-    if expected is not None:
-        assert found == pytest.approx(expected, abs=0.4)
+    assert found == (expected if expected is None else pytest.approx(expected))
 
 
 def test_a_cohort_that_fails_the_old_is_seen_to() -> None:

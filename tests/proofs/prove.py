@@ -372,10 +372,7 @@ def prove_screen(folder: Path) -> Result:
     cohorts = 300
     alarms = screen_sampler.run(cohorts)
     allowed = screen_sampler.ALLOWED * cohorts
-    said = ", ".join(f"{k} {v}" for k, v in alarms.items())
-    return Result(
-        all(v <= allowed for v in alarms.values()), f"alarms in {cohorts} cohorts: {said}"
-    )
+    return Result(all(v <= allowed for v in alarms.values()), alarms_said(alarms, cohorts))
 
 
 def prove_screen_fine(folder: Path) -> Result:
@@ -384,11 +381,15 @@ def prove_screen_fine(folder: Path) -> Result:
 
     cohorts = 100
     alarms = screen_sampler.run(cohorts, grid=screen_sampler.FINE)
-    said = ", ".join(f"{k} {v}" for k, v in alarms.items())
     return Result(
         all(clopper_pearson(v, cohorts)[0] <= screen_sampler.ALLOWED for v in alarms.values()),
-        f"alarms in {cohorts} cohorts: {said}",
+        alarms_said(alarms, cohorts),
     )
+
+
+def alarms_said(alarms: Mapping[str, int], cohorts: int) -> str:
+    """The figures of a proof about false alarms."""
+    return f"alarms in {cohorts} cohorts: " + ", ".join(f"{k} {v}" for k, v in alarms.items())
 
 
 def prove_private_kills(folder: Path) -> Result:
