@@ -8,9 +8,14 @@ import sys
 import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import balanced_accuracy_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-from synthmed.metrics import DEFAULT_METRICS, ConditionAccuracy, Metric, condition
+from synthmed.metrics import DEFAULT_METRICS, ConditionAccuracy, Metric, condition, reader
+from synthmed.metrics.reader import Kind
 from synthmed.metrics.shared import Shared
 from synthmed.metrics.sides import Cases
 from tests.metrics.cohorts import cases, sides
@@ -126,6 +131,41 @@ def test_balanced_accuracy_is_sklearns_and_its_count_is_n_when_balanced() -> Non
     assert value == pytest.approx(balanced_accuracy_score(truth, answer), abs=1e-12)
     even = np.repeat(["a", "b"], 20)
     assert condition.balanced(even, even) == (1.0, pytest.approx(40))
+
+
+@pytest.mark.parametrize(("n", "voxels"), [(90, 400), (90, 40), (40, 40)])
+@pytest.mark.parametrize("kind", ["category", "number"])
+def test_a_reader_sees_principal_components(n: int, voxels: int, kind: Kind) -> None:
+    rng = np.random.default_rng(n + voxels)
+    parts = rng.standard_normal((8, voxels))
+    x = rng.standard_normal((n, 8)) @ parts + 0.5 * rng.standard_normal((n, voxels)) + 3
+    y, w = x[:, :3].sum(axis=1), rng.random(n) + 0.5
+    asked = rng.standard_normal((30, 8)) @ parts + 3
+    kept = min(20, n // 3)
+    oracle = make_pipeline(
+        StandardScaler(), PCA(kept, svd_solver="full"), StandardScaler(), Ridge(alpha=10.0)
+    )
+    if kind == "number":
+        expected = oracle.fit(x, y, ridge__sample_weight=w).predict(asked)
+        said = reader.fit(x, y, w, kind, 20).predict(asked)
+    else:
+        y = np.digitize(y, np.quantile(y, [0.3, 0.6])).astype(str)
+        last = LogisticRegression(C=0.1, class_weight="balanced", max_iter=2000)
+        oracle.steps[-1] = ("last", last)
+        expected = oracle.fit(x, y, last__sample_weight=w).predict_proba(asked)
+        said = reader.fit(x, y, w, kind, 20).predict_proba(asked)
+    np.testing.assert_allclose(said, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("voxels", [40, 300])
+def test_a_reader_of_two_scans_over_and_over_does_not_read_rounding(voxels: int) -> None:
+    rng = np.random.default_rng(0)
+    two = rng.standard_normal((2, voxels)) + 1
+    x, y = np.repeat(two, 30, axis=0), np.repeat([1.0, 2.0], 30)
+    model = reader.fit(x, y, np.ones(60), "number", 20)
+    near = two + 1e-9 * rng.standard_normal(two.shape)
+    np.testing.assert_allclose(model.predict(near), model.predict(two), atol=1e-6)
+    assert abs(model.predict(two) - [1.0, 2.0]).max() < 0.1
 
 
 @pytest.mark.parametrize("metric", DEFAULT_METRICS, ids=lambda m: m.name)
