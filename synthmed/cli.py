@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -216,6 +217,7 @@ def compare(
 
     table = comparison.compare(runs)
     if page is not None:
+        os.umask(0o077)  # made of restricted reports, it stays in the house as they do
         try:
             write_bytes(page, comparison.page(table).encode())
         except OSError as error:
@@ -681,14 +683,26 @@ def main() -> None:
     speakable()
     if ranks.launched():
         sys.exit(guarded(_together))
-    sys.exit(guarded(lambda: app(standalone_mode=False)))
+    sys.exit(guarded(lambda: command(sys.argv[1:])))
+
+
+def command(words: Sequence[str]) -> Any:
+    """Do what was typed; no word of it may be empty, for an empty path is the working folder."""
+    for word in words:
+        option, _, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        if not value.strip() and (not option or "=" in word):
+            raise UsageError(
+                f"{option or 'an argument'}: is empty",
+                "A shell variable that is not set? Write it with a value, or leave it out.",
+            )
+    return app(list(words), standalone_mode=False)
 
 
 def _together() -> Any:
     """The command in process 0 of those that torchrun has started; the others follow it."""
     with ranks.joined():
         if ranks.rank() == 0:
-            return app(standalone_mode=False)
+            return command(sys.argv[1:])
         from synthmed.pipeline import follow
 
         return follow()

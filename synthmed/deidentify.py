@@ -24,7 +24,7 @@ from synthmed.formats.refusal import Refused, quiet
 from synthmed.privacy.ledger import Ledger
 from synthmed.progress import Progress
 from synthmed.receipt import RECEIPT, write_cleaned
-from synthmed.store import write_bytes, write_json
+from synthmed.store import locked, write_bytes, write_json
 
 _UNSEEN = {
     "keep": "text drawn into pixels where the header does not say so",
@@ -58,12 +58,30 @@ def deidentify(
         UsageError: the target is in the source, holds something else or what was made with other
             options, the list of refused files would replace another file, or what searches for
             text is not installed.
-        ResourceError: a file cannot be written.
+        ResourceError: a file cannot be written, or another call writes there.
     """
     if options.text != "keep":
         pixels.ready()  # said before anything is read
     _check_places(source, target, options)
     target = target.resolve()
+    refused = refused_list(target)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritten(error) from None
+    # it names patients' files, and stays in the house
+    with locked(refused, str(target), "choose another folder"):
+        _check_places(source, target, options)  # another call may have begun and ended
+        refused.chmod(0o600)
+        if not refused.stat().st_size:
+            Quarantine().write(refused)  # ours, whenever the call ends
+        return _deidentified(source, target, options, quiet_progress)
+
+
+def _deidentified(
+    source: Path, target: Path, options: Options, quiet_progress: bool
+) -> dict[str, Any]:
+    """The same, once nobody else writes there."""
     listing = walk(source.resolve())
     cleaner = Cleaner(Pseudonyms.load(), options)
     quarantine = Quarantine()
@@ -74,7 +92,6 @@ def deidentify(
     n_twice = 0
     progress = Progress("deidentify", quiet_progress)
     paths = [p for p in listing.sizes if not is_auxiliary(p)]
-    target.mkdir(parents=True, exist_ok=True)
     # begun: what is there is ours, whenever the call ends
     write_json(target / RECEIPT, {"complete": False, "options": vars(options)})
     with quiet():
@@ -105,10 +122,7 @@ def deidentify(
         "n_of_earlier_calls": len(there - written),
     }
     write_cleaned(target, receipt)
-    refused = refused_list(target)
-    refused.touch(mode=0o600)  # it names patients' files, and stays in the house
-    refused.chmod(0o600)
-    quarantine.write(refused)
+    quarantine.write(refused_list(target))
     if not written:
         raise InputError(
             f"{source}: no image in {n_files} files; refused: {quarantine.summary()}",
@@ -133,7 +147,8 @@ def _check_places(source: Path, target: Path, options: Options) -> None:
     for place in (target.resolve(), refused):
         if place.is_relative_to(source.resolve()):
             raise UsageError(f"{target}: lies inside the source", "Choose another place.")
-    if refused.exists() and not refused.read_bytes().startswith(HEADER.encode()):
+    there = refused.read_bytes() if refused.exists() else b""
+    if there and not there.startswith(HEADER.encode()):
         raise UsageError(f"{refused}: is in the way", "Move it, or choose another target.")
     if not target.exists() or not any(target.iterdir()):
         return
@@ -168,10 +183,14 @@ def _write(file: Path, content: bytes) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(file, content)
     except OSError as error:
-        raise ResourceError(
-            f"deidentify: a file cannot be written ({error.strerror})",
-            "Free some space, or choose another folder; the same command goes on.",
-        ) from None
+        raise _unwritten(error) from None
+
+
+def _unwritten(error: OSError) -> ResourceError:
+    return ResourceError(
+        f"deidentify: a file cannot be written ({error.strerror})",
+        "Free some space, or choose another folder; the same command goes on.",
+    )
 
 
 def _receipt(

@@ -114,21 +114,7 @@ class Run:
         Raises:
             ResourceError: another process holds it.
         """
-        try:
-            handle = open(self.private / ".lock", "w")  # noqa: SIM115 (closed below)
-        except OSError as error:
-            raise ResourceError(
-                f"run folder {self.path}: cannot be written ({error.strerror})",
-                "Name another run folder.",
-            ) from None
-        with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ResourceError(
-                    f"run {self.path} is in use by another process",
-                    "Wait for it to end, or name another run folder.",
-                ) from None
+        with locked(self.private / ".lock", f"run {self.path}", "name another run folder"):
             yield
 
     def manifest(self, kind: Kind) -> Manifest | None:
@@ -363,6 +349,38 @@ def sync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+@contextlib.contextmanager
+def locked(file: Path, what: str, elsewhere: str) -> Iterator[None]:
+    """Hold a file, made with mode 0600, that one process at a time may hold.
+
+    The system releases it if the process dies.
+
+    Args:
+        file: whatever it holds stays.
+        what: is in use, for the message.
+        elsewhere: what else can be done, for the same.
+
+    Raises:
+        ResourceError: another process holds it, or it cannot be made.
+    """
+    try:
+        held = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise ResourceError(
+            f"{what}: cannot be written ({error.strerror})", f"{elsewhere.capitalize()}."
+        ) from None
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ResourceError(
+                f"{what} is in use by another process", f"Wait for it to end, or {elsewhere}."
+            ) from None
+        yield
+    finally:
+        os.close(held)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

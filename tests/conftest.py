@@ -137,7 +137,7 @@ def in_process(*args: str | Path) -> Result:
     out, err = io.StringIO(), io.StringIO()
     words = [str(a) for a in args]
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.guarded(lambda: cli.app(words, standalone_mode=False))
+        code = cli.guarded(lambda: cli.command(words))
     return Result(code, out.getvalue(), err.getvalue())
 
 

@@ -133,6 +133,7 @@ def test_the_command_and_its_errors(runs: list[Path], tmp_path: Path) -> None:
     done = run.invoke(app, ["compare", *map(str, runs), "--page", str(tmp_path / "page.html")])
     assert done.exit_code == 0 and "mmd2_excess" in done.stdout
     assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert (tmp_path / "page.html").stat().st_mode & 0o077 == 0
     told = json.loads(run.invoke(app, ["compare", *map(str, runs), "--json"]).stdout)
     assert told == json.loads(json.dumps(compare.compare(runs)))
     with pytest.raises(UsageError, match="one run alone"):

@@ -127,21 +127,28 @@ class Reading:
     def _without_copies(
         self, names: Sequence[str], kept: dict[str, tuple[Candidate, Scan]]
     ) -> None:
-        """Of scans with the same voxels keep one person's first; of several people's, none."""
-        patients = {kept[name][1].patient for name in names}
-        doomed = names if len(patients) > 1 else names[1:]
-        detail = (
-            "They are said to be of different patients, so whose they are is unknown."
-            if len(patients) > 1
-            else "It is of the same patient, whose first one is kept."
-        )
+        """Of scans with the same voxels keep one person's first; of several people's, none.
+
+        None either where one has another label than another: which is right is unknown.
+        """
+        records = [kept[name][1] for name in names]
+        labels = {(c, v) for record in records for c, v in record.labels.items()}
+        if len({record.patient for record in records}) > 1:
+            doomed, code = names, "duplicate_scan"
+            detail = "They are said to be of different patients, so whose they are is unknown."
+        elif len(labels) > len({c for c, _ in labels}):
+            doomed, code = names, "label_ambiguous"
+            detail = "They are of scans with exactly the same voxels."
+        else:
+            doomed, code = names[1:], "duplicate_scan"
+            detail = "It is of the same patient, whose first one is kept."
         for name in doomed:
             candidate, record = kept.pop(name)
             (self.target / "faces" / f"{name}.png").unlink(missing_ok=True)
             for file in record.channels.values():
                 (self.target / "volumes" / file).unlink()
             for path in candidate.files:
-                self.quarantine.add(path, Refused("duplicate_scan", detail), record.patient)
+                self.quarantine.add(path, Refused(code, detail), record.patient)
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,10 @@ from synthmed.deid.clean import Cleaner, Options
 from synthmed.deid.profile import Action
 from synthmed.deid.pseudonyms import Pseudonyms
 from synthmed.deidentify import RECEIPT, deidentify, refused_list
-from synthmed.errors import InputError, UsageError
+from synthmed.errors import InputError, ResourceError, UsageError
 from synthmed.formats import dicom, stack
 from synthmed.formats.refusal import Refused, quiet
+from synthmed.store import locked
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "formats"))
 import canaries
@@ -491,6 +492,31 @@ def test_other_options_need_another_target(tmp_path: Path) -> None:
     shutil.rmtree(source / "Fotheringay0")
     receipt = deidentify(source, target, Options(device=True), quiet_progress=True)
     assert receipt["n_written"] == 18 and receipt["n_of_earlier_calls"] == 9
+
+
+def test_two_calls_on_one_target_do_not_mix(tmp_path: Path) -> None:
+    source, target = folder_of(tmp_path / "source"), tmp_path / "clean"
+    with locked(refused_list(target), "it", "wait"), pytest.raises(ResourceError) as error:
+        deidentify(source, target, quiet_progress=True)
+    assert "in use by another process" in str(error.value) and error.value.exit_code == 5
+    assert not files(target)
+    assert deidentify(source, target, quiet_progress=True)["n_written"] == 27
+
+
+def test_a_call_that_was_killed_leaves_a_list_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = folder_of(tmp_path / "source"), tmp_path / "clean"
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as now:
+        now.setattr(Cleaner, "clean", stop)
+        with pytest.raises(KeyboardInterrupt):
+            deidentify(source, target, quiet_progress=True)
+    assert refused_list(target).stat().st_mode & 0o077 == 0
+    assert deidentify(source, target, quiet_progress=True)["n_written"] == 27
 
 
 def test_where_the_list_of_refused_files_goes(

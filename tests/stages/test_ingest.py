@@ -8,6 +8,7 @@ import gzip
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import unicodedata
@@ -218,6 +219,33 @@ def test_copies(source: Path, target: Path, tmp_path: Path) -> None:
     facts = ingest(make.config(source), kept, min_patients=1, allow_copies=True)
     assert facts["n_scans"] == 12
     assert facts["patient_columns"] == ["patient"]
+
+
+def test_the_same_voxels_with_two_labels_say_neither(source: Path, target: Path) -> None:
+    """One file in two rows, and a copy of another; where a label is only missing, one is kept."""
+    table = source / "participants.tsv"
+    head, *rows = table.read_text().splitlines()
+    cells = [row.split("\t") for row in rows]
+    images = [c[1] for c in cells]
+    for new, old in enumerate((cells[0], cells[1], cells[2])):
+        again = list(old)
+        again[2] = {0: "M" if old[2] == "F" else "F", 1: old[2], 2: "n/a"}[new]
+        if new == 1:
+            again[1] = "images/again.nii.gz"
+            shutil.copyfile(source / images[1], source / again[1])
+            again[3] = str(int(old[3]) + 1)
+        cells.append(again)
+    table.write_text("\n".join([head, *("\t".join(c) for c in cells)]) + "\n")
+    config = make.config(source, conditions=SEX | AGE, missing_labels="keep")
+    facts = ingest(config, target, min_patients=1)
+    assert quarantine(target) == {
+        images[0]: "label_ambiguous",
+        images[1]: "label_ambiguous",
+        "images/again.nii.gz": "label_ambiguous",
+        images[2]: "duplicate_scan",
+    }
+    assert facts["n_scans"] == len(rows) - 2
+    assert len(list((target / "volumes").iterdir())) == len(rows) - 2
 
 
 def test_labels_that_cannot_be_used(source: Path, target: Path) -> None:
