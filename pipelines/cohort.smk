@@ -1,6 +1,6 @@
 # One cohort, stage by stage, on a cluster: the command line's stages as rules, no logic of its own.
 #
-#   pip install "synthmed[cluster]"
+#   pip install -c constraints.txt -e '.[cluster]'     (in synthmed's folder; `make` has done so)
 #   snakemake -s cohort.smk --cores 2 --config config=quickstart run=runs/quickstart
 #
 # config   a YAML file or the name of a shipped config

@@ -148,7 +148,7 @@ for _name, _text in {
     "prepare": "One grid, one intensity scale, a split by patient.",
     "train": "Train the backbone.",
     "sample": "Draw the synthetic cohort.",
-    "screen": "Drop samples that copy a patient.",
+    "screen": "Find samples that copy a patient, and replace them (not under privacy).",
     "evaluate": "Measure fidelity, memorization and membership.",
 }.items():
     _stage_command(_name, _text)
@@ -278,7 +278,10 @@ def look(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a folder of DICOM series holds and what would become of it; nothing is written."""
+    """Say what a folder of DICOM series, or a PACS, holds and what would become of it.
+
+    Nothing is kept. A PACS is read by way of TMPDIR, as a whole unless --config restricts it.
+    """
     from synthmed import configfile
     from synthmed.formats import selection
     from synthmed.formats.quarantine import listed
@@ -437,7 +440,7 @@ def deidentify(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Write clean DICOM: pseudonyms, new UIDs, no other identity in any byte."""
+    """Write clean DICOM: pseudonyms, new UIDs, no name or number in any header; faces stay."""
     from synthmed.deid.clean import Options
     from synthmed.deidentify import deidentify as run_deidentify
     from synthmed.deidentify import refused_list
@@ -478,7 +481,9 @@ def forget(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Take a person out of all runs and clean DICOM, keep them out, and list what was made of them.
+    """Take a person out of runs and clean DICOM, keep them out, and list what was made of them.
+
+    Models and releases that were made with them stay.
 
     Without PATIENT: whoever was forgotten before is taken out of what is found.
     """

@@ -33,7 +33,11 @@ RESERVED = frozenset({"attack", "condition", "control", "features", "region"})
 
 
 class Categorical(Part):
-    """A condition with named categories, in the order the network sees them."""
+    """A condition with named categories.
+
+    Args:
+        categories: 2 to 64 of them, in the order the network sees them.
+    """
 
     kind: Literal["categorical"] = "categorical"
     categories: Annotated[tuple[Category, ...], Field(min_length=2, max_length=64)]
@@ -47,7 +51,13 @@ class Categorical(Part):
 
 
 class Continuous(Part):
-    """A condition with a number in a public range [low, high], in `unit`."""
+    """A condition with a number.
+
+    Args:
+        low: end of the range that is public; what lies outside is refused.
+        high: the other end.
+        unit: such as years; 1 for none. Ages need it, since they are pooled from 90 years on.
+    """
 
     kind: Literal["continuous"] = "continuous"
     low: float
@@ -67,10 +77,16 @@ Condition = Annotated[Categorical | Continuous, Field(discriminator="kind")]
 class Select(Part):
     """Which volumes of a DICOM source are wanted; all that is given has to fit.
 
-    `description` holds patterns (`*T1*`) for the series' description or protocol, of which one has
-    to fit, without regard to case; one that begins with `!` must not. `volume` holds the same for
-    the names of split volumes. `max_spacing_mm` bounds the longest side of a voxel, and the ranges
-    (low, high) the times of the sequence.
+    Args:
+        description: patterns (`*T1*`) for the series' description or protocol, of which one has to
+            fit, without regard to case; one that begins with `!` must not.
+        volume: the same for the names of split volumes.
+        plane: of the slices.
+        contrast: whether an agent was given.
+        max_spacing_mm: bound on the longest side of a voxel.
+        repetition_ms: lowest and highest repetition time.
+        echo_ms: the same of the echo time.
+        inversion_ms: the same of the inversion time.
     """
 
     description: tuple[str, ...] = ()
@@ -91,12 +107,17 @@ class Select(Part):
 
 
 class Channel(Part):
-    """Where one channel comes from: a table column, a path pattern, or what a series is like.
+    """Where one channel comes from: one of column, path and select.
 
-    A pattern is relative to the table (or to the source where there is none) and may name columns
-    in braces: `segs/{participant_id}_seg.nii.gz`. A DICOM source has no such columns: there, with
-    `select`, each session gives the one volume that fits. A channel with `labels` is a mask; one
-    that is `given` is told to the model, which then draws images for it, instead of being drawn.
+    A text alone stands for a column or a path.
+
+    Args:
+        column: of the table, with a path relative to the table.
+        path: a pattern, relative to the table (or to the source where there is none), which may
+            name columns in braces: `segs/{participant_id}_seg.nii.gz`.
+        select: of a DICOM source, where each session gives the one volume that fits.
+        labels: of a mask, each with its value; without it the channel is an image.
+        given: the mask is told to the model, which draws images for it, instead of being drawn.
     """
 
     column: str | None = None
@@ -128,7 +149,12 @@ class Channel(Part):
 
 
 class Intensity(Part):
-    """Per-scan robust scaling: these two percentiles of a scan become 0 and 1."""
+    """Per-scan robust scaling: these two percentiles of a scan become 0 and 1.
+
+    Args:
+        low_percentile: becomes 0.
+        high_percentile: becomes 1.
+    """
 
     low_percentile: Annotated[float, Field(ge=0, lt=50)] = 0.5
     high_percentile: Annotated[float, Field(gt=50, le=100)] = 99.5
@@ -137,20 +163,37 @@ class Intensity(Part):
 class Data(Part):
     """What to read, who is one person, what to condition on, and the grid to learn on.
 
-    `source` is a folder, or the address of a PACS (formats/address.py); `table` lies in the folder,
-    or is a file of this machine where the source is an address.
-    `volumes` says what becomes of a DICOM series that holds several volumes of one place (echoes,
-    b-values, moments): it is refused, or `split` into a scan each. `tilted` says the same of one
-    whose slices are shifted against each other: `resample` shifts them back, linearly.
-    `engine: dcm2niix` takes voxels from that program, where it places them as the headers do.
-    `faces: remove` is for heads: voxels outside the brain become background, in all channels.
-    `missing_labels` says what becomes of a scan that lacks a declared label: it is refused, or it
-    is kept and the label counts as unknown. `text` says what becomes of a scan with text drawn
-    into its pixels: it is kept (nothing is searched for), put into quarantine, or painted over.
-
-    A scan that is smaller than the grid leaves a frame around it. With `view: drawn` that frame is
-    no part of the image: the size of the field of view is drawn with each sample, as the cohort has
-    it. With `view: grid` the frame is learned like all other voxels.
+    Args:
+        source: a folder, or the address of a PACS (`dicomweb://`, `dimse://`).
+        format: what is read there; `auto` is what there is, and of both NIfTI where a table names
+            it.
+        table: of labels, in the folder, or a file of this machine where the source is an address.
+            By default every participants.tsv or .csv; of DICOM every table with a column of
+            PatientIDs.
+        patient: the column that names one person. By default `patient`, `subject_group` or
+            `participant_id`, the first that is there; of DICOM `patient_id` or `PatientID`.
+        modality: BIDS suffix of the files (T1w, FLAIR, bold), and the name of the only channel.
+        channels: name to where it comes from; by default one, the modality.
+        conditions: what the model is told of each scan: columns of the table. {} for none.
+        select: which volumes of a DICOM source are wanted.
+        volumes: what becomes of a DICOM series that holds several volumes of one place (echoes,
+            b-values, moments): `one` refuses it, `split` makes a scan of each.
+        tilted: what becomes of one whose slices are shifted against each other: `resample` shifts
+            them back, linearly.
+        engine: `dcm2niix` takes voxels from that program, where it places them as headers do.
+        faces: `remove` is for heads: voxels outside the brain become background, in all channels.
+        missing_labels: what becomes of a scan that lacks a declared label: it is refused, or kept
+            with the label unknown.
+        text: what becomes of a scan with text drawn into its pixels: it is kept (nothing is
+            searched for), put into quarantine, or painted over.
+        grid: voxels along X, Y and Z that the model learns on, 8 to 512 each.
+        spacing_mm: of these voxels, 0.05 to 50 each; null takes the cohort's median, which then
+            shows.
+        holdout: share of people who are never trained on. Below 50 people no fidelity line passes.
+        view: of a scan that is smaller than the grid. `drawn`: the frame around it is no part of
+            the image, and each sample gets a field of view as the cohort has them. `grid`: the
+            frame is learned like all other voxels.
+        intensity: how grey values are scaled.
     """
 
     source: str
@@ -261,12 +304,19 @@ class Data(Part):
 class Augment(Part):
     """Random changes of a training scan that suit the anatomy; all off by default.
 
-    `flip` mirrors left and right: only where the anatomy is symmetric and no label has a side.
-    With `conditioned` the model is told what was done to each scan, and samples are asked for with
-    nothing done; without it, samples are as shifted, turned and mirrored as the training scans.
-    `probability` is that of a scan being moved (shifted, turned and scaled together) and, apart
-    from it, brightened. Moving interpolates, which blurs: were all scans moved, sharp ones would be
-    asked for of a model that never saw one (Karras et al. 2022 have 0.12 for each change).
+    Moving interpolates, which blurs: were all scans moved, sharp ones would be asked for of a model
+    that never saw one (Karras et al. 2022 have 0.12 for each change).
+
+    Args:
+        flip: mirrors left and right: only where the anatomy is symmetric and no label has a side.
+        shift_voxels: the furthest along each axis.
+        rotate_degrees: the most about each axis.
+        scale: the most, as a share.
+        intensity: the most that grey values are scaled by, as a share.
+        probability: of a scan being moved (shifted, turned and scaled together) and, apart from it,
+            brightened.
+        conditioned: the model is told what was done, and samples are asked for with nothing done;
+            without it they are as shifted, turned and mirrored as the training scans.
     """
 
     flip: bool = False
@@ -279,7 +329,15 @@ class Augment(Part):
 
 
 class Optimizer(Part):
-    """AdamW, or plain gradient descent, with a linear warm-up and a cosine decay to a tenth."""
+    """AdamW, or plain gradient descent, with a linear warm-up and a cosine decay to a tenth.
+
+    Args:
+        rule: which of the two.
+        learning_rate: after the warm-up.
+        weight_decay: decoupled, of AdamW.
+        betas: of AdamW's two moments.
+        warmup: share of training.
+    """
 
     rule: Literal["adamw", "sgd"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
@@ -291,14 +349,25 @@ class Optimizer(Part):
 class Train(Part):
     """How long, how many patients a step, how often a checkpoint is written, and at what cost.
 
-    `init` starts from the weights of another run (its folder, or its private/model).
-    `trainable` trains only a part of what `init` has brought, for cohorts too small to move more:
-    `norms_and_conditions`, or `adapters` of rank `adapter_rank` at every layer's weight.
-    `watch` compares, now and then, the loss on training and on held-out patients, and warns where
-    the model learns its patients by heart. `memory_gib` bounds the peak of training: a step's
-    patients are worked through in pieces that fit, and where none do, ddpm's activations are
-    computed again on the way back. `compile` is torch.compile; `auto` uses it on CUDA where
-    training is long enough to pay for it.
+    Args:
+        max_minutes: become steps at the speed measured at the start. One of the two is needed; of
+            both the smaller holds.
+        max_steps: exact, for runs that have to be equal.
+        batch_patients: a step, one scan of each.
+        optimizer: how weights move.
+        gradient_clip: largest norm of a step's gradient.
+        checkpoint_minutes: between two checkpoints.
+        precision: `auto` is bf16 where the hardware has instructions for it.
+        augment: how training scans are changed.
+        init: another run (its folder, or its private/model) whose weights training starts from.
+        trainable: only a part of what `init` has brought, for cohorts too small to move more:
+            `norms_and_conditions`, or `adapters` at every layer's weight.
+        adapter_rank: of the adapters.
+        watch: compares, now and then, the loss on training and on held-out patients, and warns
+            where the model learns its patients by heart.
+        memory_gib: bound on the peak of training: a step's patients are worked through in pieces
+            that fit, and where none do, ddpm's activations are computed again on the way back.
+        compile: torch.compile; `auto` uses it on CUDA where training is long enough to pay for it.
     """
 
     max_minutes: Annotated[float, Field(gt=0)] | None = None
@@ -375,13 +444,16 @@ Range = tuple[float, float]
 class Sample(Part):
     """How many, from which seed, and which conditions.
 
-    `labels` asks for counts (`{diagnosis: {atrophy: 40}}`). What is left open is drawn from
-    `prior`: `uniform` over what is declared, `cohort` for the training patients' own joint
-    distribution (cells under five merged), or a declared one: weights of categories and ranges of
-    numbers (`{diagnosis: {control: 3, atrophy: 1}, age: [60, 80]}`), uniform where it is silent.
-
-    `masks` is a folder of label maps to draw images for, where a channel is `given`; with several
-    such channels it holds a folder of the same file names for each.
+    Args:
+        count: of samples; by default what `labels` asks for, else 100.
+        seed: of the samples; by default that of the run.
+        labels: counts that are asked for (`{diagnosis: {atrophy: 40}}`).
+        prior: of what is left open: `uniform` over what is declared, `cohort` for the training
+            patients' own joint distribution (cells under five merged), or a declared one: weights
+            of categories and ranges of numbers (`{diagnosis: {control: 3, atrophy: 1}, age: [60,
+            80]}`), uniform where it is silent.
+        masks: a folder of label maps to draw images for, where a channel is `given`; with several
+            such channels it holds a folder of the same file names for each.
     """
 
     count: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
@@ -394,7 +466,11 @@ class Sample(Part):
 class Screen(Part):
     """Whether samples that copy a patient are dropped and replaced, and how many may be.
 
-    With `privacy` none is dropped: a selection that looked at patients is no longer private.
+    Args:
+        filter: drops them. With `privacy` none is dropped: a selection that looked at patients is
+            no longer private.
+        max_dropped: share of what was sampled; a cohort of which more are flagged is withheld.
+        false_discovery_rate: of the copies test.
     """
 
     filter: bool = True
@@ -403,10 +479,13 @@ class Screen(Part):
 
 
 class Evaluate(Part):
-    """What is measured, and the resampling behind intervals and permutation p-values.
+    """What is measured.
 
-    `features` names further spaces in which distributions are compared, after all metrics: networks
-    that the user brings, and radiomics.
+    Args:
+        resamples: behind intervals and permutation p-values.
+        metrics: in the order of the report; by default all below.
+        features: further spaces in which distributions are compared, after all metrics: networks
+            that you bring, and radiomics.
     """
 
     resamples: Annotated[int, Field(ge=100, le=10_000)] = 500
@@ -430,12 +509,18 @@ class Evaluate(Part):
 
 
 class Rule(Part):
-    """One line of a policy: which side of an estimate's interval, against what, and the limits.
+    """One line of a policy.
 
-    With `relative_to`, the limit is a factor on the estimate's own floor or ceiling. Beyond
-    `at_most` (or below `at_least`) but within `review`, a person may sign. A rule that is not
-    `required` is left out where a run has no such estimate, as one without labels has no utility;
-    one that is there and has no value still has to be decided.
+    Args:
+        estimate: its name.
+        slice: which part of it; null is the whole cohort.
+        bound: which side of its interval is asked, or the value.
+        relative_to: makes the limit a factor on the estimate's own floor or ceiling.
+        at_most: the limit, one of the two.
+        at_least: the limit.
+        review: the looser end of a band beyond the limit, in which a person may sign.
+        required: if not, the rule is left out where a run has no such estimate, as one without
+            labels has no utility; one that is there and has no value still has to be decided.
     """
 
     estimate: str
@@ -491,7 +576,11 @@ DEFAULT_POLICY: tuple[Mapping[str, Any], ...] = (
 
 
 class Policy(Part):
-    """The rules a release must meet; every one is printed with the decision."""
+    """What a release must meet; every rule is printed with the decision.
+
+    Args:
+        rules: by default the starting policy (docs/evidence.md).
+    """
 
     rules: Annotated[tuple[Rule, ...], Field(min_length=1)] = tuple(
         Rule(**r) for r in DEFAULT_POLICY
@@ -499,14 +588,26 @@ class Policy(Part):
 
 
 class Export(Part):
-    """What the release holds beside the BIDS volumes."""
+    """What the release holds beside the BIDS volumes.
+
+    Args:
+        name: the cohort's title.
+        license: that the cohort is given under.
+    """
 
     name: str = "Synthetic MRI cohort"
     license: str = "not stated"
 
 
 class Governance(Part):
-    """Who answers for the data: goes into the datasheet as it stands, never inferred."""
+    """Who answers for the data: goes into the datasheet as it stands, never inferred.
+
+    Args:
+        legal_basis: on which the patients' scans are used.
+        ethics_number: of the approval.
+        recipient: who gets the cohort; `forget` names it where a release has to be recalled.
+        licence: of the cohort; in the report in the place of `export.license`.
+    """
 
     legal_basis: str | None = None
     ethics_number: str | None = None
@@ -515,7 +616,21 @@ class Governance(Part):
 
 
 class Config(Part):
-    """A complete run. `privacy` must be written out: null says that there is no protection."""
+    """A complete run.
+
+    Args:
+        data: what is read.
+        backbone: the kind of model.
+        privacy: has to be written out: null says that there is no protection.
+        train: how it learns.
+        seed: of everything that is drawn.
+        sample: what is drawn from the model.
+        screen: how copies are looked for.
+        evaluate: what is measured.
+        policy: what a release has to meet.
+        export: what the release says of itself.
+        governance: what its datasheet says.
+    """
 
     data: Data
     backbone: Backbone

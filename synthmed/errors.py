@@ -20,6 +20,15 @@ class SynthmedError(Exception):
         return f"{message}\n  {self.remedy}" if self.remedy else message
 
 
+def pip(extra: str) -> str:
+    """How to install an extra: from the checkout, since no package index is known to hold synthmed.
+
+    >>> pip("faces")
+    "pip install -c constraints.txt -e '.[faces]' in synthmed's folder"
+    """
+    return f"pip install -c constraints.txt -e '.[{extra}]' in synthmed's folder"
+
+
 class UsageError(SynthmedError):
     """The command line or the config is wrong (exit 2)."""
 

@@ -17,6 +17,7 @@ import yaml
 from conftest import TINY, Result, environment
 
 from synthmed import cli
+from tests import config_page
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -120,6 +121,19 @@ def test_every_command_and_option_exists(page: Path) -> None:
         # --set and --reason take text that may look like an option: only words of their own count
         options = [w.split("=")[0] for w in rest if re.match(r"--?[a-z]", w)]
         assert set(options) <= known[name], call
+
+
+def test_the_page_of_options_is_that_of_the_code() -> None:
+    """Run `python tests/config_page.py` where it is not."""
+    assert config_page.PAGE.read_text(encoding="utf-8") == config_page.page()
+    options = set(re.findall(r"^\| `(\w+)` \|", config_page.page(), re.M))
+    assert {
+        "legal_basis",
+        "false_discovery_rate",
+        "widths",
+        "max_minutes",
+        "low_percentile",
+    } <= options
 
 
 def test_the_readme_names_commands_that_exist() -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from synthmed.artifacts import Scan
-from synthmed.errors import UsageError
+from synthmed.errors import UsageError, pip
 from synthmed.formats.nifti import Image, Voxels
 from synthmed.formats.refusal import Refused
 from synthmed.report.mosaic import png, three_planes, tinted
@@ -181,5 +181,5 @@ def _network() -> Any:
     except ModuleNotFoundError:
         raise UsageError(
             "data.faces remove: deepbet, or a package that it needs, is not installed",
-            'Install it with: pip install "synthmed[faces]", or take data.faces: keep.',
+            f"Install it with: {pip('faces')}, or take data.faces: keep.",
         ) from None

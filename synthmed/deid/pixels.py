@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from synthmed.errors import UsageError
+from synthmed.errors import UsageError, pip
 from synthmed.formats.nifti import Image
 from synthmed.formats.refusal import Refused
 
@@ -229,7 +229,7 @@ def _network() -> Any:
     if package is None or package.origin is None or not importlib.util.find_spec("onnxruntime"):
         raise UsageError(
             "text in pixels: the detector is not installed",
-            'Install it with: pip install "synthmed[text]", or do not ask for the search.',
+            f"Install it with: {pip('text')}, or do not ask for the search.",
         )
     import onnxruntime
 

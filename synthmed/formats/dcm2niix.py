@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from synthmed.errors import UsageError
+from synthmed.errors import UsageError, pip
 from synthmed.formats import nifti, stack
 from synthmed.formats.dicom import Slice
 from synthmed.formats.nifti import Image
@@ -36,7 +36,7 @@ def binary() -> Path:
     if found is None or found.origin is None:
         raise UsageError(
             "data.engine dcm2niix: not installed",
-            'Install it with: pip install "synthmed[dcm2niix]", or take data.engine: own.',
+            f"Install it with: {pip('dcm2niix')}, or take data.engine: own.",
         )
     return Path(found.origin).with_name("dcm2niix")
 

@@ -20,7 +20,7 @@ from typing import BinaryIO, Protocol, TypeVar
 
 from synthmed.config import Select
 from synthmed.deid.pseudonyms import Pseudonyms
-from synthmed.errors import InputError, ResourceError, UsageError
+from synthmed.errors import InputError, ResourceError, UsageError, pip
 from synthmed.formats import selection
 from synthmed.formats.address import Address
 from synthmed.formats.dicom import MR_IMAGE
@@ -182,7 +182,7 @@ def connect(address: Address) -> Server:
     if importlib.util.find_spec(package) is None:
         raise UsageError(
             f"data.source {address}: {package} is not installed",
-            'Install it with: pip install "synthmed[pacs]".',
+            f"Install it with: {pip('pacs')}.",
         )
     if address.protocol == "dicomweb":
         from synthmed.formats.dicomweb import Web

@@ -19,6 +19,7 @@ from pydicom.encaps import generate_frames
 from pydicom.pixels.decoders.base import get_decoder
 from scipy import ndimage
 
+from synthmed.errors import pip
 from synthmed.formats import dicom
 from synthmed.formats.dicom import Slice
 from synthmed.formats.nifti import MAX_VOXELS, Image, canonical, rescale
@@ -306,8 +307,8 @@ def _decoder(data: Any, encoded: bytes, s: Slice) -> Any:
     except NotImplementedError:
         raise Refused("compressed_unsupported") from None
     if not decoder.is_available:
-        package = "synthmed[codecs]" if syntax in _CODECS else "python-gdcm"
-        raise Refused("compressed_unsupported", f"{syntax.name} needs: pip install {package}.")
+        package = pip("codecs") if syntax in _CODECS else "pip install python-gdcm"
+        raise Refused("compressed_unsupported", f"{syntax.name} needs: {package}.")
     check_codestreams(encoded, s.n_frames, s.matrix)
     return decoder
 

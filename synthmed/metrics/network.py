@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from synthmed.errors import UsageError
+from synthmed.errors import UsageError, pip
 from synthmed.metrics.blocks import Singles
 from synthmed.metrics.shared import Shared, Side
 from synthmed.metrics.spaces import Measure, Slug, Space
@@ -143,7 +143,7 @@ class Network(Space):
         if importlib.util.find_spec("onnxruntime") is None:
             raise self._wrong(
                 f"{path.name}: onnxruntime is not installed",
-                'Install it with: pip install "synthmed[onnx]", or bring TorchScript.',
+                f"Install it with: {pip('onnx')}, or bring TorchScript.",
             )
         import onnxruntime
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from synthmed.errors import UsageError
+from synthmed.errors import UsageError, pip
 from synthmed.metrics.anatomy import FOREGROUND, drawn_masks
 from synthmed.metrics.blocks import Singles
 from synthmed.metrics.shared import Shared, Side
@@ -100,7 +100,7 @@ class Radiomics(Space):
 
 
 def _mirp(bins: int) -> Extract:
-    mirp = _module("mirp", "mirp", 'pip install "synthmed[radiomics]"')
+    mirp = _module("mirp", "mirp", pip("radiomics"))
 
     def extract(image: Singles, inside: Bools) -> Mapping[str, float]:
         with _quiet():
