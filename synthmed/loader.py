@@ -23,6 +23,9 @@ from synthmed.view import Views, fill
 WATCHED = 32
 """Patients of either side that the watch on memorising and the examination look at."""
 
+READ = 16
+"""Volumes of a batch of `Loader.all_train`, but for somebody who has more."""
+
 Side = Literal["train", "holdout"]
 
 
@@ -56,7 +59,8 @@ class Loader:
         self.views, views = None, dataset.views
         if views is not None:
             train = ~dataset.holdout
-            self.views = Views.fit(views[train], encoded[train], dataset.grid)
+            _, at, n = np.unique(dataset.patients[train], return_inverse=True, return_counts=True)
+            self.views = Views.fit(views[train], encoded[train], dataset.grid, 1 / n[at])
         told = self.views.encode(views) if self.views is not None and views is not None else None
         self.encoded = unaugmented(encoded, told, augment)
         self.spec = spec_of(dataset.channels, dataset.grid, conditions, self.views, augment)
@@ -145,18 +149,20 @@ class Loader:
         return [self.patients[i] for i in chosen]
 
     def all_train(self, device: str, most: int | None = None) -> Sequence[Batch]:
-        """Every training scan once, unchanged, in a fixed order, one scan a row.
+        """Every training scan once, unchanged, in a fixed order, one patient a row.
 
         A batch is read when it is asked for, so that a cohort need not fit into memory.
 
         Args:
             device: where the batches shall be.
-            most: so many scans at most, evenly spread over all of them; None for all.
+            most: the first scans of so many patients at most, evenly spread over all of them; None
+                for all scans of all.
         """
-        rows = np.flatnonzero(~self.dataset.holdout)
+        people = [self.scans[name].tolist() for name in self.patients]
         if most is not None:
-            rows = rows[torch.linspace(0, len(rows) - 1, min(len(rows), most)).long().numpy()]
-        return _Batches(self, np.array_split(rows, max(1, len(rows) // 16)), device)
+            at = np.linspace(0, len(people) - 1, min(len(people), most)).round().astype(int)
+            people = [people[i][:1] for i in at]
+        return _Batches(self, _packed(people), device)
 
     def watched(self, side: Side) -> list[int]:
         """Rows of the first scans of up to `WATCHED` patients of a side, in a fixed order.
@@ -210,6 +216,13 @@ class Loader:
         batch = self._batch([self._voxels(i) for i in rows], self.encoded[list(rows)])
         return Batch(*(t.to(device) for t in batch))
 
+    def read_people(self, people: Sequence[Sequence[int]], device: str) -> Batch:
+        """The scans of each, unchanged, one patient a row."""
+        longest = max(map(len, people))
+        each = [self.read(rows, device) for rows in people]
+        rows = [[_padded(t.transpose(0, 1), longest) for t in one] for one in each]
+        return Batch(*(torch.cat(fields) for fields in zip(*rows, strict=True)))
+
     def _batch(self, x: Sequence[torch.Tensor], c: Array) -> Batch:
         all_channels = torch.stack(list(x))[:, None]
         return Batch(
@@ -221,6 +234,23 @@ class Loader:
 
 
 Host = tuple[Batch | None, Draws]
+People = list[list[int]]
+"""Rows of the scans of each patient."""
+
+
+def _packed(people: People) -> list[People]:
+    """Patients in their order, put together while they fill at most `READ` places, padding too."""
+    parts: list[People] = []
+    for rows in people:
+        longest = max(map(len, [rows, *(parts[-1] if parts else [])]))
+        if parts and (len(parts[-1]) + 1) * longest <= READ:
+            parts[-1].append(rows)
+        else:
+            parts.append([rows])
+    if len(parts) > 1 and sum(map(len, parts[-1])) == 1:  # one volume is slow to convolve alone
+        alone = parts.pop()
+        parts[-1] += alone
+    return parts
 
 
 def _padded(t: torch.Tensor, length: int) -> torch.Tensor:
@@ -230,9 +260,9 @@ def _padded(t: torch.Tensor, length: int) -> torch.Tensor:
 
 
 class _Batches(Sequence[Batch]):
-    """Batches of scans that are read anew each time they are asked for."""
+    """Batches of patients that are read anew each time they are asked for."""
 
-    def __init__(self, loader: Loader, parts: Sequence[np.ndarray], device: str) -> None:
+    def __init__(self, loader: Loader, parts: Sequence[People], device: str) -> None:
         self.loader, self.parts, self.device = loader, parts, device
 
     def __len__(self) -> int:
@@ -245,7 +275,7 @@ class _Batches(Sequence[Batch]):
     def __getitem__(self, at: int | slice) -> Batch | Sequence[Batch]:
         if isinstance(at, slice):
             return _Batches(self.loader, self.parts[at], self.device)
-        return self.loader.read(self.parts[at].tolist(), self.device)
+        return self.loader.read_people(self.parts[at], self.device)
 
 
 def unaugmented(encoded: Array, views: Array | None, augment: Augment) -> Array:

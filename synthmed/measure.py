@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -60,7 +61,9 @@ class Measured:
         seconds_per_step: of each round.
         steps: of each round, within the config's steps and, at that speed, its minutes.
         finish_seconds: a training scan, of what the rounds fit without gradients.
+        finish_scans: most scans that one of these fits reads; null for all.
         finish_bytes: a training scan, that such a fit holds at once.
+        draw_bytes: a patient and step, of what the phases of a round draw.
         reads_nobody: whether a phase reads no patients, and so draws as many volumes as are asked
             for, however few patients there are.
         examine_seconds: for the look at the trained model.
@@ -77,7 +80,9 @@ class Measured:
     seconds_per_step: tuple[float, ...]
     steps: tuple[int, ...]
     finish_seconds: float
+    finish_scans: int | None
     finish_bytes: int
+    draw_bytes: int
     reads_nobody: bool
     examine_seconds: float
     first_batch_seconds: float
@@ -104,6 +109,8 @@ def measure(config: Config, request: Request) -> Measured:
             text=True,
             check=False,
         )
+    if done.returncode == -signal.SIGINT:  # Ctrl-C reaches the trial as well
+        raise KeyboardInterrupt
     if done.returncode in (-9, 137):
         raise ResourceError("memory: a trial of the training was killed for want of it", _SMALLER)
     lines = done.stdout.splitlines()

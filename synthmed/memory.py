@@ -16,7 +16,7 @@ import torch
 
 from synthmed.config import Config
 from synthmed.errors import ResourceError
-from synthmed.loader import Loader
+from synthmed.loader import READ, WATCHED, Loader
 from synthmed.measure import Request, held_bytes, measure
 
 GIB = 2**30
@@ -51,6 +51,8 @@ def fitting(config: Config, loader: Loader, device: str) -> Fitting:
     # what is promised to patients is promised about how many they are, too
     n = asked if config.privacy else loader.batch_patients
     scan_bytes = 4 * math.prod(loader.dataset.volumes.shape[1:])
+    train_scans = int((~loader.dataset.holdout).sum())
+    held_out = min(len(loader.dataset.holdout_patients()), WATCHED)
     here = held_bytes(device)
 
     def needs(size: int, recompute: bool) -> int:
@@ -59,9 +61,11 @@ def fitting(config: Config, loader: Loader, device: str) -> Fitting:
         patients = min(n, 2 * size)
         # a phase that reads nobody splits what is asked for into as many pieces
         drawn = max(patients, min(asked, 2 * math.ceil(asked / math.ceil(n / size))))
+        # what ends a training reads many at once, whatever the pieces
+        cohort = patients if drawn > patients else max(patients, min(READ, len(loader.patients)))
         request = Request(
-            n_patients=patients,
-            n_holdout=0,
+            n_patients=cohort,
+            n_holdout=held_out,
             batch_patients=drawn,
             pieces=1 if size == n else 2,
             recompute=recompute,
@@ -73,7 +77,10 @@ def fitting(config: Config, loader: Loader, device: str) -> Fitting:
         measured = measure(config, request)
         more = 0 if device.startswith("cuda") else max(0, here - measured.built_bytes)
         left = asked - drawn if measured.reads_nobody else n - patients
-        return measured.peak_bytes + more + 2 * left * scan_bytes
+        training = measured.peak_bytes + 2 * left * (scan_bytes + measured.draw_bytes)
+        # a fit to all scans holds them at once, after the steps
+        fit = measured.built_bytes + measured.finish_bytes * train_scans
+        return more + max(training, fit if measured.finish_bytes else 0)
 
     smallest = 1 if device.startswith("cuda") else 2
     limit = config.train.memory_gib * GIB

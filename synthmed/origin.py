@@ -1,7 +1,9 @@
 """Where a model's first weights come from: `train.init`, another run's model.
 
 Every tensor whose name and shape are the new model's is taken, parameters and buffers alike; what
-a `finish` fits is fitted anew at its time. The rest stays as freshly drawn, and is listed.
+a `finish` fits is fitted anew at its time. A weight that differs only in how many numbers the
+model is told is taken but for these: they come last wherever a backbone takes them in, and are 0 at
+first, as if nothing were known. The rest stays as freshly drawn, and is listed.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from synthmed.backbones.generative import Generative, named_parameters
 from synthmed.config import Config
@@ -33,17 +37,22 @@ class Origin:
         path: its folder; stays private.
         digest: SHA-256 of its weights.
         about: what its model.json says of how it came about (`provenance`).
+        condition_width: how many numbers that model is told.
     """
 
     path: Path
     digest: str
     about: Mapping[str, Any]
+    condition_width: int
 
-    def start(self, model: Generative, buffers: bool = True) -> dict[str, Any]:
+    def start(
+        self, model: Generative, condition_width: int, buffers: bool = True
+    ) -> dict[str, Any]:
         """Set the weights that fit; returns the provenance, and which tensors stayed fresh.
 
         Args:
             model: to start.
+            condition_width: how many numbers it is told.
             buffers: take these too; a private training leaves them, since some are fitted to
                 the other run's patients and nothing would fit them anew.
 
@@ -59,6 +68,14 @@ class Origin:
             for k, v in mine.items()
             if k in there and there[k].shape == v.shape and there[k].dtype == v.dtype
         }
+        wider = condition_width - self.condition_width
+        partly = {
+            k: whole
+            for k, v in named_parameters(model).items()
+            if k in there and k not in taken
+            if (whole := _but_condition(there[k], v.detach(), condition_width, wider)) is not None
+        }
+        taken |= partly
         if not taken:
             raise UsageError(
                 "train.init: no tensor of that model fits this one, by name and shape",
@@ -71,7 +88,30 @@ class Origin:
             "n_taken": len(taken),
             "n_fresh": len(mine) - len(taken),
             "fresh": sorted(set(mine) - set(taken)),
+            "but_condition": sorted(partly),
         }
+
+
+def _but_condition(there: Tensor, mine: Tensor, told: int, wider: int) -> Tensor | None:
+    """A weight of another model with 0 for the numbers that this one is told; None if none fits.
+
+    Args:
+        there: of the other model.
+        mine: of this one, for its shape.
+        told: how many numbers this one is told: the last along one axis.
+        wider: how many more these are than the other's.
+    """
+    if there.dim() != mine.dim() or there.dtype != mine.dtype:
+        return None
+    axes = [i for i, (a, b) in enumerate(zip(there.shape, mine.shape, strict=True)) if a != b]
+    if len(axes) != 1 or mine.shape[axes[0]] - there.shape[axes[0]] != wider:
+        return None
+    kept = mine.shape[axes[0]] - told
+    if kept <= 0:
+        return None
+    whole = torch.zeros_like(mine)
+    whole.narrow(axes[0], 0, kept).copy_(there.narrow(axes[0], 0, kept))
+    return whole
 
 
 def provenance(config: Config, start: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -92,7 +132,8 @@ def provenance(config: Config, start: Mapping[str, Any] | None) -> dict[str, Any
 
 def released(start: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """What reports and the model card say of it: all but the names of tensors."""
-    return None if start is None else {k: v for k, v in start.items() if k != "fresh"}
+    names = ("fresh", "but_condition")
+    return None if start is None else {k: v for k, v in start.items() if k not in names}
 
 
 def find(config: Config) -> Origin | None:
@@ -117,7 +158,8 @@ def find(config: Config) -> Origin | None:
             "forgotten since",
             "Train it anew, or start from another one.",
         )
-    about = json.loads((folder / ABOUT).read_text(encoding="utf-8")).get("provenance")
+    told = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    about = told.get("provenance")
     if about is None or about["backbone"] != config.backbone.name:
         kind = "a version that did not say what it is" if about is None else about["backbone"]
         raise UsageError(
@@ -125,4 +167,4 @@ def find(config: Config) -> Origin | None:
             f"this config's backbone is {config.backbone.name}",
             "Start from a model of the same backbone.",
         )
-    return Origin(folder, file_sha256(folder / WEIGHTS), about)
+    return Origin(folder, file_sha256(folder / WEIGHTS), about, told["condition_width"])

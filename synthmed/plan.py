@@ -221,7 +221,7 @@ def cost(config: Config, n_train: int, n_holdout: int, n_scans: int, device: str
     training = sum((n + k * a_look) * s for n, k, s in zip(steps, looks, seconds, strict=True))
     training += measured.build_seconds + measured.examine_seconds
     train_scans = n_scans * n_train / (n_train + n_holdout)
-    training += measured.finish_seconds * train_scans
+    training += measured.finish_seconds * min(train_scans, measured.finish_scans or math.inf)
     # the trial's cohort is small: what a fit holds of the whole one comes on top of the model
     fitting = measured.built_bytes + measured.finish_bytes * train_scans
     count = sample_count(config)

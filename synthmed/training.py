@@ -253,22 +253,20 @@ def _plain_step(
     mine = owned(optimizer)
     with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=amp):
         loss, grads = gradient(state, phase, batch, draws, progress, mine)
-    value = float(loss)
-    if not math.isfinite(value):
-        raise SynthmedError(
-            f"training diverged at step {state.step}: the loss {phase.name} is {value}",
-            f"Lower train.optimizer.learning_rate (of a GAN the two rates in backbone), "
-            f"{phase.optimizer.learning_rate:g} now, or set train.precision: fp32.",
-        )
     for p, g in zip(mine, grads, strict=True):
         p.grad = g
-    norm = torch.nn.utils.clip_grad_norm_(mine, config.train.gradient_clip)
+    norm = float(torch.nn.utils.clip_grad_norm_(mine, config.train.gradient_clip))
+    value = float(loss)
+    for what, number in (("loss", value), ("gradient of the loss", norm)):
+        if not math.isfinite(number):  # of the gradient: the step would make every weight so
+            raise SynthmedError(
+                f"training diverged at step {state.step}: the {what} {phase.name} is {number}",
+                f"Lower train.optimizer.learning_rate (of a GAN the two rates in backbone), "
+                f"{phase.optimizer.learning_rate:g} now, or set train.precision: fp32.",
+            )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return {
-        phase.name: round(value, 6),
-        f"{phase.name}.gradient": round(float(norm.detach()), 6),
-    }
+    return {phase.name: round(value, 6), f"{phase.name}.gradient": round(norm, 6)}
 
 
 def gradient(

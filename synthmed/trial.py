@@ -9,6 +9,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 
 from synthmed.artifacts import Dataset
-from synthmed.backbones.generative import named_parameters
+from synthmed.backbones.generative import Phase, named_parameters
 from synthmed.conditions import Conditions
 from synthmed.config import Config
 from synthmed.errors import ResourceError, SynthmedError
@@ -115,7 +116,9 @@ def perform(config: Config, request: Request) -> Measured:
         seconds_per_step=tuple(seconds),
         steps=steps,
         finish_seconds=finishing,
+        finish_scans=_most(r.finish_scans for r in rounds if r.finish is not None),
         finish_bytes=4 * max(r.finish_floats for r in rounds),
+        draw_bytes=max(sum(_drawn_bytes(p) for p in r.phases) for r in rounds),
         reads_nobody=any(not p.reads_patients for r in rounds for p in r.phases),
         examine_seconds=examining,
         first_batch_seconds=times[0],
@@ -123,6 +126,17 @@ def perform(config: Config, request: Request) -> Measured:
         built_bytes=built,
         peak_bytes=peak_bytes(device),
     )
+
+
+def _most(counts: Iterable[int | None]) -> int | None:
+    """The largest; None, which stands for all, if one of them is."""
+    found = list(counts)
+    return None if None in found or not found else max(n for n in found if n is not None)
+
+
+def _drawn_bytes(phase: Phase) -> int:
+    """Bytes of what a phase draws for one scan."""
+    return sum(t.nbytes for t in phase.draw(torch.Generator(), 1).values())
 
 
 def _sampled(config: Config, loader: Loader, place: Path, device: str) -> list[float]:

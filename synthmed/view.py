@@ -145,15 +145,31 @@ class Views:
     """Numbers that a view is told as."""
 
     @classmethod
-    def fit(cls, views: Sizes, conditions: Array, grid: Size) -> Views | None:
-        """From (n, 3) views and (n, D) encoded conditions; None where all fill the grid."""
+    def fit(
+        cls,
+        views: Sizes,
+        conditions: Array,
+        grid: Size,
+        each: npt.NDArray[np.floating] | None = None,
+    ) -> Views | None:
+        """From (n, 3) views and (n, D) encoded conditions; None where all fill the grid.
+
+        Args:
+            views: of scans.
+            conditions: of the same.
+            grid: all of it.
+            each: (n,) how much a scan counts, in people: those of a person add up to 1. Null where
+                every scan is a person of its own.
+        """
         if (views == grid).all():
             return None
-        mean, centre = views.mean(0), conditions.mean(0)
-        c, rest = conditions - centre, views - mean
+        weights = np.ones(len(views)) if each is None else np.asarray(each, np.float64)
+        mean, centre = (np.average(a, axis=0, weights=weights) for a in (views, conditions))
+        root = np.sqrt(weights)[:, None]
+        c, rest = root * (conditions - centre), root * (views - mean)
         weight = np.linalg.solve(c.T @ c + _DOUBT * np.eye(c.shape[1]), c.T @ rest)
         rest = rest - c @ weight
-        values, vectors = np.linalg.eigh(rest.T @ rest / len(rest))
+        values, vectors = np.linalg.eigh(rest.T @ rest / weights.sum())
         factor = vectors * np.sqrt(np.maximum(values, 0))
         return cls(grid, *(a.astype(np.float32) for a in (mean, centre, weight, factor)))
 

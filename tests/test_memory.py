@@ -140,7 +140,9 @@ TAKEN = Measured(
     seconds_per_step=(1,),
     steps=(1,),
     finish_seconds=0,
+    finish_scans=None,
     finish_bytes=0,
+    draw_bytes=0,
     reads_nobody=False,
     examine_seconds=0,
     first_batch_seconds=0,
@@ -167,6 +169,56 @@ def test_what_a_phase_draws_that_reads_nobody_is_bounded_too(
     monkeypatch.setattr(memory, "measure", answer)
     assert memory.fitting(bounded, noise_loader(bounded, 8, 64), "cpu") == Fitting(4, False)
     assert {(r.n_patients, r.batch_patients) for r in noted} >= {(4, 32), (8, 64)}
+
+
+def test_what_ends_a_training_and_what_is_drawn_ahead_are_bounded_too(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """32 patients; a piece of two takes nothing, what lies there for the others 0.2 GiB each."""
+    train = config.train.model_copy(update={"memory_gib": 3, "batch_patients": 32})
+    bounded = config.model_copy(update={"train": train})
+    source = noise_loader(bounded, 64, 32, 40)
+    taken = replace(TAKEN, built_bytes=held_bytes("cpu"), draw_bytes=GIB // 10)
+    noted: list[Request] = []
+
+    def fits(measured: Measured) -> bool:
+        def answer(config: Config, request: Request) -> Measured:
+            noted.append(request)
+            return measured
+
+        monkeypatch.setattr(memory, "measure", answer)
+        try:
+            memory.fitting(bounded, source, "cpu")
+        except ResourceError:
+            return False
+        return True
+
+    # in one piece nothing is left to lie there
+    assert fits(taken)
+    assert {r.n_holdout for r in noted} == {32} and min(r.n_patients for r in noted) == 16
+    # 64 scans at once after the steps, whatever the pieces
+    assert fits(replace(taken, finish_bytes=GIB // 100))
+    assert not fits(replace(taken, finish_bytes=GIB // 10))
+
+
+def test_draws_that_wait_for_their_piece_count(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pieces of 22 would fit, but for what is drawn for the patients of the third."""
+    train = config.train.model_copy(update={"memory_gib": 1.5, "batch_patients": 64})
+    bounded = config.model_copy(update={"train": train})
+
+    def found(draw_bytes: int) -> Fitting:
+        def answer(config: Config, request: Request) -> Measured:
+            at_once = math.ceil(request.batch_patients / request.pieces)
+            return replace(TAKEN, peak_bytes=at_once * GIB // 16, draw_bytes=draw_bytes)
+
+        monkeypatch.setattr(memory, "measure", answer)
+        return memory.fitting(bounded, noise_loader(bounded, 64, 64), "cpu")
+
+    assert found(0) == Fitting(3)
+    with pytest.raises(ResourceError):
+        found(GIB)
 
 
 def test_activations_are_recomputed_where_no_pieces_fit(

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import Finished, Result
@@ -34,7 +35,7 @@ def started(config: Config) -> tuple[dict[str, torch.Tensor], dict[str, object]]
     model = stage.build(config, source, Key.root(9), "cpu")
     found = origin.find(config)
     assert found is not None
-    told = found.start(model)
+    told = found.start(model, source.spec.condition_width)
     return named_state(model), told
 
 
@@ -64,12 +65,34 @@ def test_on_another_grid_what_fits_is_taken_and_the_rest_listed(finished: Finish
         assert torch.equal(v, there[k] if k in taken else fresh[k]), k
 
 
+@pytest.mark.parametrize("more", [True, False], ids=["more labels", "fewer labels"])
+def test_with_other_labels_only_these_start_anew(finished: Finished, more: bool) -> None:
+    """The numbers that a model is told come last: their columns are 0, all others are taken."""
+    site = {"site": {"kind": "categorical", "categories": ["A", "B", "C"]}}
+    before = configfile.load(finished.config, ()).data.conditions
+    after = {k: v.model_dump() for k, v in before.items()} | site
+    config = changed(finished, data__conditions=after if more else {})
+    state, told = started(config)
+    there = load_file(finished.path / "private/model/weights.safetensors")
+    width = noise_loader(config, 4, 4).spec.condition_width
+    partly = set(told["but_condition"])  # type: ignore[call-overload]
+    assert {"encoder.head.0.weight", "decoder.head.0.weight", "decoder.template"} <= partly
+    assert not {k for k in told["fresh"] if not k.startswith("prior.")}  # type: ignore[attr-defined]
+    for name in partly:
+        (axis,) = np.flatnonzero(np.array(state[name].shape) != np.array(there[name].shape))
+        kept = state[name].shape[axis] - width
+        old, new = there[name].narrow(axis, 0, kept), state[name].narrow(axis, 0, kept)
+        assert kept > 0 and torch.equal(new, old)
+        assert not state[name].narrow(axis, kept, width).any()
+    assert not {"fresh", "but_condition"} & set(origin.released(told) or {})
+
+
 def test_the_average_starts_from_those_weights(finished: Finished) -> None:
     config = changed(finished)
     model = stage.build(config, noise_loader(config, 4, 4), Key.root(9), "cpu")
     found = origin.find(config)
     assert found is not None
-    found.start(model)
+    found.start(model, found.condition_width)
     there = load_file(finished.path / "private/model/weights.safetensors")
     (average,) = Training(model, [5]).averages.values()
     assert average
@@ -92,7 +115,7 @@ def test_what_cannot_be_started_from_says_so(finished: Finished, tmp_path: Path)
     other = {k: torch.zeros(*v.shape, 1) for k, v in named_state(model).items()}
     (tmp_path / "model/weights.safetensors").write_bytes(as_bytes(other))
     with pytest.raises(UsageError, match="no tensor of that model fits"):
-        origin.Origin(tmp_path / "model", "", {}).start(model)
+        origin.Origin(tmp_path / "model", "", {}, 0).start(model, 0)
 
 
 def test_a_run_tells_where_it_started_and_notices_a_changed_source(

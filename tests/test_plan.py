@@ -186,7 +186,9 @@ def measured(monkeypatch: pytest.MonkeyPatch, **values: Any) -> list[Request]:
         seconds_per_step=(0.5,),
         steps=(240,),
         finish_seconds=0.1,
+        finish_scans=None,
         finish_bytes=0,
+        draw_bytes=0,
         reads_nobody=False,
         examine_seconds=5.0,
         first_batch_seconds=2.0,
@@ -215,6 +217,14 @@ def test_the_cost_adds_up(config: Callable[..., Config], monkeypatch: pytest.Mon
     assert facts["memory_gib"] == 1
     # 16^3 voxels of 2 bytes, prepared and ingested and sampled
     assert facts["disk_gib"] == pytest.approx(16**3 * 2 * (2 * 26 + 2 * 18) / 2**30, abs=1e-3)
+
+
+def test_a_fit_that_reads_a_few_scans_costs_these(
+    config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured(monkeypatch, finish_scans=4)
+    facts = plan.cost(config(train__watch=False), 18, 6, 26, "cpu")
+    assert facts["train_seconds"] == pytest.approx(3 + 5 + 0.1 * 4 + 240 * 0.5, abs=0.06)
 
 
 def test_a_fit_of_the_whole_cohort_is_in_the_memory(

@@ -206,6 +206,21 @@ def test_drawn_views_are_spread_as_the_cohort_and_follow_the_condition() -> None
         assert again.draw(torch_generator(5), told) == fitted.draw(torch_generator(5), told)
 
 
+def test_somebody_scanned_often_shapes_views_once() -> None:
+    rng = np.random.default_rng(0)
+    sizes, c = rng.integers(4, 9, (30, 3)), rng.random((30, 2)).astype(np.float32)
+    rows = np.concatenate([[0, 0], np.arange(30)])
+    each = np.where(rows == 0, 1 / 3, 1.0)
+    once, often = Views.fit(sizes, c, (8, 8, 8)), Views.fit(sizes[rows], c[rows], (8, 8, 8), each)
+    alike = Views.fit(sizes[rows], c[rows], (8, 8, 8))
+    assert once is not None and often is not None and alike is not None
+    np.testing.assert_allclose(often.mean, once.mean, atol=1e-5)
+    np.testing.assert_allclose(often.weight, once.weight, atol=1e-4)
+    spread = [v.factor @ v.factor.T for v in (often, once)]
+    np.testing.assert_allclose(*spread, atol=1e-4)
+    assert np.abs(alike.mean - once.mean).max() > 0.01
+
+
 def test_views_that_all_fill_the_grid_are_not_drawn() -> None:
     assert Views.fit(np.full((4, 3), 8), np.zeros((4, 0), np.float32), (8, 8, 8)) is None
 

@@ -160,8 +160,8 @@ def test_a_look_is_at_the_averaged_weights_with_the_same_draws_for_a_pair() -> N
     model = stage.build(conf, source, Key.root(0), "cpu")
     state = Training(model, [10])
     seen = Watch(source, Key.root(0), "cpu", amp=False).look(state)
-    assert seen["elbo.gap"] == pytest.approx(0, abs=1e-5)
-    assert seen["elbo.gap_sd"] == pytest.approx(0, abs=1e-5)
+    assert seen["vae.gap"] == pytest.approx(0, abs=1e-5)
+    assert seen["vae.gap_sd"] == pytest.approx(0, abs=1e-5)
     for p in state.params.values():
         p.data.add_(1)
     again = Watch(source, Key.root(0), "cpu", amp=False).look(state)
@@ -184,7 +184,7 @@ def test_a_training_that_was_not_watched_says_so(patients: int, why: str, tmp_pa
     data = cohort(patients, 5)
     facts, _ = run(config(10), data, tmp_path / "on")
     (said,) = [x for x in facts["remarks"] if "nothing was watched" in x]
-    assert "the loss elbo" in said and why in said
+    assert "the loss vae" in said and why in said
     assert json.loads((tmp_path / "on/target/examination/remarks.json").read_text()) == [
         *facts["remarks"]
     ]

@@ -135,7 +135,7 @@ class ConditionalVAE:
     def rounds(self) -> Sequence[Round]:
         """One round of one phase; its end fits the prior and reports collapse."""
         phase = Phase(
-            name="elbo",
+            name="vae",
             trainable=lambda name: True,
             draw=self._draw,
             loss=self._loss,
@@ -151,9 +151,14 @@ class ConditionalVAE:
         return {"eps_SL": torch.randn(n_scans, self.config.latent, generator=generator)}
 
     def _loss(self, params: Params, batch: Batch | None, draws: Draws, progress: float) -> Tensor:
-        """Negative evidence lower bound in nats a voxel, mean over the patient's scans."""
+        """What is minimised, in nats a voxel, mean over the patient's scans.
+
+        The negative evidence lower bound under one deviation a channel, with `beta` and free bits,
+        plus what fits the full covariance to the residual as given (`noise`). The bound of the
+        model that is sampled is in `membership_scores`.
+        """
         if batch is None:
-            raise TypeError("the phase elbo reads patients: batch must not be None")
+            raise TypeError("the phase vae reads patients: batch must not be None")
         b, s = batch.mask.shape
         x, c = batch.x.flatten(0, 1), batch.c.flatten(0, 1)
         mean, log_var = functional_call(self.encoder, submodule(params, "encoder"), (x, c))
@@ -181,11 +186,11 @@ class ConditionalVAE:
             x, known, _ = scans(batch)
             posteriors.append(self._posterior(x, known))
             conditions.append(known)
-        mean, log_var = torch.cat(posteriors).chunk(2, 1)
-        c = torch.cat(conditions)
+        rows = evenly(batches)
+        mean, log_var = torch.cat(posteriors)[rows].chunk(2, 1)
+        c = torch.cat(conditions)[rows]
         if self.config.prior == "fitted":
-            rows = evenly(batches)
-            self.prior.fit(mean[rows], log_var.exp()[rows], c[rows])
+            self.prior.fit(mean, log_var.exp(), c)
         kl = 0.5 * (mean**2 + log_var.exp() - 1 - log_var)
         *_, rest = regress(mean, c)
         covariance = rest.T @ rest / len(rest) + log_var.exp().mean(0).double().cpu().diag()

@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from synthmed.backbones.autoencoder import MapCode
 from synthmed.backbones.diffusion import Process, Schedule
-from synthmed.backbones.examining import in_chunks, scans
+from synthmed.backbones.examining import in_chunks, scans, shares
 from synthmed.backbones.generative import (
     Batch,
     Draws,
@@ -173,8 +173,7 @@ class Diffusion:
             conditions.append(c)
         y = torch.cat(volumes)
         volumes.clear()
-        weights = [(batch.mask / batch.mask.sum(1, keepdim=True)).flatten() for batch in batches]
-        each = torch.cat([w[w > 0] for w in weights])
+        each = torch.cat([shares(batch) for batch in batches])
         explained = self.wiener.fit(y, torch.cat(conditions)[:, : self.n_labels], each)
         return {"linear_explained": round(explained, 4)}
 

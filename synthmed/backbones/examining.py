@@ -34,6 +34,12 @@ def scans(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     return x, c, given
 
 
+def shares(batch: Batch) -> Tensor:
+    """(n,) how much each of a batch's `scans` counts in people: those of a person add up to 1."""
+    share = batch.mask / batch.mask.sum(1, keepdim=True)
+    return share[batch.mask > 0]
+
+
 def evenly(batches: Sequence[Batch]) -> Tensor:
     """Rows of the batches' `scans` put together, by which every patient counts alike.
 

@@ -128,7 +128,8 @@ class Round:
             fixed order; sets what is fitted without gradients (a buffer of a module) and returns
             figures for the training log.
         finish_privacy: what `finish` costs under differential privacy.
-        finish_scans: how many scans `finish` is given at most, evenly spread; None for all.
+        finish_scans: `finish` is given the first scans of so many patients at most, evenly spread;
+            None for all scans of all.
         finish_floats: float32 numbers that `finish` holds at once for each scan, beside what a
             step needs.
     """

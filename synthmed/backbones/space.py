@@ -195,10 +195,11 @@ class Codes:
         return self.compressor.membership_scores(x, c)
 
     def place(self, given: Tensor) -> Tensor:
-        """Local means of the masks."""
+        """Means of the masks over the voxels that a place of the code stands for."""
         if not self.spec.given:
             return given.new_zeros(len(given), 0, *self.shape[1:])
-        return F.adaptive_avg_pool3d(given, self.shape[1:])
+        whole = self.compressor.encoder.geometry.expand(given)
+        return F.adaptive_avg_pool3d(whole, self.shape[1:])
 
 
 def numbers(room: Room) -> int:

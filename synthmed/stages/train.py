@@ -105,11 +105,13 @@ def train(
             f"torchrun: {ranks.world()} processes share the patients of private steps alone",
             "Without a privacy block start one process.",
         )
-    started_from = origin.start(model, buffers=not private_run) if origin else None
+    told = loader.spec.condition_width
+    started_from = origin.start(model, told, buffers=not private_run) if origin else None
     fixed = frozen(model)
     restricted(model, config, key)
     if started_from:
-        _require_all_brought(set(started_from["fresh"]) & (frozen(model) - fixed), config)
+        lacking = {*started_from["fresh"], *started_from["but_condition"]}
+        _require_all_brought(lacking & (frozen(model) - fixed), config)
     checkpoint = partial / CHECKPOINT
     amp = precision(config, device)
     with arithmetic(device, amp), loader.ahead(), interruptible() as interrupted:

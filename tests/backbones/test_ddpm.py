@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -629,6 +630,18 @@ def test_images_follow_masks_that_were_never_seen(space: dict[str, Any], predict
 
 
 # --- stopped and gone on with --------------------------------------------------------------------
+
+
+def test_a_given_mask_lies_where_the_voxels_of_a_code_lie() -> None:
+    """36 voxels are padded to 40 at their far end: the last of five cells holds the last four."""
+    spec = dataclasses.replace(SPEC, grid=(36, 40, 40), given=1)
+    space = {"kind": "latent", "autoencoder": {"widths": [4, 4, 4], "code": {"kind": "map"}}}
+    model = build(spec, space=space)
+    given = torch.zeros(1, 1, 36, 40, 40)
+    given[:, :, 32:] = 1
+    placed = model.space.place(given)
+    assert placed.shape[2:] == (5, 5, 5)
+    assert (placed[0, 0, 4] == 1).all() and not placed[0, 0, :4].any()
 
 
 @pytest.mark.parametrize("space", ["wavelet", "latent"])

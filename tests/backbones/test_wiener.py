@@ -42,19 +42,21 @@ def fitted(factors: int = 5) -> Wiener:
 
 
 def moments(wiener: Wiener) -> tuple[Tensor, Tensor]:
-    """Columns A (n, k) and v (n,), float64."""
-    return wiener.factor_nk.double(), wiener.variance_n.double()
+    """Columns A (n, k) but those of labels, and v (n,), float64."""
+    return wiener.factor_nk[:, : wiener.factors].double(), wiener.variance_n.double()
 
 
 def dense(wiener: Wiener, y: Tensor, sigma: Tensor, c: Tensor) -> Filtered:
     """The whole answer from dense matrices in float64, row by row."""
-    a, v = moments(wiener)
-    covariance = a @ a.T + v.diag()
+    known, v = moments(wiener)
     rows = []
     for y_n, s, c_d in zip(y.double(), sigma.double(), c.double(), strict=True):
-        mean = wiener.mean_n.double()
+        mean, a = wiener.mean_n.double(), known
         if c_d.any():
             mean = mean + (c_d - wiener.centre_D.double()) @ wiener.weight_Dn.double()
+        else:
+            a = wiener.factor_nk.double()
+        covariance = a @ a.T + v.diag()
         noisy = covariance + s**2 * torch.eye(len(v), dtype=torch.float64)
         clean = mean + covariance @ torch.linalg.solve(noisy, y_n - mean)
         # texture given the noisy data and the factors, and the factors given the noisy data
@@ -121,6 +123,7 @@ def test_the_unit_is_the_posterior_deviation_where_textures_are_equal() -> None:
     wiener.inner_qkk.zero_()
     wiener.inner_qkk[0] = wiener.factor_nk.T @ wiener.factor_nk
     y, sigma, c = noisy(wiener)
+    c[3] = c[2]  # columns of labels are orthogonal to nothing
     found = wiener(y, sigma, c)
     a, v = moments(wiener)
     covariance = a @ a.T + v.diag()
@@ -151,7 +154,7 @@ def test_the_unit_is_near_the_posterior_deviation_where_they_are_not(sigma: floa
 def test_no_other_linear_denoiser_errs_less() -> None:
     """On data of the fitted Gaussian its error is the trace of the posterior covariance."""
     wiener = fitted()
-    a, v = moments(wiener)
+    a, v = wiener.factor_nk.double(), wiener.variance_n.double()  # no label is known
     covariance = a @ a.T + v.diag()
     g, draws, s = generator(2), 20_000, 0.3
     x = wiener.mean_n.double() + (
@@ -223,9 +226,10 @@ def test_gradients_by_row_under_vmap_are_those_of_the_dense_filter() -> None:
         return clean @ direction
 
     found = vmap(grad(along))(y, sigma, c).double()
-    a, v = moments(wiener)
-    covariance = a @ a.T + v.diag()
-    for row, s in zip(found, SIGMAS, strict=True):
+    known, v = moments(wiener)
+    for row, s, told in zip(found, SIGMAS, c, strict=True):
+        a = known if told.any() else wiener.factor_nk.double()
+        covariance = a @ a.T + v.diag()
         noisy_covariance = covariance + s**2 * torch.eye(N)
         exact = torch.linalg.solve(noisy_covariance, covariance @ direction.double())
         # the gain's columns mix numbers of deviations 0.003 to 3: errors are in units of the whole
@@ -279,7 +283,7 @@ def test_no_tensor_has_batch_times_numbers_times_factors() -> None:
     wiener.factor_nk.normal_(generator=generator())
     with torch.no_grad(), Largest() as seen:
         wiener(torch.zeros(b, n), torch.ones(b), torch.ones(b, 2))
-    assert seen.numel <= n * max(k, b)
+    assert seen.numel <= n * max(k + 2, b)
 
 
 # --- the fit -------------------------------------------------------------------------------------
@@ -313,6 +317,35 @@ def test_the_fit_is_that_of_a_regression_and_a_singular_value_decomposition() ->
     assert np.abs(np.log(v.numpy()) - np.log(left)).max() <= 0.5 * step + 1e-3
     total = float((y - y.mean(0)).square().sum()) / len(y)
     assert explained == pytest.approx(1 - left.sum() / total, abs=1e-3)
+
+
+def test_what_a_label_shifts_is_unknown_where_the_label_is() -> None:
+    """Two labels, of two numbers and of one: the covariance of whoever lacks either or both."""
+    y, c = volumes(400)
+    told = c.clone()
+    told[:40, :2] = 0  # these lack the first
+    wiener = Wiener(N, 5, D, (2, 1))
+    wiener.fit(y.clone(), told)
+    w = wiener.weight_Dn.double()
+    of_first = np.cov(c[40:, :2].double().T.numpy(), bias=True)
+    of_second = float(c[:, 2].double().var(correction=0))
+    a, v = moments(wiener)
+    within = a @ a.T + v.diag()
+    first = w[:2].T @ torch.from_numpy(of_first) @ w[:2]
+    second = of_second * torch.outer(w[2], w[2])
+    assert first.diagonal().mean() > 0.1 and second.diagonal().mean() > 0.1  # or it says nothing
+    sigma = torch.full((4,), 0.7)
+    asked = c[:4].clone()
+    asked[1, :2], asked[2, 2], asked[3] = 0, 0, 0
+    expected = (within, within + first, within + second, within + first + second)
+    found = wiener(y[:4], sigma, asked)
+    for i, covariance in enumerate(expected):
+        mean = wiener.centred(asked)[i].double()
+        total = covariance + 0.49 * torch.eye(N, dtype=torch.float64)
+        clean = mean + covariance @ torch.linalg.solve(total, y[i].double() - mean)
+        torch.testing.assert_close(found.clean[i].double(), clean, rtol=1e-3, atol=1e-3)
+        seen = (y[i].double() - mean) / total.diagonal().sqrt()
+        torch.testing.assert_close(found.seen[i].double(), seen, rtol=1e-3, atol=1e-3)
 
 
 def test_somebody_scanned_often_counts_as_one_person() -> None:
@@ -364,7 +397,7 @@ def test_few_patients_give_few_factors(m: int) -> None:
     y, c = (t[:m] for t in volumes())
     wiener = Wiener(N, 24, D)
     explained = wiener.fit(y.clone(), c)
-    assert int(wiener.factor_nk.any(0).sum()) == m // 3
+    assert int(moments(wiener)[0].any(0).sum()) == m // 3
     assert 0 <= explained <= 1
     f = wiener(y, torch.full((m,), 0.5), c)
     assert all(torch.isfinite(field).all() for field in f)

@@ -26,14 +26,14 @@ def filled(folder: Path, n: int = 5) -> Ledger:
     ledger = Ledger(folder, NAMES)
     ledger.begin(account("a", "p1", "p2"))
     for k in range(n):
-        assert ledger.charge("a", ("0.elbo", k, f"s{k}"))
+        assert ledger.charge("a", ("0.vae", k, f"s{k}"))
     return ledger
 
 
 def test_charges_are_read_back(tmp_path: Path) -> None:
     ledger = filled(tmp_path)
     ledger.begin(account("b", "p2", "p3"))
-    ledger.charge("b", ("0.elbo", 0, "x"))
+    ledger.charge("b", ("0.vae", 0, "x"))
     ledger.note_unprotected("c", ["p3", "p4"])
     again = Ledger(tmp_path, NAMES)
     assert again.head == ledger.head
@@ -53,16 +53,16 @@ def test_charges_are_read_back(tmp_path: Path) -> None:
 
 def test_a_step_replayed_from_the_same_state_is_charged_once(tmp_path: Path) -> None:
     ledger = filled(tmp_path)
-    assert not ledger.charge("a", ("0.elbo", 3, "s3"))
-    assert ledger.charge("a", ("0.elbo", 3, "another state"))
-    assert not Ledger(tmp_path, NAMES).charge("a", ("0.elbo", 3, "another state"))
+    assert not ledger.charge("a", ("0.vae", 3, "s3"))
+    assert ledger.charge("a", ("0.vae", 3, "another state"))
+    assert not Ledger(tmp_path, NAMES).charge("a", ("0.vae", 3, "another state"))
     assert ledger.accounts["a"].steps.n == 6
 
 
 def test_what_must_not_be_taken_is_not_written(tmp_path: Path) -> None:
     """The check sees what another process has written until then."""
     first, second = filled(tmp_path), Ledger(tmp_path, NAMES)
-    second.charge("a", ("0.elbo", 70, "other"))
+    second.charge("a", ("0.vae", 70, "other"))
     seen: list[int] = []
 
     def refuse() -> None:
@@ -70,7 +70,7 @@ def test_what_must_not_be_taken_is_not_written(tmp_path: Path) -> None:
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError, match="no"):
-        first.charge("a", ("0.elbo", 71, "x"), refuse)
+        first.charge("a", ("0.vae", 71, "x"), refuse)
     assert seen == [6] and Ledger(tmp_path, NAMES).accounts["a"].steps.n == 6
 
 
@@ -128,18 +128,18 @@ def test_a_line_that_a_crash_cut_off_is_taken_back(tmp_path: Path) -> None:
         handle.write(b'{"kind": "step", "run": "a", "ph')
     ledger = Ledger(tmp_path, NAMES)
     assert (tmp_path / FILE).read_bytes() == whole
-    assert ledger.charge("a", ("0.elbo", 5, "s5"))
+    assert ledger.charge("a", ("0.vae", 5, "s5"))
     assert Ledger(tmp_path, NAMES).accounts["a"].steps.n == 6
 
 
 def test_a_crash_between_line_and_head_loses_nothing(tmp_path: Path) -> None:
     filled(tmp_path, 4)
     head = (tmp_path / HEAD).read_bytes()
-    Ledger(tmp_path, NAMES).charge("a", ("0.elbo", 4, "s4"))
+    Ledger(tmp_path, NAMES).charge("a", ("0.vae", 4, "s4"))
     (tmp_path / HEAD).write_bytes(head)
     ledger = Ledger(tmp_path, NAMES)
     assert ledger.accounts["a"].steps.n == 5
-    ledger.charge("a", ("0.elbo", 5, "s5"))
+    ledger.charge("a", ("0.vae", 5, "s5"))
     assert Ledger(tmp_path, NAMES).accounts["a"].steps.n == 6
 
 
@@ -156,12 +156,12 @@ def test_a_full_disk_does_not_close_it_for_good(
         m.setattr("synthmed.privacy.ledger.write_json", full)
         for step in (2, 3, 4):
             with pytest.raises(ResourceError, match="No space left on device"):
-                Ledger(tmp_path, NAMES).charge("a", ("0.elbo", step, f"s{step}"))
+                Ledger(tmp_path, NAMES).charge("a", ("0.vae", step, f"s{step}"))
     lines = (tmp_path / FILE).read_bytes().splitlines()
     assert len(lines) == 4, "one line, and no other before it is named"
     again = Ledger(tmp_path, NAMES)
-    assert not again.charge("a", ("0.elbo", 2, "s2")), "it is charged already"
-    assert again.charge("a", ("0.elbo", 3, "s3"))
+    assert not again.charge("a", ("0.vae", 2, "s2")), "it is charged already"
+    assert again.charge("a", ("0.vae", 3, "s3"))
     assert len(Ledger(tmp_path, NAMES).accounts["a"].charges) == 4
     assert ledger.head != again.head
 
@@ -178,7 +178,7 @@ def test_a_run_finds_out_whether_the_ledger_is_older_than_it(tmp_path: Path) -> 
     ledger = filled(tmp_path)
     before = ledger.head
     assert ledger.holds(before)
-    ledger.charge("a", ("0.elbo", 9, "s9"))
+    ledger.charge("a", ("0.vae", 9, "s9"))
     assert ledger.holds(before) and ledger.holds(ledger.head)
     (tmp_path / "old").mkdir()
     old = filled(tmp_path / "old", 3)

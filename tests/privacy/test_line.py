@@ -236,7 +236,7 @@ def test_a_record_that_was_tampered_with_fails_the_audit(
     shutil.copytree(run, copy, symlinks=True)
     log = copy / "private/model/training.jsonl"
     lines = [json.loads(x) for x in log.read_text().splitlines()]
-    lines[2]["elbo.largest"] = 0.2
+    lines[2]["vae.largest"] = 0.2
     text = "".join(json.dumps(x) + "\n" for x in lines)
     log.write_text(text)
     manifest = json.loads((copy / "private/model/manifest.json").read_text())

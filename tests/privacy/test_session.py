@@ -147,7 +147,7 @@ def test_every_step_that_reads_patients_is_charged_to_those_trained_on(
     life = stated["lifetime"]
     assert life["epsilon"] == stated["epsilon"] <= stated["epsilon_crosscheck"]
     assert (stated["unit"], life["runs_charged"], life["runs_unprotected"]) == ("patient", 1, 0)
-    phase = {"cvae": "elbo", "cgan": "critic", "ddpm": "denoising"}[backbone]
+    phase = {"cvae": "vae", "cgan": "critic", "ddpm": "denoising"}[backbone]
     assert {c[0] for c in account.charges} == {f"0.{phase}"}
     for line in log(tmp_path):
         assert line[f"{phase}.largest"] <= 1 + 1e-5
@@ -160,7 +160,7 @@ def test_patients_are_drawn_at_the_rate_and_each_for_itself(tmp_path: Path) -> N
     """Counts over 60 steps are binomial, empty steps among them."""
     conf = config(train__max_steps=60, privacy__sample_rate=0.15)
     run(conf, tmp_path / "a")
-    counts = [int(line["elbo.patients"]) for line in log(tmp_path / "a")]
+    counts = [int(line["vae.patients"]) for line in log(tmp_path / "a")]
     n = len(dataset().train_patients()) * 60
     assert binom.ppf(1e-3, n, 0.15) <= sum(counts) <= binom.ppf(1 - 1e-3, n, 0.15)
     assert min(counts) == 0 and len(set(counts)) > 3

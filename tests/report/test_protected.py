@@ -37,7 +37,7 @@ STATEMENT: dict[str, Any] = {
     "n_trained": 2600,
     "init_is_public": False,
     "generator": "AES-256 in counter mode, keyed in SYNTHMED_HOME",
-    "gradients": {"0.elbo": "vmap"},
+    "gradients": {"0.vae": "vmap"},
     "lifetime": {"run": "31337", "epsilon": 0.7193, "runs_charged": 31337, "runs_unprotected": 2},
 }
 SECRET = 0.7193

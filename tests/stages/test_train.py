@@ -19,13 +19,14 @@ from safetensors.torch import load_file
 from synthmed import configfile
 from synthmed.artifacts import ChannelInfo, Dataset
 from synthmed.backbones.cvae import ConditionalVAE
+from synthmed.backbones.examining import evenly, scans, shares
 from synthmed.backbones.generative import Batch, Examination, Phase
 from synthmed.conditions import Conditions
 from synthmed.config import Augment, Config, Optimizer
 from synthmed.errors import Interrupted, SynthmedError
 from synthmed.inventory import fast_bfloat16
 from synthmed.keys import Key
-from synthmed.loader import Loader, unaugmented
+from synthmed.loader import READ, Loader, unaugmented
 from synthmed.memory import Fitting
 from synthmed.progress import Progress
 from synthmed.stages import train as stage
@@ -166,7 +167,8 @@ def test_no_held_out_patient_is_ever_read() -> None:
         assert float(batch.x.max()) < 2, "a held-out scan was read"
         assert not set(source.order(KEY, step)) & set(data.holdout_patients())
     assert max(float(b.x.max()) for b in source.all_train("cpu")) < 2
-    assert sum(len(b.x) for b in source.all_train("cpu")) == int((~data.holdout).sum())
+    n_scans = sum(float(b.mask.sum()) for b in source.all_train("cpu"))
+    assert n_scans == int((~data.holdout).sum())
     assert float(data.volumes.max()) == SENTINEL, "the sentinel was there to be found"
 
 
@@ -325,10 +327,43 @@ def test_a_loss_that_is_no_number_says_what_to_do(tmp_path: Path) -> None:
     broken[~data.holdout] = np.nan
     bad = Dataset(**{**data.__dict__, "volumes": broken})
     with pytest.raises(
-        SynthmedError, match="training diverged at step 0: the loss elbo is nan"
+        SynthmedError, match="training diverged at step 0: the loss vae is nan"
     ) as e:
         run(config(), tmp_path, data=bad)
     assert "learning_rate" in str(e.value)
+
+
+def test_a_gradient_that_is_no_number_moves_no_weight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss is a number all the while: the step would make every weight NaN, and be saved."""
+    build, steps = stage.build, []
+
+    def planted(*args: Any) -> Any:
+        model = build(*args)
+
+        def spoil(g: torch.Tensor) -> torch.Tensor:
+            steps.append(len(steps))
+            return g * math.nan if len(steps) > 3 else g
+
+        next(model.modules["decoder"].parameters()).register_hook(spoil)
+        return model
+
+    monkeypatch.setattr(stage, "build", planted)
+    said = "training diverged at step 3: the gradient of the loss vae is nan"
+    with pytest.raises(SynthmedError, match=said):
+        run(config(), tmp_path)
+    saved = torch.load(tmp_path / "partial" / CHECKPOINT, weights_only=True)
+    assert all(torch.isfinite(t).all() for t in numbers_in(saved))
+
+
+def numbers_in(state: Any) -> list[torch.Tensor]:
+    """Every floating tensor of a checkpoint."""
+    if isinstance(state, torch.Tensor):
+        return [state] if state.is_floating_point() else []
+    each = state.values() if isinstance(state, dict) else state
+    return [t for v in each if isinstance(v, dict | list | tuple | torch.Tensor)
+            for t in numbers_in(v)]  # fmt: skip
 
 
 def test_what_is_kept_of_a_model_names_no_patient(tmp_path: Path) -> None:
@@ -398,11 +433,41 @@ def test_all_training_scans_are_read_one_batch_at_a_time() -> None:
     data = dataset(60)
     source = loader(data)
     batches = source.all_train("cpu")
-    assert len(batches) == int((~data.holdout).sum()) // 16
+    assert len(batches) > 2 and all(b.mask.numel() <= READ for b in batches)
     assert torch.equal(batches[-1].x, batches[len(batches) - 1].x)
     assert [len(b.x) for b in batches[1:]] == [len(b.x) for b in batches][1:]
-    whole = torch.cat([b.x[:, 0] for b in batches])
+    whole = torch.cat([scans(b)[0] for b in batches])
     assert torch.equal(whole, torch.from_numpy(data.volumes[~data.holdout].astype(np.float32)))
+
+
+def test_a_row_is_a_person_with_all_their_scans() -> None:
+    """One person has forty scans: their batch is their own, and they count as one."""
+    base = dataset(40)
+    often = next(i for i, held in enumerate(base.holdout) if not held)
+    rows = np.concatenate([np.repeat(often, 39), np.arange(len(base.patients))])
+    rows = rows[np.argsort(base.patients[rows], kind="stable")]
+    data = Dataset(
+        **{
+            **base.__dict__,
+            "volumes": base.volumes[rows],
+            "patients": base.patients[rows],
+            "labels": [base.labels[i] for i in rows],
+            "holdout": base.holdout[rows],
+        }
+    )
+    source = loader(data)
+    batches = source.all_train("cpu")
+    assert sum(len(b.mask) for b in batches) == len(source.patients)
+    counts = [int(n) for b in batches for n in b.mask.sum(1)]
+    assert counts == [len(source.scans[p]) for p in source.patients]
+    assert max(counts) >= 40 and all(b.mask.numel() <= max(READ, max(counts)) for b in batches)
+    assert all(b.mask.sum() > 1 for b in batches), "a scan alone is slow to convolve"
+    even = evenly(batches)
+    held = np.repeat(np.arange(len(counts)), counts)[even.numpy()]
+    assert len(set(np.bincount(held))) == 1, "everybody has as many rows"
+    torch.testing.assert_close(
+        sum(shares(b).sum() for b in batches), torch.tensor(float(len(counts)))
+    )
 
 
 # --- what is done to a scan is told --------------------------------------------------------------
@@ -432,7 +497,7 @@ def test_brightness_learnt_with_its_gain_is_asked_for_without() -> None:
     assert float(torch.from_numpy(asked[:, 2:]) @ weights[:3] + weights[3]) == pytest.approx(1)
     for b in source.all_train("cpu"):
         assert not b.c[:, :, 2:].any()
-        assert float(b.x[:, :, 0].min()) == 1, "unchanged"
+        assert float(scans(b)[0][:, 0].min()) == 1, "unchanged"
 
 
 def test_changes_are_not_told_where_that_is_switched_off() -> None:
@@ -502,13 +567,14 @@ def test_bfloat16_is_fast_where_the_processor_has_it_alone(monkeypatch: pytest.M
 
 def test_a_finish_may_read_a_few_scans_alone() -> None:
     source = loader(dataset())
-    rows = np.flatnonzero(~source.dataset.holdout)
+    people = source.patients
     few = source.all_train("cpu", 4)
-    chosen = torch.linspace(0, len(rows) - 1, 4).long().numpy()
-    found, wanted = torch.cat([b.x for b in few]), source.read(rows[chosen].tolist(), "cpu").x
-    assert torch.equal(found, wanted)
-    for most in (None, 10_000):
-        assert sum(len(b.x) for b in source.all_train("cpu", most)) == len(rows)
+    chosen = [people[i] for i in np.linspace(0, len(people) - 1, 4).round().astype(int)]
+    wanted = source.read([int(source.scans[p][0]) for p in chosen], "cpu").x
+    assert torch.equal(torch.cat([b.x for b in few]), wanted)
+    all_scans = int((~source.dataset.holdout).sum())
+    for most, n in ((None, all_scans), (10_000, len(people))):
+        assert sum(float(b.mask.sum()) for b in source.all_train("cpu", most)) == n
 
 
 def test_compiling_is_for_long_trainings_on_cuda_unless_asked_for() -> None:

@@ -45,9 +45,12 @@ class Filtered(NamedTuple):
 class Wiener(nn.Module):
     """N(mean + c W, A A^T + diag(v)) over n numbers, in buffers; N(0, I) until `fit`.
 
+    What a label shifts is part of the covariance where the label is not known: A then has further
+    columns, W^T times a root of that label's own covariance.
+
     Args:
         n: numbers of a volume.
-        factors: most columns of A.
+        factors: most columns of A beside those of labels.
         condition_width: D.
         label_widths: how many of the D each label has; empty where they are one label's.
     """
@@ -65,13 +68,15 @@ class Wiener(nn.Module):
     ) -> None:
         super().__init__()
         self.label_widths = tuple(label_widths)
+        self.factors = factors
+        columns = factors + condition_width
         self.register_buffer("mean_n", torch.zeros(n))
         self.register_buffer("weight_Dn", torch.zeros(condition_width, n))
         self.register_buffer("centre_D", torch.zeros(condition_width))
-        self.register_buffer("factor_nk", torch.zeros(n, factors))
+        self.register_buffer("factor_nk", torch.zeros(n, columns))
         self.register_buffer("variance_n", torch.ones(n))
         self.register_buffer("levels_q", torch.ones(_LEVELS))
-        self.register_buffer("inner_qkk", torch.zeros(_LEVELS, factors, factors))
+        self.register_buffer("inner_qkk", torch.zeros(_LEVELS, columns, columns))
 
     @torch.no_grad()
     def fit(self, y: Tensor, c: Tensor, weight: Tensor | None = None) -> float:
@@ -103,7 +108,7 @@ class Wiener(nn.Module):
         rest -= x.float() @ shift
         # the left singular vectors from the small Gram matrix: n is far larger than m
         _, vectors = torch.linalg.eigh((rest @ rest.T).double())
-        k = min(self.factor_nk.shape[1], m // 3)
+        k = min(self.factors, m // 3)
         factor = (
             rest.T @ vectors[:, -k:].float() / math.sqrt(m) if k else rest.new_zeros(len(mean), 0)
         )
@@ -117,12 +122,29 @@ class Wiener(nn.Module):
         self.centre_D.copy_(centre)
         self.factor_nk.zero_()
         self.factor_nk[:, :k] = factor
+        self.factor_nk[:, self.factors :] = shift.T @ self._spread(x, each * told)
         self.levels_q.copy_(levels.exp())
         self.variance_n.copy_(self.levels_q[which])
         for q in range(_LEVELS):
             rows = self.factor_nk[which == q]
             self.inner_qkk[q] = rows.T @ rows
         return 1 - float(left.sum()) * m / max(total, 1e-12)
+
+    def _spread(self, x: Tensor, told: Tensor) -> Tensor:
+        """(D, D) R with R R^T the labels' covariance, each label's own, from (m, D) weighted rows.
+
+        Args:
+            x: conditions less their mean, times the root of the weight; 0 where not told.
+            told: (m, D) weight where told, else 0.
+        """
+        out = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
+        start = 0
+        for width in self.label_widths or (x.shape[1],):
+            own = slice(start, start := start + width)
+            people = told[:, own].amax(1).sum().clamp(min=1) if width else 1
+            values, vectors = torch.linalg.eigh(x[:, own].T @ x[:, own] / people)
+            out[own, own] = vectors * values.clamp(min=0).sqrt()
+        return out.float()
 
     def centred(self, c: Tensor) -> Tensor:
         """(B, n) means given (B, D) conditions; a label of zeros says nothing."""
@@ -141,17 +163,22 @@ class Wiener(nn.Module):
         mean = self.centred(c)
         r = y - mean
         noise = self.variance_n + s2
+        # columns of labels that are known are out
+        unknown = (~known(c, self.label_widths)).float()
+        on = torch.cat([unknown.new_ones(len(c), self.factors), unknown], 1)
         # Woodbury: (A A^T + N)^-1 r = N^-1 r - N^-1 A (I + A^T N^-1 A)^-1 A^T N^-1 r
         inner = torch.einsum("bq,qkl->bkl", 1 / (self.levels_q + s2), self.inner_qkk)
+        inner = inner * on[:, :, None] * on[:, None]
         eye = torch.eye(inner.shape[-1], device=y.device)
-        seen = ((r / noise) @ self.factor_nk)[..., None]
+        seen = ((r / noise) @ self.factor_nk * on)[..., None]
         solved = torch.linalg.solve(inner + eye, torch.cat([seen, eye.expand_as(inner)], -1))
-        z, doubt = solved[..., 0], solved[..., 1:].diagonal(dim1=-2, dim2=-1)
+        z, doubt = solved[..., 0], solved[..., 1:].diagonal(dim1=-2, dim2=-1) * on
         # y - s2 times that, without the difference of two large numbers where s2 is large
         clean = mean + (self.variance_n * r + s2 * (z @ self.factor_nk.T)) / noise
-        all_variance = self.variance_n + self.factor_nk.square().sum(1)
+        square = self.factor_nk.square().T
+        all_variance = self.variance_n + on @ square
         # the covariance given y is diag(v s2 / N) + (s2 / N) A (I + A^T N^-1 A)^-1 A^T (s2 / N)
-        left = (doubt @ self.factor_nk.square().T) * (s2 / noise) ** 2
+        left = (doubt @ square) * (s2 / noise) ** 2
         left = left + self.variance_n * s2 / noise
         return Filtered(
             clean=clean,
