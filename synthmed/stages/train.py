@@ -124,9 +124,6 @@ def train(
         if private is not None:
             ranks.tell({"begin": private.attempt})
             ranks.meet()
-        if private is None and compiles(config, device, max(state.steps)):
-            for module in model.modules.values():
-                module.compile()
         _loop(state, config, loader, key, checkpoint, device, amp, progress, interrupted, private)
     trained = n_trained(model)
     merge(model)
@@ -166,10 +163,14 @@ def _begun(
     """What the checkpoint holds, or a training before its first step, saved."""
     digest = origin.digest if origin else None
     if checkpoint.exists() and saved_state(checkpoint)["origin"] == digest:
-        return Training.restore(model, checkpoint)
+        state = Training.restore(model, checkpoint)
+        compiled(config, model, device, state.steps)
+        return state
     checkpoint.with_name(LOG).unlink(missing_ok=True)  # of a training from other weights
     fitting = memory.fitting(config, loader, device)
     steps = plan_steps(config, model, loader, key, device, fitting)
+    if compiled(config, model, device, steps):  # minutes are steps at the speed of that
+        steps = plan_steps(config, model, loader, key, device, fitting)
     state = Training(model, steps, fitting.pieces, digest, fitting.recompute)
     state.save(checkpoint)
     return state
@@ -432,6 +433,15 @@ def channels_last(module: torch.nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, torch.nn.Conv3d | torch.nn.ConvTranspose3d):
             part.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+
+def compiled(config: Config, model: Generative, device: str, steps: Sequence[int]) -> bool:
+    """Compile the modules where that pays; whether it was done."""
+    if config.privacy is not None or not compiles(config, device, max(steps)):
+        return False
+    for module in model.modules.values():
+        module.compile()
+    return True
 
 
 def compiles(config: Config, device: str, steps: int) -> bool:

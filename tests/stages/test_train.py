@@ -577,6 +577,22 @@ def test_a_finish_may_read_a_few_scans_alone() -> None:
         assert sum(float(b.mask.sum()) for b in source.all_train("cpu", most)) == n
 
 
+def test_minutes_are_steps_at_the_speed_of_what_was_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled modules are timed again; a training that goes on compiles once and times nothing."""
+    fast: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: fast.append(self))
+    monkeypatch.setattr(stage, "seconds_per_step", lambda *a: [6.0 if fast else 12.0])
+    minutes = config(train__compile="on", train__max_minutes=1, train__max_steps=100)
+    with pytest.raises(Interrupted):
+        run(minutes, tmp_path, interrupt_at=2)
+    n = len(fast)
+    assert n > 1
+    assert run(minutes, tmp_path)["steps"] == [10]
+    assert len(fast) == 2 * n
+
+
 def test_compiling_is_for_long_trainings_on_cuda_unless_asked_for() -> None:
     def says(mode: str, device: str, steps: int) -> bool:
         return stage.compiles(config(train__compile=mode), device, steps)
