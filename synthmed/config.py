@@ -56,7 +56,8 @@ class Continuous(Part):
     Args:
         low: end of the range that is public; what lies outside is refused.
         high: the other end.
-        unit: such as years; 1 for none. Ages need it, since they are pooled from 90 years on.
+        unit: such as years; 1 for none. Ages are pooled from 90 years on: say `years` where the
+            name has no word `age`, and months or weeks where they are these.
     """
 
     kind: Literal["continuous"] = "continuous"
@@ -334,7 +335,7 @@ class Optimizer(Part):
     Args:
         rule: which of the two.
         learning_rate: after the warm-up.
-        weight_decay: decoupled, of AdamW.
+        weight_decay: decoupled, of AdamW; of gradient descent as a term of the gradient.
         betas: of AdamW's two moments.
         warmup: share of training.
     """
@@ -357,7 +358,7 @@ class Train(Part):
         optimizer: how weights move.
         gradient_clip: largest norm of a step's gradient.
         checkpoint_minutes: between two checkpoints.
-        precision: `auto` is bf16 where the hardware has instructions for it.
+        precision: `auto` is bf16 where the hardware has instructions for it, but for private runs.
         augment: how training scans are changed.
         init: another run (its folder, or its private/model) whose weights training starts from.
         trainable: only a part of what `init` has brought, for cohorts too small to move more:
@@ -367,7 +368,8 @@ class Train(Part):
             where the model learns its patients by heart.
         memory_gib: bound on the peak of training: a step's patients are worked through in pieces
             that fit, and where none do, ddpm's activations are computed again on the way back.
-        compile: torch.compile; `auto` uses it on CUDA where training is long enough to pay for it.
+        compile: torch.compile; `auto` uses it on CUDA where training is long enough to pay for it,
+            but for private runs.
     """
 
     max_minutes: Annotated[float, Field(gt=0)] | None = None

@@ -7,7 +7,9 @@ stopped. The list of refused files names the source's own, so it lies beside the
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from synthmed.formats.refusal import Refused, quiet
 from synthmed.privacy.ledger import Ledger
 from synthmed.progress import Progress
 from synthmed.receipt import RECEIPT, write_cleaned
-from synthmed.store import locked, write_bytes, write_json
+from synthmed.store import home, locked, write_bytes, write_json
 
 _UNSEEN = {
     "keep": "text drawn into pixels where the header does not say so",
@@ -64,18 +66,16 @@ def deidentify(
         pixels.ready()  # said before anything is read
     _check_places(source, target, options)
     target = target.resolve()
-    refused = refused_list(target)
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritten(error) from None
-    # it names patients' files, and stays in the house
-    with locked(refused, str(target), "choose another folder"):
+    with locked(_lock(target), str(target), "choose another folder"):
         _check_places(source, target, options)  # another call may have begun and ended
-        refused.chmod(0o600)
-        if not refused.stat().st_size:
-            Quarantine().write(refused)  # ours, whenever the call ends
         return _deidentified(source, target, options, quiet_progress)
+
+
+def _lock(target: Path) -> Path:
+    """What stands for a target while a call writes there; nothing of it in the target's folder."""
+    folder = home() / "locks"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder / hashlib.sha256(os.fsencode(target)).hexdigest()
 
 
 def _deidentified(
@@ -92,6 +92,7 @@ def _deidentified(
     n_twice = 0
     progress = Progress("deidentify", quiet_progress)
     paths = [p for p in listing.sizes if not is_auxiliary(p)]
+    target.mkdir(parents=True, exist_ok=True)
     # begun: what is there is ours, whenever the call ends
     write_json(target / RECEIPT, {"complete": False, "options": vars(options)})
     with quiet():
@@ -122,7 +123,10 @@ def _deidentified(
         "n_of_earlier_calls": len(there - written),
     }
     write_cleaned(target, receipt)
-    quarantine.write(refused_list(target))
+    refused = refused_list(target)
+    refused.touch(mode=0o600)  # it names patients' files, and stays in the house
+    refused.chmod(0o600)
+    quarantine.write(refused)
     if not written:
         raise InputError(
             f"{source}: no image in {n_files} files; refused: {quarantine.summary()}",
@@ -147,8 +151,7 @@ def _check_places(source: Path, target: Path, options: Options) -> None:
     for place in (target.resolve(), refused):
         if place.is_relative_to(source.resolve()):
             raise UsageError(f"{target}: lies inside the source", "Choose another place.")
-    there = refused.read_bytes() if refused.exists() else b""
-    if there and not there.startswith(HEADER.encode()):
+    if refused.exists() and not refused.read_bytes().startswith(HEADER.encode()):
         raise UsageError(f"{refused}: is in the way", "Move it, or choose another target.")
     if not target.exists() or not any(target.iterdir()):
         return
@@ -183,14 +186,10 @@ def _write(file: Path, content: bytes) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(file, content)
     except OSError as error:
-        raise _unwritten(error) from None
-
-
-def _unwritten(error: OSError) -> ResourceError:
-    return ResourceError(
-        f"deidentify: a file cannot be written ({error.strerror})",
-        "Free some space, or choose another folder; the same command goes on.",
-    )
+        raise ResourceError(
+            f"deidentify: a file cannot be written ({error.strerror})",
+            "Free some space, or choose another folder; the same command goes on.",
+        ) from None
 
 
 def _receipt(

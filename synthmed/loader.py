@@ -247,9 +247,6 @@ def _packed(people: People) -> list[People]:
             parts[-1].append(rows)
         else:
             parts.append([rows])
-    if len(parts) > 1 and sum(map(len, parts[-1])) == 1:  # one volume is slow to convolve alone
-        alone = parts.pop()
-        parts[-1] += alone
     return parts
 
 

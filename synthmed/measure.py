@@ -37,6 +37,7 @@ class Request:
         samples: whether to draw samples as well.
         device: where.
         threads: of the processor.
+        n_read: patients a step where a phase reads them; null is as many as `batch_patients`.
     """
 
     n_patients: int
@@ -48,6 +49,7 @@ class Request:
     samples: bool
     device: str
     threads: int
+    n_read: int | None = None
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,13 @@ import torch
 
 from synthmed.config import Config
 from synthmed.errors import ResourceError
-from synthmed.loader import READ, WATCHED, Loader
-from synthmed.measure import Request, held_bytes, measure
+from synthmed.loader import WATCHED, Loader
+from synthmed.measure import Measured, Request, held_bytes, measure
 
 GIB = 2**30
+CLOSING = 64
+"""Patients that a trial has at least where there are as many: no fit or look that is bounded reads
+more."""
 RECOMPUTED = frozenset({"ddpm"})
 """Backbones with `Recomputable` blocks."""
 
@@ -36,24 +39,39 @@ class Fitting(NamedTuple):
     recompute: bool = False
 
 
-def fitting(config: Config, loader: Loader, device: str) -> Fitting:
+def fitting(
+    config: Config,
+    loader: Loader,
+    device: str,
+    train_scans: int | None = None,
+    n_holdout: int | None = None,
+) -> Fitting:
     """How to take a step: all at once where nothing bounds the memory.
 
     A piece is never one patient on a CPU, where a Conv3d of batch 1 takes a slow path. Scans
     mapped from the disk are not counted: the system takes their pages back when it needs them.
 
+    Args:
+        config: bounds it.
+        loader: of the cohort, or of one as large as what is watched.
+        device: where to train.
+        train_scans: of the cohort; by default the loader's.
+        n_holdout: patients held out; by default the loader's.
+
     Raises:
-        ResourceError: not even the smallest pieces fit.
+        ResourceError: not even the smallest pieces fit, or what is fitted to all scans at the end.
     """
     if config.train.memory_gib is None:
         return Fitting()
-    asked = loader.asked
+    data, asked = loader.dataset, loader.asked
     # what is promised to patients is promised about how many they are, too
     n = asked if config.privacy else loader.batch_patients
-    scan_bytes = 4 * math.prod(loader.dataset.volumes.shape[1:])
-    train_scans = int((~loader.dataset.holdout).sum())
-    held_out = min(len(loader.dataset.holdout_patients()), WATCHED)
+    scan_bytes = 4 * math.prod(data.volumes.shape[1:])
+    if train_scans is None:
+        train_scans = int((~data.holdout).sum())
+    held_out = len(data.holdout_patients()) if n_holdout is None else n_holdout
     here = held_bytes(device)
+    limit = config.train.memory_gib * GIB
 
     def needs(size: int, recompute: bool) -> int:
         # two pieces show what there is to gather; the rest of the batch only lies there, twice:
@@ -61,11 +79,10 @@ def fitting(config: Config, loader: Loader, device: str) -> Fitting:
         patients = min(n, 2 * size)
         # a phase that reads nobody splits what is asked for into as many pieces
         drawn = max(patients, min(asked, 2 * math.ceil(asked / math.ceil(n / size))))
-        # what ends a training reads many at once, whatever the pieces
-        cohort = patients if drawn > patients else max(patients, min(READ, len(loader.patients)))
         request = Request(
-            n_patients=cohort,
-            n_holdout=held_out,
+            # what ends a training looks at many at once, whatever the pieces
+            n_patients=max(patients, min(CLOSING, len(loader.patients))),
+            n_holdout=min(held_out, WATCHED),
             batch_patients=drawn,
             pieces=1 if size == n else 2,
             recompute=recompute,
@@ -73,24 +90,43 @@ def fitting(config: Config, loader: Loader, device: str) -> Fitting:
             samples=False,
             device=device,
             threads=torch.get_num_threads(),
+            n_read=patients,
         )
         measured = measure(config, request)
         more = 0 if device.startswith("cuda") else max(0, here - measured.built_bytes)
         left = asked - drawn if measured.reads_nobody else n - patients
-        training = measured.peak_bytes + 2 * left * (scan_bytes + measured.draw_bytes)
-        # a fit to all scans holds them at once, after the steps
-        fit = measured.built_bytes + measured.finish_bytes * train_scans
-        return more + max(training, fit if measured.finish_bytes else 0)
+        _require_fit(measured, train_scans, more, limit)
+        return measured.peak_bytes + more + 2 * left * (scan_bytes + measured.draw_bytes)
 
     smallest = 1 if device.startswith("cuda") else 2
-    limit = config.train.memory_gib * GIB
     try:
         return Fitting(fewest(n, smallest, limit, lambda size: needs(size, False)))
-    except ResourceError:
+    except _TooLarge:
         # a private gradient, one a patient, is a pass of its own
         if config.privacy is not None or config.backbone.name not in RECOMPUTED:
             raise
     return Fitting(fewest(n, smallest, limit, lambda size: needs(size, True)), recompute=True)
+
+
+class _TooLarge(ResourceError):
+    """Not even the smallest pieces of a step fit."""
+
+
+def _require_fit(measured: Measured, train_scans: int, more: int, limit: float) -> None:
+    """Refuse a fit to all scans at once, after the steps, that no pieces make smaller.
+
+    Raises:
+        ResourceError: it is larger than the limit.
+    """
+    # two moments and an average of each number that was trained are still there
+    fit = measured.built_bytes + 12 * measured.n_trained + measured.finish_bytes * train_scans
+    if measured.finish_bytes and fit + more > limit:
+        raise ResourceError(
+            f"train.memory_gib {limit / GIB:.3g}: what is fitted to all {train_scans} training "
+            f"scans takes {(fit + more) / GIB:.2g} GiB",
+            "Raise train.memory_gib, or use a smaller grid, another backbone, or of ddpm another "
+            "backbone.prediction.",
+        )
 
 
 def fewest(n: int, smallest: int, limit: float, needs: Callable[[int], int]) -> int:
@@ -119,7 +155,7 @@ def fewest(n: int, smallest: int, limit: float, needs: Callable[[int], int]) -> 
         size = math.ceil(n / count)
         if known(low) + slope * (size - low) <= limit and known(size) <= limit:
             return count
-    raise ResourceError(
+    raise _TooLarge(
         f"train.memory_gib {limit / GIB:.3g}: training takes {known(low) / GIB:.2g} GiB even with "
         f"{low} patients at once",
         "Raise train.memory_gib, or use a smaller model or grid.",

@@ -68,12 +68,12 @@ class Origin:
             for k, v in mine.items()
             if k in there and there[k].shape == v.shape and there[k].dtype == v.dtype
         }
-        wider = condition_width - self.condition_width
+        widths = self.condition_width, condition_width
         partly = {
             k: whole
-            for k, v in named_parameters(model).items()
-            if k in there and k not in taken
-            if (whole := _but_condition(there[k], v.detach(), condition_width, wider)) is not None
+            for k, axis in _told_last(model).items()
+            if k in there and k in mine and k not in taken
+            if (whole := _but_condition(there[k], mine[k], axis, widths)) is not None
         }
         taken |= partly
         if not taken:
@@ -92,25 +92,30 @@ class Origin:
         }
 
 
-def _but_condition(there: Tensor, mine: Tensor, told: int, wider: int) -> Tensor | None:
+def _told_last(model: Generative) -> dict[str, int]:
+    """Parameters along an axis of which the numbers that the model is told come last."""
+    return {
+        f"{name}.{parameter}": axis
+        for name, module in model.modules.items()
+        for parameter, axis in getattr(module, "TOLD_LAST", {}).items()
+    }
+
+
+def _but_condition(there: Tensor, mine: Tensor, axis: int, told: tuple[int, int]) -> Tensor | None:
     """A weight of another model with 0 for the numbers that this one is told; None if none fits.
 
     Args:
         there: of the other model.
         mine: of this one, for its shape.
-        told: how many numbers this one is told: the last along one axis.
-        wider: how many more these are than the other's.
+        axis: along which these numbers come last.
+        told: how many that model is told, and how many this one.
     """
-    if there.dim() != mine.dim() or there.dtype != mine.dtype:
-        return None
-    axes = [i for i, (a, b) in enumerate(zip(there.shape, mine.shape, strict=True)) if a != b]
-    if len(axes) != 1 or mine.shape[axes[0]] - there.shape[axes[0]] != wider:
-        return None
-    kept = mine.shape[axes[0]] - told
-    if kept <= 0:
+    others = [s[:axis] + s[axis + 1 :] for s in (there.shape, mine.shape)]
+    before, kept = (t.shape[axis] - n for t, n in zip((there, mine), told, strict=True))
+    if others[0] != others[1] or there.dtype != mine.dtype or before != kept:
         return None
     whole = torch.zeros_like(mine)
-    whole.narrow(axes[0], 0, kept).copy_(there.narrow(axes[0], 0, kept))
+    whole.narrow(axis, 0, kept).copy_(there.narrow(axis, 0, kept))
     return whole
 
 

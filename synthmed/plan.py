@@ -210,7 +210,8 @@ def cost(config: Config, n_train: int, n_holdout: int, n_scans: int, device: str
     batch = min(asked, n_train)
     n_trial = min(n_train, max(2 * batch, WATCHED))
     loader = noise_loader(config, n_trial, asked)
-    how = memory.fitting(config, loader, device)
+    train_scans = round(n_scans * n_train / (n_train + n_holdout))
+    how = memory.fitting(config, loader, device, train_scans, n_holdout)
     threads = torch.get_num_threads()
     held_out = min(n_holdout, WATCHED)
     measured = measure(config, Request(n_trial, held_out, asked, *how, 6, True, device, threads))
@@ -220,7 +221,6 @@ def cost(config: Config, n_train: int, n_holdout: int, n_scans: int, device: str
     a_look = FORWARD * n_watched / batch  # in steps
     training = sum((n + k * a_look) * s for n, k, s in zip(steps, looks, seconds, strict=True))
     training += measured.build_seconds + measured.examine_seconds
-    train_scans = n_scans * n_train / (n_train + n_holdout)
     training += measured.finish_seconds * min(train_scans, measured.finish_scans or math.inf)
     # the trial's cohort is small: what a fit holds of the whole one comes on top of the model
     fitting = measured.built_bytes + measured.finish_bytes * train_scans

@@ -355,10 +355,11 @@ def sync(path: Path) -> None:
 def locked(file: Path, what: str, elsewhere: str) -> Iterator[None]:
     """Hold a file, made with mode 0600, that one process at a time may hold.
 
-    The system releases it if the process dies.
+    The system releases it if the process dies. Where a share's locks are mandatory nobody can read
+    or write what is locked, so it is a file of its own.
 
     Args:
-        file: whatever it holds stays.
+        file: for this alone.
         what: is in use, for the message.
         elsewhere: what else can be done, for the same.
 
@@ -374,9 +375,14 @@ def locked(file: Path, what: str, elsewhere: str) -> Iterator[None]:
     try:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise ResourceError(
                 f"{what} is in use by another process", f"Wait for it to end, or {elsewhere}."
+            ) from None
+        except OSError as error:
+            raise ResourceError(
+                f"{what}: the file system keeps no locks ({error.strerror})",
+                f"{elsewhere.capitalize()}, on a file system that does.",
             ) from None
         yield
     finally:

@@ -29,7 +29,7 @@ from synthmed.backbones.generative import (
 )
 from synthmed.backbones.nets.recomputable import set_recompute
 from synthmed.config import Config, Optimizer
-from synthmed.errors import SynthmedError
+from synthmed.errors import InputError, SynthmedError
 from synthmed.keys import Key
 from synthmed.loader import Loader
 from synthmed.store import write_bytes
@@ -145,6 +145,8 @@ class Training:
         self.begin_round()
         if log:
             self._cut(path.with_name(LOG))
+        if {k.split("/")[1] for k in tensors if k.startswith("average/")} - set(self.averages):
+            raise _of_another_version()
         for key, value in tensors.items():
             kind, _, rest = key.partition("/")
             if kind == "average":
@@ -343,11 +345,25 @@ def named_state(model: Generative) -> dict[str, Tensor]:
 
 
 def load_state(model: Generative, state: Mapping[str, Tensor]) -> None:
-    """Set what `named_state` gave; a missing or unexpected name raises."""
+    """Set what `named_state` gave.
+
+    Raises:
+        InputError: a name is missing or unexpected, or a shape another.
+    """
     for name, module in model.modules.items():
         prefix = name + "."
         mine = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
-        module.load_state_dict(mine)
+        try:
+            module.load_state_dict(mine)
+        except RuntimeError:
+            raise _of_another_version() from None
+
+
+def _of_another_version() -> InputError:
+    return InputError(
+        "the model, or what was kept of its training, is of another version of this program",
+        "Remove private/model and private/model.partial of the run: the same command trains anew.",
+    )
 
 
 def as_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:

@@ -6,6 +6,7 @@ It reads what to try from standard input and prints what that took; measure.py s
 from __future__ import annotations
 
 import json
+import math
 import sys
 import tempfile
 import time
@@ -38,14 +39,20 @@ PATIENCE = 30.0
 
 
 def noise(config: Config, n_train: int, n_holdout: int = 0) -> Dataset:
-    """Patients of pure noise on the config's grid: a step costs the same on them."""
+    """Patients of pure noise on the config's grid: a step costs the same on them.
+
+    One noise for all, a voxel further for each: what a run maps from the disk is no memory here.
+    """
     n = n_train + n_holdout
     conditions = Conditions(config.data.conditions)
     channels = channels_of(config.data)
     key = Key.root(config.seed).fold("noise")
-    shape = (n, len(channels), *config.data.grid)
+    shape = (len(channels), *config.data.grid)
+    voxels = math.prod(shape)
+    line = key.numpy().random(voxels + n, np.float32).astype(np.float16)
+    strides = (line.itemsize, *line[:voxels].reshape(shape).strides)
     return Dataset(
-        volumes=key.numpy().random(shape, np.float32).astype(np.float16),
+        volumes=np.lib.stride_tricks.as_strided(line, (n, *shape), strides, writeable=False),
         patients=np.array([f"noise{i:06d}" for i in range(n)]),
         labels=[conditions.draw(key.fold(i)) for i in range(n)],
         holdout=np.arange(n) >= n_train,
@@ -75,6 +82,8 @@ def perform(config: Config, request: Request) -> Measured:
     """The trial itself, in this process."""
     device, fitting = request.device, Fitting(request.pieces, request.recompute)
     loader = noise_loader(config, request.n_patients, request.batch_patients, request.n_holdout)
+    if request.n_read is not None:
+        loader.batch_patients = request.n_read
     key = Key.root(config.seed).fold("trial")
     started = time.monotonic()
     model = train.build(config, loader, key, device)
@@ -93,7 +102,8 @@ def perform(config: Config, request: Request) -> Measured:
             if request.n_holdout and current.finish is not None:
                 started = time.monotonic()
                 current.finish(loader.all_train(device, current.finish_scans))
-                finishing += (time.monotonic() - started) / request.n_patients
+                read = min(request.n_patients, current.finish_scans or request.n_patients)
+                finishing += (time.monotonic() - started) / read
     if request.n_holdout:
         started = time.monotonic()
         train.examine(model, loader, device)

@@ -168,7 +168,8 @@ def test_what_a_phase_draws_that_reads_nobody_is_bounded_too(
 
     monkeypatch.setattr(memory, "measure", answer)
     assert memory.fitting(bounded, noise_loader(bounded, 8, 64), "cpu") == Fitting(4, False)
-    assert {(r.n_patients, r.batch_patients) for r in noted} >= {(4, 32), (8, 64)}
+    assert {(r.n_read, r.batch_patients) for r in noted} >= {(4, 32), (8, 64)}
+    assert {r.n_patients for r in noted} == {8}
 
 
 def test_what_ends_a_training_and_what_is_drawn_ahead_are_bounded_too(
@@ -195,10 +196,12 @@ def test_what_ends_a_training_and_what_is_drawn_ahead_are_bounded_too(
 
     # in one piece nothing is left to lie there
     assert fits(taken)
-    assert {r.n_holdout for r in noted} == {32} and min(r.n_patients for r in noted) == 16
+    assert {r.n_holdout for r in noted} == {32} and min(r.n_patients for r in noted) == 64
     # 64 scans at once after the steps, whatever the pieces
     assert fits(replace(taken, finish_bytes=GIB // 100))
     assert not fits(replace(taken, finish_bytes=GIB // 10))
+    with pytest.raises(ResourceError, match="fitted to all 640 training scans takes"):
+        memory.fitting(bounded, source, "cpu", 640, 200)
 
 
 def test_draws_that_wait_for_their_piece_count(
@@ -227,7 +230,8 @@ def test_activations_are_recomputed_where_no_pieces_fit(
     """A patient takes 1 GiB, or 0.3 GiB with its activations computed again."""
 
     def answer(config: Config, request: Request) -> Measured:
-        at_once = math.ceil(min(request.n_patients, request.batch_patients) / request.pieces)
+        assert request.n_read is not None
+        at_once = math.ceil(request.n_read / request.pieces)
         each = 0.3 if request.recompute else 1.0
         return replace(TAKEN, peak_bytes=int(at_once * each * GIB))
 
@@ -262,7 +266,8 @@ def test_under_a_promise_pieces_do_not_tell_how_many_people_there_are(
     """They decide how the step of a phase that reads nobody is rounded."""
 
     def answer(config: Config, request: Request) -> Measured:
-        at_once = math.ceil(min(request.n_patients, request.batch_patients) / request.pieces)
+        assert request.n_read is not None
+        at_once = math.ceil(request.n_read / request.pieces)
         return replace(TAKEN, peak_bytes=at_once * GIB)
 
     monkeypatch.setattr(memory, "measure", answer)

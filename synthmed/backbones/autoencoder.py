@@ -78,7 +78,7 @@ class WeightPenalty(_Part):
 
     Not as a term of the loss: Adam would rescale it weight by weight (Loshchilov and Hutter 2019,
     arXiv:1711.05101), and under differential privacy it would be clipped with the patient's.
-    Weights shrink by weight times the learning rate a step: by default to a third in 8000 steps.
+    Weights shrink by weight times the learning rate a step: by default to a quarter in 8000 steps.
     """
 
     kind: Literal["l2"] = "l2"

@@ -105,7 +105,8 @@ def ingest(
             pseudonyms,
             quarantine,
             target,
-            allow_copies or config.privacy is not None,
+            allow_copies,
+            config.privacy is not None,
             # the network that looks for brains uses all cores itself
             1 if config.data.faces == "remove" else how_many(listing, plan.candidates),
         )

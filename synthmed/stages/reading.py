@@ -59,6 +59,8 @@ class Reading:
         quarantine: where refused files are entered.
         target: the folder of the catalogue.
         allow_copies: keep scans with the same voxels.
+        private: whether patients are promised something: one person's scans then remove nobody
+            else's.
         n_processes: that read.
         undeclared: name of a mask to voxels with another value than its labels', over all scans.
         removed: name of a mask to voxels that were taken away with faces, over all scans.
@@ -69,6 +71,7 @@ class Reading:
     quarantine: Quarantine
     target: Path
     allow_copies: bool
+    private: bool
     n_processes: int
     undeclared: Counter[str] = field(default_factory=Counter)
     removed: Counter[str] = field(default_factory=Counter)
@@ -98,7 +101,7 @@ class Reading:
                 )
             if progress:
                 progress(done, len(found))
-        for names in () if self.allow_copies else same.values():
+        for names in same.values():
             self._without_copies(names, kept)
         return [record for _, record in kept.values()]
 
@@ -129,26 +132,40 @@ class Reading:
     ) -> None:
         """Of scans with the same voxels keep one person's first; of several people's, none.
 
-        None either where one has another label than another: which is right is unknown.
+        None either of a person of whom one has another label than another: which is right is
+        unknown. The first of those that have most labels.
         """
-        records = [kept[name][1] for name in names]
-        labels = {(c, v) for record in records for c, v in record.labels.items()}
-        if len({record.patient for record in records}) > 1:
-            doomed, code = names, "duplicate_scan"
+        if self.allow_copies:
+            return
+        people: dict[str, list[str]] = defaultdict(list)
+        for name in names:
+            people[kept[name][1].patient].append(name)
+        if len(people) > 1 and not self.private:
             detail = "They are said to be of different patients, so whose they are is unknown."
-        elif len(labels) > len({c for c, _ in labels}):
-            doomed, code = names, "label_ambiguous"
-            detail = "They are of scans with exactly the same voxels."
-        else:
-            doomed, code = names[1:], "duplicate_scan"
-            detail = "It is of the same patient, whose first one is kept."
-        for name in doomed:
+            self._remove(names, kept, Refused("duplicate_scan", detail))
+            return
+        for own in people.values():
+            labels = {item for name in own for item in kept[name][1].labels.items()}
+            if len(labels) > len({condition for condition, _ in labels}):
+                detail = "They are of scans with exactly the same voxels."
+                self._remove(own, kept, Refused("label_ambiguous", detail))
+            elif not self.private:
+                best = max(own, key=lambda name: len(kept[name][1].labels))
+                detail = "It is of the same patient, of whom another one is kept."
+                rest = [name for name in own if name != best]
+                self._remove(rest, kept, Refused("duplicate_scan", detail))
+
+    def _remove(
+        self, names: Sequence[str], kept: dict[str, tuple[Candidate, Scan]], reason: Refused
+    ) -> None:
+        """Take scans out that were written already."""
+        for name in names:
             candidate, record = kept.pop(name)
             (self.target / "faces" / f"{name}.png").unlink(missing_ok=True)
             for file in record.channels.values():
                 (self.target / "volumes" / file).unlink()
             for path in candidate.files:
-                self.quarantine.add(path, Refused(code, detail), record.patient)
+                self.quarantine.add(path, reason, record.patient)
 
 
 @dataclass(frozen=True)

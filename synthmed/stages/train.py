@@ -235,7 +235,8 @@ def _loop(
             if interrupted:
                 raise _stopped(done, total)
         ended = state.rounds[state.round]
-        state.end_round(loader.all_train(device, ended.finish_scans) if ended.finish else [])
+        with arithmetic(device, False):  # moments and deviations are of all of float32
+            state.end_round(loader.all_train(device, ended.finish_scans) if ended.finish else [])
         state.save(checkpoint)
         if state.round < len(state.rounds):
             ranks.tell({"restore": True})

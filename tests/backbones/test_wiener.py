@@ -348,6 +348,32 @@ def test_what_a_label_shifts_is_unknown_where_the_label_is() -> None:
         torch.testing.assert_close(found.seen[i].double(), seen, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("lacking", [0.0, 0.1, 0.3, 0.5])
+def test_people_without_a_label_do_not_make_its_shift_texture(lacking: float) -> None:
+    """The true covariances, of whoever is known and of whoever is not, at any share without."""
+    g, m, n = generator(5), 4000, 30
+    shift = 2 * torch.randn(n, generator=g)
+    a = torch.randn(n, 2, generator=g)
+    c = torch.nn.functional.one_hot(torch.randint(2, (m,), generator=g), 2).float()
+    y = (
+        c[:, :1] * shift
+        + torch.randn(m, 2, generator=g) @ a.T
+        + 0.3 * torch.randn(m, n, generator=g)
+    )
+    told = c.clone()
+    told[: round(lacking * m)] = 0
+    wiener = Wiener(n, 4, 2)
+    wiener.fit(y.clone(), told)
+    within = (a @ a.T + 0.09 * torch.eye(n)).double()
+    factors, v = moments(wiener)
+    known = factors @ factors.T + v.diag()
+    every = wiener.factor_nk.double()
+    unknown = every @ every.T + v.diag()
+    truth = within + 0.25 * torch.outer(shift, shift).double()
+    assert float(known.trace() / within.trace()) == pytest.approx(1, abs=0.06)
+    assert float(unknown.trace() / truth.trace()) == pytest.approx(1, abs=0.06)
+
+
 def test_somebody_scanned_often_counts_as_one_person() -> None:
     """The same scan three times, a third each, is that scan once."""
     y, c = volumes()

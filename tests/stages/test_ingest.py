@@ -25,6 +25,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MediaStorageDirectoryStorage, ge
 
 from synthmed import processes
 from synthmed.artifacts import Catalogue, Scan
+from synthmed.config import Privacy
 from synthmed.errors import InputError, UsageError
 from synthmed.formats import candidates
 from synthmed.formats.refusal import REASONS, quiet
@@ -34,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "formats"))
 import make
 
 SEX = {"sex": {"kind": "categorical", "categories": ["F", "M"]}}
+PROMISE = Privacy(epsilon=8, delta=1e-5, sample_rate=0.5, patients=100)
 AGE = {"age": {"kind": "continuous", "low": 18, "high": 90, "unit": "years"}}
 
 
@@ -246,6 +248,17 @@ def test_the_same_voxels_with_two_labels_say_neither(source: Path, target: Path)
     }
     assert facts["n_scans"] == len(rows) - 2
     assert len(list((target / "volumes").iterdir())) == len(rows) - 2
+    assert all(len(scan.labels) == 2 for scan in scans(target)), "the one with most labels is kept"
+    private = target.parent / "private"
+    private.mkdir()
+    promised = make.config(
+        source, conditions=SEX | AGE, missing_labels="keep", patient="participant_id",
+        view="grid", spacing_mm=[2, 2, 2],
+    ).model_copy(update={"privacy": PROMISE})  # fmt: skip
+    # nobody's scans remove another's, but a contradiction is one person's own
+    facts = ingest(promised, private, min_patients=1)
+    assert set(quarantine(private).values()) == {"label_ambiguous"}
+    assert facts["n_scans"] == len(rows) - 1
 
 
 def test_labels_that_cannot_be_used(source: Path, target: Path) -> None:

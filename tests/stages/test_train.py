@@ -461,7 +461,6 @@ def test_a_row_is_a_person_with_all_their_scans() -> None:
     counts = [int(n) for b in batches for n in b.mask.sum(1)]
     assert counts == [len(source.scans[p]) for p in source.patients]
     assert max(counts) >= 40 and all(b.mask.numel() <= max(READ, max(counts)) for b in batches)
-    assert all(b.mask.sum() > 1 for b in batches), "a scan alone is slow to convolve"
     even = evenly(batches)
     held = np.repeat(np.arange(len(counts)), counts)[even.numpy()]
     assert len(set(np.bincount(held))) == 1, "everybody has as many rows"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -140,6 +141,7 @@ class Generator(nn.Module):
     """
 
     CONDITIONING = ("style",)
+    TOLD_LAST: ClassVar = {"style.0.weight": 1, "template": 0}
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from monai.networks.layers.utils import get_act_layer
@@ -34,6 +35,8 @@ class CodeEncoder(nn.Module):
         numbers: K, length of the vector or channels of the map.
         vector: whether the code is a vector.
     """
+
+    TOLD_LAST: ClassVar = {"head.0.weight": 1, "head.weight": 1}
 
     def __init__(
         self, spec: VolumeSpec, widths: Sequence[int], numbers: int, *, vector: bool
@@ -70,6 +73,8 @@ class CodeDecoder(nn.Module):
         vector: whether the code is a vector.
         rectified: whether negative numbers of a code count as 0 (a sparse code).
     """
+
+    TOLD_LAST: ClassVar = {"head.0.weight": 1, "head.weight": 1, "template": 0}
 
     def __init__(
         self,

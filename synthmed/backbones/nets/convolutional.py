@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from monai.networks.blocks.convolutions import ResidualUnit
@@ -47,10 +48,10 @@ def unfold(x: Tensor) -> Tensor:
 
 
 def exactly(like: Tensor) -> torch.autocast:
-    """A context of float32 alone, also where the rest is trained in bfloat16.
+    """A context without bfloat16, also where the rest is trained in it.
 
     Maps of intensity need it: rounded to eight bits they would be off by more than the noise floor,
-    in training and not when samples are drawn.
+    in training and not when samples are drawn. On CUDA products have eleven bits then (TF32).
     """
     return torch.autocast(like.device.type, enabled=False)
 
@@ -109,6 +110,8 @@ def decoder_blocks(widths: Sequence[int], geometry: Geometry) -> nn.Sequential:
 class Encoder(nn.Module):
     """(B, C, X, Y, Z) and (B, D) to mean and log variance of the latent, (B, L) each."""
 
+    TOLD_LAST: ClassVar = {"head.0.weight": 1}
+
     def __init__(
         self,
         channels: int,
@@ -140,6 +143,7 @@ class Decoder(nn.Module):
     """(B, L) latent and (B, D) condition to the mean volume (B, C, X, Y, Z), float32."""
 
     CONDITIONING = ("head.0",)
+    TOLD_LAST: ClassVar = {"head.0.weight": 1, "template": 0}
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ class UNet(nn.Module):
     """
 
     CONDITIONING = ("known",)
+    TOLD_LAST: ClassVar = {"known.0.weight": 1}
 
     def __init__(
         self,

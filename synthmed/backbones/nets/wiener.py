@@ -93,7 +93,7 @@ class Wiener(nn.Module):
             Share of the variance in condition and factors, not in v.
         """
         each = y.new_ones(len(y), 1) if weight is None else weight[:, None].to(y)
-        m = round(float(each.sum()))
+        m = people = round(float(each.sum()))
         told = known(c, self.label_widths)
         mean = (each.T @ y)[0] / m
         centre = (each * c).sum(0) / (each * told).sum(0).clamp(min=1)
@@ -106,6 +106,11 @@ class Wiener(nn.Module):
         shown = torch.cat([x.T @ part.double() for part in torch.split(rest, _COLUMNS, 1)], 1)
         shift = torch.linalg.solve(x.T @ x + ridge, shown).float()
         rest -= x.float() @ shift
+        # of somebody without a label its shift is still there: they would count it as texture
+        whole = told.all(1)
+        n = float(each[whole].sum())
+        if m / 2 <= n < m:
+            rest, m = rest[whole], round(n)
         # the left singular vectors from the small Gram matrix: n is far larger than m
         _, vectors = torch.linalg.eigh((rest @ rest.T).double())
         k = min(self.factors, m // 3)
@@ -128,7 +133,7 @@ class Wiener(nn.Module):
         for q in range(_LEVELS):
             rows = self.factor_nk[which == q]
             self.inner_qkk[q] = rows.T @ rows
-        return 1 - float(left.sum()) * m / max(total, 1e-12)
+        return 1 - float(left.sum()) * people / max(total, 1e-12)
 
     def _spread(self, x: Tensor, told: Tensor) -> Tensor:
         """(D, D) R with R R^T the labels' covariance, each label's own, from (m, D) weighted rows.
