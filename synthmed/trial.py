@@ -34,6 +34,8 @@ from synthmed.stages.sample import Sampler
 from synthmed.trainable import merge, n_trained
 from synthmed.types import Array
 
+HELD = 1 << 26
+"""Bytes of noise that a trial may hold."""
 PATIENCE = 30.0
 """Seconds of a batch of samples above which a second one is not waited for."""
 
@@ -41,16 +43,18 @@ PATIENCE = 30.0
 def noise(config: Config, n_train: int, n_holdout: int = 0) -> Dataset:
     """Patients of pure noise on the config's grid: a step costs the same on them.
 
-    One noise for all, a voxel further for each: what a run maps from the disk is no memory here.
+    Many large ones are one noise, a voxel further for each: a run maps its scans from the disk,
+    where they are no memory.
     """
     n = n_train + n_holdout
     conditions = Conditions(config.data.conditions)
     channels = channels_of(config.data)
     key = Key.root(config.seed).fold("noise")
     shape = (len(channels), *config.data.grid)
-    voxels = math.prod(shape)
-    line = key.numpy().random(voxels + n, np.float32).astype(np.float16)
-    strides = (line.itemsize, *line[:voxels].reshape(shape).strides)
+    voxels, apart = math.prod(shape), 2 * n * math.prod(shape) <= HELD
+    line = key.numpy().random(voxels * n if apart else voxels + n, np.float32).astype(np.float16)
+    further = line.itemsize * (voxels if apart else 1)
+    strides = (further, *line[:voxels].reshape(shape).strides)
     return Dataset(
         volumes=np.lib.stride_tricks.as_strided(line, (n, *shape), strides, writeable=False),
         patients=np.array([f"noise{i:06d}" for i in range(n)]),

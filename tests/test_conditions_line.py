@@ -308,7 +308,7 @@ def test_masks_that_may_not_be_used_are_found_before_training(
 def test_masks_are_named_on_the_command_line(
     given_config: Path, synthmed: Callable[..., Result], tmp_path: Path
 ) -> None:
-    result = synthmed("generate", given_config, "--run", tmp_path / "r", "--masks", "", "--dry-run")
+    result = synthmed("generate", given_config, "--run", tmp_path / "r", "--dry-run")
     assert result.code == 0
     nowhere = tmp_path / "nowhere"
     result = synthmed("generate", given_config, "--run", tmp_path / "r", "--masks", nowhere)

@@ -878,7 +878,7 @@ def test_without_the_packages_the_extra_is_named(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for address in (WEB, DIMSE):
-        with pytest.raises(UsageError, match=r"synthmed\[pacs\]"):
+        with pytest.raises(UsageError, match=r"'\.\[pacs\]'"):
             fetched(address, tmp_path / "fetched")
 
 

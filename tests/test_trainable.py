@@ -98,8 +98,8 @@ def weights(folder: Path) -> dict[str, Tensor]:
 
 def origin(family: str, folder: Path) -> Origin:
     run(config(family), folder)
-    about = json.loads((folder / "target" / ABOUT).read_text())["provenance"]
-    return Origin(folder / "target", "digest", about)
+    about = json.loads((folder / "target" / ABOUT).read_text())
+    return Origin(folder / "target", "digest", about["provenance"], about["condition_width"])
 
 
 def few(choice: str, **more: Any) -> dict[str, Any]:

@@ -100,6 +100,7 @@ def gaussian(model: Diffusion, c: Tensor) -> Gaussian:
     """What the linear denoiser takes the data for, given one condition (D,)."""
     assert model.wiener is not None
     a, v = model.wiener.factor_nk.double(), model.wiener.variance_n.double()
+    a = a[:, : model.wiener.factors]  # the condition is known
     return Gaussian(model.wiener.centred(c[None])[0].double(), a @ a.T + v.diag())
 
 

@@ -273,7 +273,7 @@ def test_without_the_extra(source: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("SYNTHMED_HOME", str(tmp_path / "home"))
     deface._network.cache_clear()
     monkeypatch.setitem(sys.modules, "deepbet", None)
-    with pytest.raises(UsageError, match=r"(?s)data\.faces.*synthmed\[faces\]"):
+    with pytest.raises(UsageError, match=r"(?s)data\.faces.*'\.\[faces\]'"):
         run(source, tmp_path / "a")
     facts = run(source, tmp_path / "b", faces="keep")
     assert "n_faces_removed" not in facts

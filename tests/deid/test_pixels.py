@@ -201,11 +201,11 @@ def test_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     make.series(tmp_path / "s", make.voxels(0), np.eye(4))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     pixels._network.cache_clear()
-    with pytest.raises(UsageError, match=r"synthmed\[text\]"):
+    with pytest.raises(UsageError, match=r"'\.\[text\]'"):
         deidentify(tmp_path / "s", tmp_path / "t", Options(text="mask"), True)
     assert not (tmp_path / "t").exists()
     config = make.config(tmp_path / "s", text="quarantine")
-    with pytest.raises(UsageError, match=r"synthmed\[text\]"):
+    with pytest.raises(UsageError, match=r"'\.\[text\]'"):
         ingest(config, tmp_path)
     pixels._network.cache_clear()
 

@@ -90,7 +90,7 @@ def test_what_it_makes_must_lie_where_the_headers_say(
 
 def test_without_it_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"(?s)data\.engine.*synthmed\[dcm2niix\]"):
+    with pytest.raises(UsageError, match=r"(?s)data\.engine.*'\.\[dcm2niix\]'"):
         dcm2niix.binary()
 
 

@@ -381,7 +381,8 @@ def test_weights_to_start_from_bring_no_fit_of_theirs(tmp_path: Path) -> None:
     assert not torch.equal(there["prior.factor_LL"], torch.eye(3)), "the control: it was fitted"
     conf = config()
     model = stage.build(conf, loader(conf), Key.root(9), "cpu")
-    Origin(tmp_path / "a" / "target", "digest", {}).start(model, buffers=False)
+    width = loader(conf).spec.condition_width
+    Origin(tmp_path / "a" / "target", "digest", {}, width).start(model, width, buffers=False)
     mine = named_state(model)
     assert torch.equal(mine["prior.factor_LL"], torch.eye(3))
     assert all(torch.equal(mine[k], there[k]) for k in named_parameters(model))

@@ -240,7 +240,7 @@ def stop_at_batch(loader: Loader, asked: str, number: int) -> None:
     def counted(*args: Any) -> Any:
         seen[0] += 1
         if seen[0] == number:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)  # one to the process may wait for another thread
         return original(*args)
 
     setattr(loader, asked, counted)
