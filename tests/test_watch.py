@@ -70,10 +70,9 @@ class Heard(Progress):
 
     def update(self, done: int, total: int, note: str = "") -> None:
         if done == self.stop_at:
-            import os
             import signal
 
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
 
 def run(

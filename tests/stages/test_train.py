@@ -234,10 +234,9 @@ def run(
     class Stopper(Progress):
         def update(self, done: int, total: int, note: str = "") -> None:
             if done == interrupt_at:
-                import os
                 import signal
 
-                os.kill(os.getpid(), signal.SIGTERM)
+                signal.raise_signal(signal.SIGTERM)
 
     source = loader(data or dataset(), conf.train.batch_patients, conf.train.augment)
     return stage.train(conf, source, partial, target, Stopper("train", quiet=True), "cpu")
