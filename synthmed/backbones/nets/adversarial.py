@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from synthmed.backbones.nets.convolutional import exactly, fold, unfold
+from synthmed.backbones.nets.convolutional import fold, unfold
 
 Size = tuple[int, int, int]
 
@@ -189,7 +189,7 @@ class Generator(nn.Module):
         nx, ny, nz = self.grid
         raw = unfold(self.out(_activate(h)))[..., :nx, :ny, :nz].float()
         told = torch.cat([c.new_ones(len(c), 1), _SHIFT * c], 1).float()
-        with exactly(raw):
+        with torch.autocast(raw.device.type, enabled=False):
             shared = torch.einsum("bk,kcxyz->bcxyz", told, self.template)
         volume: Tensor = F.softplus(_VARIATION * raw + _GAIN * shared, beta=_SHARPNESS)
         return volume

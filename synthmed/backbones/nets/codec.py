@@ -20,7 +20,6 @@ from synthmed.backbones.nets.convolutional import (
     Geometry,
     decoder_blocks,
     encoder_blocks,
-    exactly,
     fold,
     unfold,
 )
@@ -117,11 +116,10 @@ class CodeDecoder(nn.Module):
         h = h.reshape(-1, self.width, *self.geometry.coarse)
         mean = self.geometry.crop(unfold(self.out(self.blocks(h)))).float()
         known = torch.cat([c.new_ones(c.shape[0], 1), c], 1).float()
-        with exactly(mean):
-            mean = mean + 10 * torch.einsum("bk,kcxyz->bcxyz", known, self.template)
-            if self.basis is None:
-                return mean
-            return mean + torch.einsum("bl,lcxyz->bcxyz", a.flatten(1).float(), self.basis)
+        mean = mean + 10 * torch.einsum("bk,kcxyz->bcxyz", known, self.template)
+        if self.basis is None:
+            return mean
+        return mean + torch.einsum("bl,lcxyz->bcxyz", a.flatten(1).float(), self.basis)
 
 
 class CodeScale(nn.Module):

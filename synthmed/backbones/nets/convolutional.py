@@ -47,15 +47,6 @@ def unfold(x: Tensor) -> Tensor:
     return x.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, c8 // 8, 2 * x_, 2 * y_, 2 * z_)
 
 
-def exactly(like: Tensor) -> torch.autocast:
-    """A context without bfloat16, also where the rest is trained in it.
-
-    Maps of intensity need it: rounded to eight bits they would be off by more than the noise floor,
-    in training and not when samples are drawn. On CUDA products have eleven bits then (TF32).
-    """
-    return torch.autocast(like.device.type, enabled=False)
-
-
 class Geometry:
     """How a grid shrinks level by level.
 
@@ -133,9 +124,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         h = self.blocks(fold(self.geometry.expand(x))).flatten(1)
-        # posteriors are narrower than bfloat16 tells two means apart
-        with exactly(h):
-            mean, log_var = self.head(torch.cat([h.float(), c], 1)).chunk(2, 1)
+        mean, log_var = self.head(torch.cat([h, c.to(h.dtype)], 1)).float().chunk(2, 1)
         return mean, log_var.clamp(-12, 4)
 
 
@@ -178,6 +167,5 @@ class Decoder(nn.Module):
         known = torch.cat([c.new_ones(c.shape[0], 1), c], 1).float()
         # Adam moves a parameter by the learning rate a step: with this gain the template is there
         # within tens of steps. The basis has none, or the latent would stay far below unit scale.
-        with exactly(mean):
-            shared = 10 * torch.einsum("bk,kcxyz->bcxyz", known, self.template)
-            return mean + shared + torch.einsum("bl,lcxyz->bcxyz", z.float(), self.basis)
+        shared = 10 * torch.einsum("bk,kcxyz->bcxyz", known, self.template)
+        return mean + shared + torch.einsum("bl,lcxyz->bcxyz", z.float(), self.basis)

@@ -7,8 +7,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from synthmed.backbones.nets.convolutional import exactly
-
 # Adam moves every parameter by about the learning rate a step, whatever its unit; these gains let
 # scale maps and spectra cover their range (several e-folds) within a few hundred steps.
 _GAIN = 10.0
@@ -70,8 +68,7 @@ class SpectralNoise(nn.Module):
 
     def _log_spectrum(self) -> Tensor:
         """log S on the half spectrum (C, X, Y, R), normalised so that S has mean 1."""
-        with exactly(self.log_spectrum):
-            log_s = torch.einsum("ck,kxyr->cxyr", self.log_spectrum * _GAIN, self.basis_KXYR)
+        log_s = torch.einsum("ck,kxyr->cxyr", self.log_spectrum * _GAIN, self.basis_KXYR)
         total = math.prod(self.grid)
         mean = torch.logsumexp(log_s + self.weight_R.log(), dim=(1, 2, 3), keepdim=True) - math.log(
             total
