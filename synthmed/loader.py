@@ -93,19 +93,17 @@ class Loader:
         of the others comes after.
         """
         parts = [self._whole(phase, key.fold(name), name, repeats) for name in names]
-        longest = max(len(batch.mask[0]) for batch, _ in parts)
-        batches = [Batch(*(_padded(t, longest) for t in batch)) for batch, _ in parts]
+        batch = _together([own for own, _ in parts], device)
+        longest = batch.mask.shape[1]
         each = [{k: _padded(v[None], longest) for k, v in draws.items()} for _, draws in parts]
-        batch = Batch(*(torch.cat(fields).to(device) for fields in zip(*batches, strict=True)))
         return batch, {k: torch.cat([d[k] for d in each]).to(device) for k in each[0]}
 
     def _whole(self, phase: Phase, key: Key, name: str, repeats: int) -> tuple[Batch, Draws]:
         """One patient's scans in one row, and its draws."""
         turns = [(int(row), k) for k in range(repeats) for row in self.scans[name]]
         shown = [self._changed(row, key.fold("scan", row, k)) for row, k in turns]
-        rows = self._batch([x for x, _ in shown], np.stack([c for _, c in shown]))
-        one = Batch(*(t.transpose(0, 1) for t in rows))
-        return one, phase.draw(key.fold("draw").torch(), len(turns))
+        scans = self._batch([x for x, _ in shown], np.stack([c for _, c in shown]))
+        return _of_one(scans), phase.draw(key.fold("draw").torch(), len(turns))
 
     @contextmanager
     def ahead(self) -> Iterator[None]:
@@ -218,10 +216,7 @@ class Loader:
 
     def read_people(self, people: Sequence[Sequence[int]], device: str) -> Batch:
         """The scans of each, unchanged, one patient a row."""
-        longest = max(map(len, people))
-        each = [self.read(rows, device) for rows in people]
-        rows = [[_padded(t.transpose(0, 1), longest) for t in one] for one in each]
-        return Batch(*(torch.cat(fields) for fields in zip(*rows, strict=True)))
+        return _together([_of_one(self.read(rows, "cpu")) for rows in people], device)
 
     def _batch(self, x: Sequence[torch.Tensor], c: Array) -> Batch:
         all_channels = torch.stack(list(x))[:, None]
@@ -248,6 +243,18 @@ def _packed(people: People) -> list[People]:
         else:
             parts.append([rows])
     return parts
+
+
+def _of_one(scans: Batch) -> Batch:
+    """Scans that are all of one patient, in one row."""
+    return Batch(*(t.transpose(0, 1) for t in scans))
+
+
+def _together(patients: Sequence[Batch], device: str) -> Batch:
+    """A row each, padded to the longest."""
+    longest = max(p.mask.shape[1] for p in patients)
+    rows = [[_padded(t, longest) for t in p] for p in patients]
+    return Batch(*(torch.cat(fields).to(device) for fields in zip(*rows, strict=True)))
 
 
 def _padded(t: torch.Tensor, length: int) -> torch.Tensor:
