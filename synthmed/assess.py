@@ -125,7 +125,9 @@ def assess(
             judged,
             release.Grounds(
                 evaluate.read_estimates(run.folder("evidence")),
-                elsewhere=Elsewhere(left_out + unread, *named, names.complete),
+                elsewhere=Elsewhere(
+                    left_out + unread, *named, names.complete, _fewer_categories(judged, chosen)
+                ),
             ),
             shipped,
             about,
@@ -243,6 +245,15 @@ def _as_synthetic(config: Config, cohort: Cohort) -> Config:
             conditions[name] = condition.model_copy(update=update)
     data = config.data.model_copy(update={"conditions": conditions})
     return config.model_copy(update={"data": data})
+
+
+def _fewer_categories(judged: Config, chosen: Config) -> bool:
+    """Whether a condition has categories that it is not judged by."""
+    return any(
+        condition.kind == "categorical" and condition.categories != kept.categories
+        for name, condition in chosen.data.conditions.items()
+        if (kept := judged.data.conditions.get(name)) is not None and kept.kind == "categorical"
+    )
 
 
 def _naming(run: Run, folder: Path, names: SourceNames) -> tuple[int, int]:

@@ -9,7 +9,7 @@ first, as if nothing were known. The rest stays as freshly drawn, and is listed.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,25 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from synthmed import traces
 from synthmed.backbones.generative import Generative, named_parameters
 from synthmed.config import Config
 from synthmed.configfile import init_folder
 from synthmed.errors import UsageError
-from synthmed.store import file_sha256
+from synthmed.store import Run, file_sha256
 from synthmed.training import load_state, named_state
 
 WEIGHTS = "weights.safetensors"
 ABOUT = "model.json"
+
+KNEW_HELD_OUT = {
+    True: "people held out here, or others of the same names, are among those that these weights "
+    "were trained on, so that no test can tell what the model remembers of them",
+    None: "nothing says that these weights were not trained on people held out here, so that no "
+    "test can tell what the model remembers of them",
+    False: "these weights were trained on nobody who is held out here",
+}
+"""What `Origin.knew` found, in words."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +48,24 @@ class Origin:
         digest: SHA-256 of its weights.
         about: what its model.json says of how it came about (`provenance`).
         condition_width: how many numbers that model is told.
+        learned_from: pseudonyms of the people that it was trained on; None where nothing says who
+            all of them are, as of a folder outside its run, or one that started from others.
     """
 
     path: Path
     digest: str
     about: Mapping[str, Any]
     condition_width: int
+    learned_from: frozenset[str] | None = None
+
+    def knew(self, held_out: Collection[str]) -> bool | None:
+        """Whether these weights were trained on some of the people; None where nothing says it.
+
+        By pseudonym: another cohort that counts its patients alike is taken for the same people.
+        """
+        if self.learned_from is None:
+            return None
+        return not self.learned_from.isdisjoint(held_out)
 
     def start(
         self, model: Generative, condition_width: int, buffers: bool = True
@@ -172,4 +194,20 @@ def find(config: Config) -> Origin | None:
             f"this config's backbone is {config.backbone.name}",
             "Start from a model of the same backbone.",
         )
-    return Origin(folder, file_sha256(folder / WEIGHTS), about, told["condition_width"])
+    return Origin(
+        folder,
+        file_sha256(folder / WEIGHTS),
+        about,
+        told["condition_width"],
+        _learned_from(folder, about),
+    )
+
+
+def _learned_from(folder: Path, about: Mapping[str, Any]) -> frozenset[str] | None:
+    """The people that the model in RUN/private/model was trained on, if all are known."""
+    if folder.resolve().parts[-2:] != ("private", "model") or about["init"] is not None:
+        return None
+    run = Run(folder.resolve().parents[1])
+    model = run.manifest("model")
+    people = traces.trained_on(run, model) if model else None
+    return None if people is None else frozenset(people)

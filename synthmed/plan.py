@@ -23,8 +23,10 @@ from synthmed.metrics.stats import Z95, clopper_pearson
 from synthmed.metrics.subgroups import FEWEST, cut, tens
 from synthmed.policy import MIN_HOLDOUT, judge, limits
 from synthmed.progress import Progress, clock
+from synthmed.stages.evaluate import SEEN
 from synthmed.stages.fetch import FOLDER
 from synthmed.stages.ingest import ingest
+from synthmed.stages.lines import FLAGGED, enough_samples
 from synthmed.stages.sample import sample_count
 from synthmed.stages.train import CANONICAL_BATCH, parameters
 from synthmed.trial import noise_loader
@@ -128,21 +130,24 @@ def cannot_pass(
         labels: of `label_counts`.
     """
     parts = config.data.subgroups
-    counts = {part: labels[name].get(category, 0) for part, (name, category) in parts.items()}
-    # a number that no value cuts in two makes none
-    there = any(
-        category in labels[name] or config.data.conditions[name].kind == "categorical"
-        for name, category in parts.values()
-    )
-    rules = [r for r in config.policy.rules if r.required or there]
+    counts = {
+        part: labels[name].get(category, 0)
+        for part, (name, category) in parts.items()
+        # a number that no value cuts in two makes none
+        if category in labels[name] or config.data.conditions[name].kind == "categorical"
+    }
+    rules = [r for r in config.policy.rules if r.required or counts]
     best = [_best(rule, config, n_train, n_holdout, counts) for rule in rules]
     verdicts = [judge(r, e, n_holdout) for r, e in zip(rules, best, strict=True)]
     names = {
         v.estimate if v.slice is None else f"{v.estimate} [{v.slice}]"
         for r, e, v in zip(rules, best, verdicts, strict=True)
-        # of a subgroup too small to be measured there is no line, unless it is required
-        if v.status != "pass" and (r.required or r.slice not in counts or e.value is not None)
+        # of a subgroup too small to be measured this alone has a line, unless it is required
+        if v.status != "pass"
+        and (r.required or r.slice not in counts or r.estimate == SEEN or e.value is not None)
     }
+    if sample_count(config) < enough_samples(config):
+        names.add(FLAGGED)
     return sorted(names)
 
 
@@ -155,8 +160,8 @@ def _best(
         counts: patients of each subgroup.
     """
     held_out, enough = n_holdout, True
-    if rule.slice is not None and rule.slice in counts:
-        n = counts[rule.slice]
+    if rule.slice is not None and rule.slice in config.data.subgroups:
+        n = counts.get(rule.slice, 0)
         held_out = round(config.data.holdout * n)
         n_train = round(n) - held_out
         enough = min(held_out, n_train) >= FEWEST
@@ -190,9 +195,9 @@ def _best(
         value = None
     elif rule.slice == WORST:
         parts = [(n, round(config.data.holdout * n)) for n in counts.values()]
-        # all that can be measured are judged, and each has to pass
-        held_out = min((h for n, h in parts if min(h, n - h) >= FEWEST), default=0)
-        value = value if held_out else None
+        # all are judged, and each has to pass
+        held_out = min((h for _, h in parts), default=0)
+        value = value if parts and all(min(h, n - h) >= FEWEST for n, h in parts) else None
     elif rule.slice is None and rule.estimate.startswith("auc_") and counts:
         # a category with fewer has no utility that could be judged
         categories = [

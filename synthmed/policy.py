@@ -24,7 +24,10 @@ against the cohort, while a lack of quality has to be shown. So 0 copied of 50 p
 interval reaches 7 %, is inconclusive under a limit of 5 % and never a pass; 5 of 50 fails, although
 its interval begins at 3 %.
 
-A rule on the worst subgroup is judged on every subgroup, and the worst answer stands.
+A rule on the worst subgroup is judged on every subgroup, those with too few people to measure
+included, and the worst answer stands. An estimate of the whole that is the worst of several
+conditions or regions (`WORST_OF`) leads by one number; a rule on it is judged on each of the others
+too, and fails where one of them fails.
 
 Below `MIN_HOLDOUT` held-out patients a pass or review of a quality estimate becomes inconclusive;
 a fail stays a fail.
@@ -45,6 +48,9 @@ MIN_HOLDOUT = 50
 
 QUALITY = frozenset({"fidelity", "utility"})
 """Groups that say whether the cohort is good; the other groups say whether it is safe."""
+
+WORST_OF = {"condition": None, "region": "region_volume_smd"}
+"""Parts whose worst stands for the whole: of which estimate, or of every one that has such."""
 
 _ORDER = {"fail": 0, "review": 1, "inconclusive": 2, "pass": 3}
 _SIDE = {"lower": "lower bound", "upper": "upper bound", "value": "value"}
@@ -124,18 +130,24 @@ def _judged(
 ) -> Verdict:
     """One line of the policy, on the estimates of that name and slice."""
     named = known.get((rule.estimate, rule.slice))
-    asked: Sequence[Estimate | None] = [named]
-    if rule.slice == WORST and named is not None:
-        subgroups = [
-            e
-            for (name, part), e in known.items()
-            if name == rule.estimate and part and _is_subgroup(part) and _interval(e)
-        ]
+    if named is None:
+        return judge(rule, None, n_holdout)
+
+    def answers(of: Sequence[Estimate]) -> list[Verdict]:
+        return [_doubted(rule, e, judge(rule, e, n_holdout)) for e in of]
+
+    parts = [(part, e) for (name, part), e in known.items() if name == rule.estimate and part]
+    if rule.slice == WORST:
+        subgroups = [e for part, e in parts if _is_subgroup(part)]
         # of equal answers that of the subgroup which the evidence calls the worst
         subgroups.sort(key=lambda e: e.ci != named.ci)
-        asked = subgroups or asked
-    answers = [_doubted(rule, e, judge(rule, e, n_holdout)) for e in asked]
-    return min(answers, key=lambda v: _ORDER[v.status])
+        return min(answers(subgroups or [named]), key=lambda v: _ORDER[v.status])
+    said = answers([named])
+    if rule.slice is None:
+        # that one cannot be asked about, or is uncertain, must not hide that another fails
+        also = answers([e for part, e in parts if _stood_for(rule.estimate, part)])
+        said += [v for v in also if v.status == "fail"]
+    return min(said, key=lambda v: _ORDER[v.status])
 
 
 def _doubted(rule: Rule, estimate: Estimate | None, verdict: Verdict) -> Verdict:
@@ -145,6 +157,12 @@ def _doubted(rule: Rule, estimate: Estimate | None, verdict: Verdict) -> Verdict
         return verdict
     said = f"{verdict.reason} But the rule is the wrong way round: {estimate.better} is better."
     return verdict.model_copy(update={"status": "inconclusive", "reason": said})
+
+
+def _stood_for(estimate: str, part: str) -> bool:
+    """Whether the estimate of the whole is the worst of such parts (not of parts of these)."""
+    of, _, _ = part.partition("=")
+    return "," not in part and of in WORST_OF and WORST_OF[of] in (None, estimate)
 
 
 def _is_subgroup(part: str) -> bool:
@@ -244,9 +262,9 @@ def _limit(rule: Rule) -> tuple[str, float]:
 
 
 def _subject(rule: Rule, estimate: Estimate | None) -> str:
-    if rule.slice is None:
-        return rule.estimate
     named = rule.slice if estimate is None else estimate.slice
+    if rule.slice is None:
+        return rule.estimate if named is None else f"{rule.estimate} [{named}]"
     one = f", {named}" if named != rule.slice else ""
     return f"{rule.estimate} [{rule.slice}{one}]"
 

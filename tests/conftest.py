@@ -44,6 +44,7 @@ TINY: dict[str, Any] = {
     "privacy": None,
     "train": {"max_steps": 5, "batch_patients": 4, "augment": {"shift_voxels": 1}},
     "sample": {"count": 18},
+    "screen": {"max_dropped": 0.3},  # which eleven samples are enough to be sure of
     "evaluate": {"resamples": 100},
     # a line that this cohort passes whatever the five steps have learnt
     "policy": {"rules": [{"estimate": "copies_shipped", "at_most": 1000}]},

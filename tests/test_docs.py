@@ -42,7 +42,7 @@ def workplace(tmp_path: Path, cohort: Path, monkeypatch: pytest.MonkeyPatch) -> 
     tree = yaml.safe_load((ROOT / "configs/quickstart.yaml").read_text(encoding="utf-8"))
     tree["data"]["grid"] = TINY["data"]["grid"]
     tree["data"]["spacing_mm"] = TINY["data"]["spacing_mm"]
-    for part in ("backbone", "train", "sample", "evaluate", "policy"):
+    for part in ("backbone", "train", "sample", "screen", "evaluate", "policy"):
         tree[part] = TINY[part]
     (tmp_path / "configs/quickstart.yaml").write_text(yaml.safe_dump(tree))
     monkeypatch.chdir(tmp_path)

@@ -118,6 +118,31 @@ def test_what_cannot_be_started_from_says_so(finished: Finished, tmp_path: Path)
         origin.Origin(tmp_path / "model", "", {}, 0).start(model, 0)
 
 
+def test_it_is_known_whether_the_weights_knew_who_is_held_out(
+    finished: Finished, tmp_path: Path
+) -> None:
+    index = json.loads((finished.path / "private/prepare/dataset.json").read_text())
+    of = {split: {s["patient"] for s in index["scans"] if s["split"] == split}
+          for split in ("train", "holdout")}  # fmt: skip
+    assert len(of["train"]) > 3 and len(of["holdout"]) > 3
+    for inside in ("", "private/model"):
+        found = origin.find(changed(finished, train__init=str(finished.path / inside)))
+        assert found is not None and found.learned_from == of["train"]
+        assert found.knew(sorted(of["holdout"])) is False
+        assert found.knew([*of["holdout"], min(of["train"])]) is True
+    # a folder that lies elsewhere, and a model that itself started from another, do not say it
+    shutil.copytree(finished.path / "private/model", tmp_path / "model")
+    elsewhere = origin.find(changed(finished, train__init=str(tmp_path / "model")))
+    assert elsewhere is not None and elsewhere.knew(["p" + 16 * "0"]) is None
+    run = tmp_path / "run"
+    shutil.copytree(finished.path, run, symlinks=True)
+    about = json.loads((run / "private/model/model.json").read_text())
+    about["provenance"]["init"] = {"weights": "ab" * 32}
+    (run / "private/model/model.json").write_text(json.dumps(about))
+    chained = origin.find(changed(finished, train__init=str(run)))
+    assert chained is not None and chained.learned_from is None
+
+
 def test_a_run_tells_where_it_started_and_notices_a_changed_source(
     finished: Finished, synthmed: Cli, tmp_path: Path
 ) -> None:
@@ -134,8 +159,13 @@ def test_a_run_tells_where_it_started_and_notices_a_changed_source(
     assert digest[:16] in card
     assert "weights of another model (cvae" in card
     for report in ("release/report/report.json", "private/report/report.json"):
-        told = json.loads((run / report).read_text())["provenance"]["init"]
-        assert told["n_fresh"] == 0
+        content = json.loads((run / report).read_text())
+        told = content["provenance"]["init"]
+        assert told["n_fresh"] == 0 and told["knew_held_out"] is False
+        (line,) = [v for v in content["policy"] if v["estimate"] == "weights to start from"]
+        assert line["status"] == "pass"
+        page = (run / report).with_suffix(".html").read_text()
+        assert "never saw those held out, nor did the weights that training started from." in page
     for file in (run / "release").rglob("*"):
         assert not file.is_file() or str(source).encode() not in file.read_bytes()
     # unchanged: nothing to do
@@ -149,7 +179,17 @@ def test_a_run_tells_where_it_started_and_notices_a_changed_source(
     again = json.loads((run / "private/model/manifest.json").read_text())
     assert again["inputs"]["init"] == file_sha256(weights) != digest
     # and gone: what stands is still good
+    shutil.copytree(source / "private/model", tmp_path / "model")
     shutil.rmtree(source)
     assert synthmed("generate", run / "config.yaml", *words).code == 0
     last = json.loads((run / "private/model/manifest.json").read_text())
     assert last == again
+    # a model that lies elsewhere does not say whom it was trained on: a person has to look
+    init = ("--set", f"train.init={tmp_path / 'model'}")
+    words = ("--run", run, "--device", "cpu", "--overwrite")
+    result = synthmed("generate", run / "config.yaml", *words, *init)
+    assert result.code == 4 and "train.init: nothing says that these weights" in result.err
+    (reason,) = json.loads((run / "withheld/report/report.json").read_text())["reasons"]
+    assert reason.startswith("weights to start from: nothing says")
+    page = (run / "withheld/report/report.html").read_text()
+    assert "of the weights that training started from nothing says so." in page

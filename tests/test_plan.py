@@ -115,17 +115,22 @@ def test_a_subgroup_needs_held_out_people_of_its_own(config: Callable[..., Confi
     # every one that can be measured has to pass, so a middling one stands in the way
     small = {**halves, "diagnosis": {"control": 170, "atrophy": 40}}
     assert plan.cannot_pass(chosen, 147, 63, small) == ["mmd2_excess [worst subgroup]"]
-    # one too small to be measured does not, but utility takes ten of every category
+    # one too small to be measured is not looked at, and utility takes ten of every category
     apart = {
         "diagnosis": {"control": 370, "atrophy": 30},
         "sex": {"F": 200, "M": 200},
         "age": {"min": 40.0, "max": 90.0, "lower half": 200, "upper half": 200},
     }
-    assert plan.cannot_pass(chosen, 280, 120, apart) == ["auc_tstr_minus_trtr"]
-    # of 400 people 120 have an age that nobody knows: the halves of the others are too small
-    unknown = {**apart, "age": {"lower half": 140, "upper half": 140, "missing": 120}}
     foreseen = ["auc_tstr_minus_trtr", "mmd2_excess [worst subgroup]"]
-    assert plan.cannot_pass(chosen, 280, 120, unknown) == foreseen
+    assert plan.cannot_pass(chosen, 280, 120, apart) == foreseen
+    # of 400 people 120 have an age that nobody knows: the halves of the others are too small
+    apart["diagnosis"] = {"control": 200, "atrophy": 200}
+    assert plan.cannot_pass(chosen, 280, 120, apart) == []
+    unknown = {**apart, "age": {"lower half": 140, "upper half": 140, "missing": 120}}
+    assert plan.cannot_pass(chosen, 280, 120, unknown) == ["mmd2_excess [worst subgroup]"]
+    # fewer samples than tell how often a model copies
+    few = config(policy={}, data__holdout=0.3, sample__count=71, screen__max_dropped=0.05)
+    assert "flagged samples" in plan.cannot_pass(few, 280, 120, apart)
     unlabelled = config(policy={}, data__conditions={}, sample__count=400)
     assert plan.cannot_pass(unlabelled, 140, 60, {}) == []
     # of an age that nobody differs in there are no halves, and no line about them unless asked for
@@ -163,7 +168,7 @@ def test_a_rule_on_one_subgroup_is_met_by_its_people(config: Callable[..., Confi
         {"estimate": "copied_patients", "slice": f"sex={s}", "bound": "upper", "at_most": 0.05}
         for s in "FM"
     ]
-    chosen = config(policy={"rules": rules}, data__holdout=0.4)
+    chosen = config(policy={"rules": rules}, data__holdout=0.4, sample__count=72)
     # of 100 men 40 are held out, and of 60 to train on nobody copied leaves 5.96 % in doubt
     labels = {"diagnosis": {"control": 150, "atrophy": 150}, "sex": {"F": 200, "M": 100}, "age": {}}
     told = ["auc_tstr_minus_trtr [sex=M]", "copied_patients [sex=M]"]

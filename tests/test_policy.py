@@ -142,13 +142,66 @@ def test_every_subgroup_answers_for_the_worst(
         for k, (ci, c) in parts.items()
     ]
     attack = estimate("mmd2_excess", "fidelity", slice="features=regions", ci=(0.5, 0.9))
-    evidence = [*found, attack, *worst(found, "mmd2_excess", [str(e.slice) for e in found], [])]
+    evidence = [*found, attack, *worst(found, "mmd2_excess", [str(e.slice) for e in found], {})]
     asked = Rule(
         estimate="mmd2_excess", slice=WORST, bound="upper", relative_to="ceiling", at_most=0.5
     )
     (verdict,) = decide([asked], evidence, n_holdout=100).verdicts
     assert verdict.status == status
     assert verdict.reason.startswith(f"mmd2_excess [worst subgroup, {named}]: ")
+
+
+def test_a_subgroup_that_nobody_looked_at_is_among_the_worst() -> None:
+    """With fewer people the answer gets no better."""
+    whole, men = (
+        estimate("mmd2_excess", "fidelity", slice=part, value=0.01, ci=(0.0, 0.02), ceiling=0.2)
+        for part in (None, "sex=M")
+    )
+    asked = Rule(
+        estimate="mmd2_excess", slice=WORST, bound="upper", relative_to="ceiling", at_most=0.5
+    )
+    both = [whole, men, *worst([whole, men], "mmd2_excess", ["sex=M"], {})]
+    assert decide([asked], both, n_holdout=100).decision == "RELEASE"
+    few = {"sex=F": "fewer than 10 held-out"}
+    both = [whole, men, *worst([whole, men], "mmd2_excess", ["sex=M"], few)]
+    (verdict,) = decide([asked], both, n_holdout=100).verdicts
+    assert verdict.status == "inconclusive"
+    assert verdict.reason == (
+        "mmd2_excess [worst subgroup, sex=F]: has no value (fewer than 10 held-out)."
+    )
+    failing = men.model_copy(update={"value": 0.3, "ci": (0.2, 0.4)})
+    both = [whole, failing, *worst([whole, failing], "mmd2_excess", ["sex=M"], few)]
+    assert decide([asked], both, n_holdout=100).decision == "WITHHELD"
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "more", "decision"),
+    [
+        # what leads cannot be told, and must not hide that another fails
+        ("auc_tstr_minus_trtr", "condition=diagnosis", {}, "WITHHELD"),
+        ("region_volume_smd", "region=bone", {}, "WITHHELD"),
+        # no part of what leads: a step of a curve, what labels leave, a mean of structures
+        ("auc_tstr_minus_trtr", "condition=diagnosis, 20 patients", {}, "REVIEW"),
+        ("region_volume_smd", "region=bone, given labels", {}, "REVIEW"),
+        ("dice_tstr_minus_trtr", "region=bone", {}, "REVIEW"),
+        ("auc_tstr_minus_trtr", "sex=F", {}, "REVIEW"),
+        # one that is too uncertain or passes says no more than what leads
+        ("auc_tstr_minus_trtr", "condition=diagnosis", {"ci": (-0.6, 0.1)}, "REVIEW"),
+        ("auc_tstr_minus_trtr", "condition=diagnosis", {"value": 0.1, "ci": (0, 0.2)}, "REVIEW"),
+    ],
+)
+@pytest.mark.parametrize("leads", [{"value": None, "ci": None}, {"ci": (-0.9, 0.9)}])
+def test_what_leads_does_not_hide_a_failure(
+    name: str, part: str, more: dict[str, Any], decision: str, leads: dict[str, Any]
+) -> None:
+    low = {"value": -0.45, "ci": (-0.55, -0.35), "better": "higher"}
+    whole = estimate(name, "utility", **{**low, **leads})
+    of = estimate(name, "utility", slice=part, **{**low, **more})
+    asked = Rule(estimate=name, bound="lower", at_least=-0.1)
+    found = decide([asked], [whole, of], n_holdout=100)
+    assert found.decision == decision
+    if decision == "WITHHELD":
+        assert found.reasons[0].startswith(f"{name} [{part}]: lower bound -0.55")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from synthmed.keys import Key
 from synthmed.metrics.sides import Cases
 from synthmed.metrics.similarity import ImageSimilarity, Looked, Scores, Similarity
-from synthmed.metrics.stats import Floats, Ints, benjamini_hochberg, tail_p
+from synthmed.metrics.stats import Bools, Floats, Ints, benjamini_hochberg, tail_p
 from synthmed.types import Frozen
 
 Names = npt.NDArray[np.str_]
@@ -170,9 +170,12 @@ class GapTest:
             np.concatenate([m.to_train for m in met]), np.concatenate([m.to_holdout for m in met])
         )
         self._null = self._gap_and_lead(others)
-        # an exact copy of a scan: its own similarity, less its best match among others
-        rival = others.to_holdout[: len(mine)] if len(holdout) > 0 else others.to_train
-        self._exact = self._by.same - _best(rival)
+        # an exact copy of a scan is as similar as can be to it, and to others as the scan is
+        copied = self._of_train[mine]
+        exact = np.where(
+            copied[:, None] == self._of_train[None, :], self._by.same, others.to_train[: len(mine)]
+        )
+        self._exact = self._gap_and_lead(Matches(exact, others.to_holdout[: len(mine)]))
         self._two_names = one_person(
             np.hstack([others.to_train, others.to_holdout]),
             np.concatenate([of.cases.patients[of.rows] for of in players]),
@@ -333,7 +336,7 @@ def judge(
     to_train: Floats,
     sample: tuple[Floats, Floats],
     null: tuple[Floats, Floats],
-    exact: Floats,
+    exact: tuple[Floats, Floats],
     train_patients: Names,
     holdout_patients: Names,
     fdr: float,
@@ -345,7 +348,7 @@ def judge(
         to_train: (n_samples, n_train_scans) similarities.
         sample: (n_samples,) gap and lead of each sample.
         null: gap and lead of real people; where one has no partner it is not finite.
-        exact: gaps that exact copies of training scans would have.
+        exact: gap and lead that exact copies of training scans would have.
         train_patients: the patient of each training scan.
         holdout_patients: the patient of each held-out scan.
         fdr: false discovery rate.
@@ -354,21 +357,30 @@ def judge(
     n_samples = len(to_train)
     gap, lead = sample
     gaps, leads = (values[np.isfinite(values)] for values in null)
-    p = tail_p(gap, gaps) if len(gaps) else np.ones(n_samples)
     largest = float(gaps.max()) if len(gaps) else math.inf
-    near = (gap > largest) & benjamini_hochberg(p, fdr)
+    largest_lead = float(leads.max()) if len(leads) else -math.inf
     # gap - lead is the gap that the fifth best patient of train would have
     fifths = null[0] - null[1]
     fifths = fifths[np.isfinite(fifths)]
     usual = float(fifths.max()) if len(fifths) else largest
-    copies = near & (gap - lead <= np.maximum(usual, gap / 10))
+
+    def chance(values: Floats, of: Floats) -> Floats:
+        return tail_p(values, of) if len(of) else np.ones(len(values))
+
+    def stands_out(gap: Floats, lead: Floats) -> Bools:
+        within = gap - lead <= np.maximum(usual, gap / 10)
+        return np.asarray((gap > largest) & within & (lead > largest_lead))
+
+    p = chance(gap, gaps)
+    near = (gap > largest) & benjamini_hochberg(p, fdr)
+    copies = near & stands_out(gap, lead)
     if len(leads):
         # among those alone that are near train, who may all be near many
-        copies[near] &= benjamini_hochberg(tail_p(lead[near], leads), fdr)
-        copies &= lead > leads.max()
+        copies[near] &= benjamini_hochberg(chance(lead[near], leads), fdr)
     power = 0.0
     if len(gaps) and len(leads) and n_samples:
-        power = float(np.mean((exact > largest) & (tail_p(exact, gaps) <= fdr / n_samples)))
+        alone = (chance(exact[0], gaps) <= fdr / n_samples) & (chance(exact[1], leads) <= fdr)
+        power = float(np.mean(stands_out(*exact) & alone))
     nearest = np.argmax(to_train, axis=1) if n_samples else np.zeros(0, dtype=np.int64)
     matches = []
     for i, scan in enumerate(nearest):

@@ -167,35 +167,44 @@ class Part(Shared):
 
 
 def worst(
-    estimates: Sequence[Estimate], name: str, judged: Sequence[str], left_out: Sequence[str]
+    estimates: Sequence[Estimate], name: str, judged: Sequence[str], left_out: Mapping[str, str]
 ) -> list[Estimate]:
     """The estimate of the subgroup whose upper bound is the largest share of its ceiling.
 
     As a slice of its own. Ceilings differ between subgroups, so that bounds alone do not compare;
-    one without a ceiling counts as the worst.
+    one without a ceiling counts as the worst. After it comes a null estimate of every subgroup with
+    too few people, so that a policy sees that nobody looked at them.
 
-    Null where there are subgroups and none of them can be judged, so that a policy sees it; nothing
+    The worst is null where there are subgroups and none of them can be judged; nothing is returned
     where there are none.
 
     Args:
         estimates: all of them.
         name: an estimate that is better the lower it is.
         judged: the slices that are subgroups.
-        left_out: subgroups that nothing can be said of, for the note.
+        left_out: subgroups that nothing can be said of, and why.
     """
-    few = f"too few people to judge: {', '.join(left_out)}" if left_out else ""
+    told = [f"{part} ({why})" for part, why in left_out.items()]
+    few = f"too few people to judge: {', '.join(told)}" if told else ""
     mine = [e for e in estimates if e.name == name and e.slice in judged]
+    whole = [e for e in estimates if e.name == name and e.slice is None]
     known = [e for e in mine if e.ci is not None]
+    if not known and not (whole and (judged or left_out)):
+        return []
+    nothing = (known + whole)[0].model_copy(
+        update={"value": None, "ci": None, "floor": None, "ceiling": None, "n": 0}
+        | {"n_holdout": None}
+    )
+    unseen = [
+        nothing.model_copy(update={"slice": part, "note": why}) for part, why in left_out.items()
+    ]
     if known:
         found = max(known, key=_share_of_ceiling)
         note = "; ".join(filter(None, (f"worst of {len(known)}: {found.slice}", few)))
-        return [found.model_copy(update={"slice": WORST, "note": note})]
-    whole = [e for e in estimates if e.name == name and e.slice is None]
-    if not whole or not (judged or left_out):
-        return []
-    nothing = {"value": None, "ci": None, "floor": None, "ceiling": None, "n": 0}
-    why = "; ".join(filter(None, (*(e.note for e in mine[:1]), few)))
-    return [whole[0].model_copy(update={**nothing, "slice": WORST, "note": why})]
+    else:
+        found = nothing
+        note = "; ".join(filter(None, (*(e.note for e in mine[:1]), few)))
+    return [found.model_copy(update={"slice": WORST, "note": note}), *unseen]
 
 
 def _share_of_ceiling(estimate: Estimate) -> float:

@@ -19,6 +19,9 @@ from synthmed.stages.screen import real_cases, synthetic_cases
 from synthmed.store import write_bytes
 from synthmed.types import Estimate
 
+SEEN = "mmd2_excess"
+"""By what every subgroup is judged and the worst is found."""
+
 
 def evaluate(
     config: Config,
@@ -94,8 +97,7 @@ def judge(
                 found = metric.estimate(part.sides, part)
                 whole = [e for e in found if e.slice is None]
                 estimates += [e.model_copy(update={"slice": name}) for e in whole]
-    left_out = [f"{name} ({few})" for name, few in small.items()]
-    return estimates + worst(estimates, "mmd2_excess", large, left_out)
+    return estimates + worst(estimates, SEEN, large, small)
 
 
 def read_estimates(path: Path) -> list[Estimate]:

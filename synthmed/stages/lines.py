@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from synthmed.artifacts import ScreenedCohort
 from synthmed.config import Config
 from synthmed.deid.scan import Finding
 from synthmed.metrics.copies import FEWEST_PEOPLE, MOST_PLAYERS
+from synthmed.origin import KNEW_HELD_OUT
 from synthmed.report.facts import CohortFacts
 from synthmed.types import COPIES_THAT_SHIP, Verdict
+
+FLAGGED = "flagged samples"
+"""The line on what the screen found."""
+RESOLVED = 0.05
+"""Share of copies among samples that enough of them always rule out."""
 
 
 def of_cohort(
@@ -27,8 +35,20 @@ def of_cohort(
     return [
         *_asked_about_copies(judged),
         *_flagged(config, cohort, facts),
+        *_start(facts),
         _under_two_names(cohort),
     ]
+
+
+def enough_samples(config: Config) -> int:
+    """Fewest samples of which none copies anybody that bound how often the model does.
+
+    The exact upper bound of 0 of n, 1 - 0.025^(1/n), is `screen.max_dropped` or less: 72 at 5 %.
+    A limit below `RESOLVED` is asked of the samples that there are, and the bound is that of
+    `RESOLVED`: no number of samples shows that a model never copies.
+    """
+    limit = min(max(config.screen.max_dropped, RESOLVED), 0.99)  # which a single one bounds
+    return math.ceil(math.log(0.025) / math.log1p(-limit))
 
 
 def _asked_about_copies(verdicts: Sequence[Verdict]) -> list[Verdict]:
@@ -55,19 +75,26 @@ def _flagged(config: Config, cohort: ScreenedCohort, facts: CohortFacts) -> list
     again = {s.index for s in cohort.replaced or () if s.flagged}
     shipped = len((flagged | again) & {s.index for s in cohort.samples})
     found = f"{len(flagged)} of {n} samples copy a patient"
-    fails = len(flagged) > limit * n
+    within = f"{found}, within the limit of {limit:.3g}"
+    status: Literal["pass", "inconclusive", "fail"]
+    if len(flagged) > limit * n:
+        status = "fail"
+        said = f"{found}, above the limit of {limit:.3g}: the model copies too much"
+    elif n < enough_samples(config):
+        status = "inconclusive"
+        said = (
+            f"{within}, but fewer than {enough_samples(config)} samples are too few to tell it "
+            "from a model that copies more often"
+        )
+    else:
+        status, said = "pass", within
     lines = [
         Verdict(
-            estimate="flagged samples",
+            estimate=FLAGGED,
             slice=None,
             rule=f"at most {limit:.3g} of what was sampled",
-            status="fail" if fails else "pass",
-            reason=(
-                f"flagged samples: {found}, above the limit of {limit:.3g}: "
-                "the model copies too much."
-                if fails
-                else f"flagged samples: {found}, within the limit of {limit:.3g}."
-            ),
+            status=status,
+            reason=f"{FLAGGED}: {said}.",
         )
     ]
     if shipped or cohort.replaced is None:
@@ -87,6 +114,26 @@ def _flagged(config: Config, cohort: ScreenedCohort, facts: CohortFacts) -> list
             )
         )
     return lines
+
+
+def _start(facts: CohortFacts) -> list[Verdict]:
+    """Weights that knew the held-out people blind every comparison with them.
+
+    None with privacy: there the weights have to be declared to be public, and a line on who knew
+    whom would be an answer about the patients.
+    """
+    if facts.init is None or facts.privacy is not None:
+        return []
+    knew = facts.init.get("knew_held_out")
+    return [
+        Verdict(
+            estimate="weights to start from",
+            slice=None,
+            rule="trained on nobody who is held out",
+            status="pass" if knew is False else "inconclusive",
+            reason=f"weights to start from: {KNEW_HELD_OUT[knew]}.",
+        )
+    ]
 
 
 def _under_two_names(cohort: ScreenedCohort) -> Verdict:
@@ -134,18 +181,22 @@ class Elsewhere:
         n_naming_people: synthetic files that hold a name, or a number, of a person of the source.
         n_naming_files: that hold a name of its files.
         complete: whether all names of the source could be searched for.
+        not_shown: whether real people have a category that no synthetic scan shows, and that no
+            config declares, so that nothing is said of them.
     """
 
     not_judged: int
     n_naming_people: int
     n_naming_files: int
     complete: bool
+    not_shown: bool = False
 
 
 def of_elsewhere(seen: Elsewhere | None) -> list[Verdict]:
     """The lines on files that this program has not written.
 
-    Scans that were refused: nobody knows what is in them. Names: of people they may not leave;
+    Scans that were refused: nobody knows what is in them; a category that is not shown: a subgroup
+    that nobody would ask about. Names: of people they may not leave;
     those of files may be what everybody calls such files.
     """
     if seen is None:
@@ -169,22 +220,37 @@ def of_elsewhere(seen: Elsewhere | None) -> list[Verdict]:
             "reason": f"names in the synthetic files: {said}.",
         }
     )
-    if not seen.not_judged:
-        return [named]
-    return [
-        named,
-        Verdict(
-            estimate="scans that were not judged",
-            slice=None,
-            rule="none",
-            status="inconclusive",
-            reason=(
-                "scans that were not judged: some files of the folders were refused, so that "
-                "copies may be among them, or patients they are of; quarantine.tsv under "
-                "private/ names them."
-            ),
-        ),
-    ]
+    lines = [named]
+    if seen.not_judged:
+        lines.append(
+            Verdict(
+                estimate="scans that were not judged",
+                slice=None,
+                rule="none",
+                status="inconclusive",
+                reason=(
+                    "scans that were not judged: some files of the folders were refused, so that "
+                    "copies may be among them, or patients they are of; quarantine.tsv under "
+                    "private/ names them."
+                ),
+            )
+        )
+    if seen.not_shown:
+        lines.append(
+            Verdict(
+                estimate="categories that are not shown",
+                slice=None,
+                rule="none",
+                status="inconclusive",
+                # which ones is theirs alone
+                reason=(
+                    "categories that are not shown: no synthetic scan has a category that real "
+                    "people have, and no subgroup speaks of them; a config that declares it judges "
+                    "it too."
+                ),
+            )
+        )
+    return lines
 
 
 def of_scan(findings: Sequence[Finding], complete: bool) -> Verdict:

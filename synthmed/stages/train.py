@@ -25,7 +25,7 @@ from synthmed.inventory import fast_bfloat16
 from synthmed.keys import Key
 from synthmed.loader import Loader
 from synthmed.memory import Fitting
-from synthmed.origin import ABOUT, WEIGHTS, Origin, provenance
+from synthmed.origin import ABOUT, KNEW_HELD_OUT, WEIGHTS, Origin, provenance
 from synthmed.privacy.ledger import Ledger
 from synthmed.progress import Progress, count
 from synthmed.report.mosaic import png
@@ -106,7 +106,13 @@ def train(
             "Without a privacy block start one process.",
         )
     told = loader.spec.condition_width
-    started_from = origin.start(model, told, buffers=not private_run) if origin else None
+    started_from = None
+    if origin:
+        started_from = origin.start(model, told, buffers=not private_run)
+        if not private_run:  # where they are declared to be public, and who is whom is protected
+            knew = started_from["knew_held_out"] = origin.knew(loader.dataset.holdout_patients())
+            if knew is not False:
+                progress.warn(f"train.init: {KNEW_HELD_OUT[knew]}; expect REVIEW at best")
     fixed = frozen(model)
     restricted(model, config, key)
     if started_from:

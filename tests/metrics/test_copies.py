@@ -12,6 +12,7 @@ import torch
 from scipy import stats as reference
 from scipy.ndimage import affine_transform, gaussian_filter
 from scipy.ndimage import shift as shift_of_scipy
+from scipy.spatial.distance import cdist
 from scipy.spatial.transform import Rotation
 
 from synthmed.keys import Key
@@ -31,6 +32,7 @@ from synthmed.metrics.similarity import (
     DescriptorSimilarity,
     ImageSimilarity,
     Looked,
+    Scores,
     normal_scores,
 )
 from tests.benchmarks.faults import hippocampus
@@ -203,6 +205,55 @@ def test_more_patients_than_players(monkeypatch: pytest.MonkeyPatch) -> None:
         for side in (holdout, cases(rng, 0, "h")):
             found = GapTest(train, side, IMAGE, Key.root(seed)).find(train, 0.01)
             assert 0 <= found.power <= 1 and found.n_train == 12
+
+
+class Vectors:
+    """How near vectors are, for what does not depend on images."""
+
+    name = "vectors"
+    same = float(-np.log(0.1))
+
+    def features(self, side: Cases) -> np.ndarray:
+        return side.volumes[:, 0, :, 0, 0].astype(np.float64)
+
+    def fit(self, train: np.ndarray) -> Vectors:
+        return self
+
+    def compare(self, queries: np.ndarray, references: np.ndarray) -> Scores:
+        return Scores(-np.log(cdist(queries, references) + 0.1))
+
+    def closer(self, found: Scores, queries: Looked, references: Looked) -> np.ndarray:
+        return found.best
+
+
+def vectors(of: np.ndarray, prefix: str) -> Cases:
+    names = np.array([f"{prefix}{i:03d}" for i in range(len(of))])
+    return Cases(of[:, None, :, None, None], names, [])
+
+
+@pytest.mark.parametrize(("n_names", "holdout"), [(1, True), (2, True), (1, False), (2, False)])
+def test_power_is_how_often_an_exact_copy_alone_is_found(n_names: int, holdout: bool) -> None:
+    """Also where three people have as many names on each side, so that nobody stands out."""
+    rng = np.random.default_rng(3)
+    n, d = 40, 10
+    of = {side: rng.standard_normal((n, d)) for side in "ths"}
+    for i in range(3):
+        for name in range(n_names):
+            for side in "th":
+                if (side, name) != ("t", 0):
+                    near = of["t"][4 * i] + 0.05 * rng.standard_normal(d)
+                    of[side][4 * i + name] = near if n_names > 1 else of[side][4 * i]
+    train = vectors(of["t"], "t")
+    held = vectors(of["h"] if holdout else np.zeros((0, d)), "h")
+    test = GapTest(train, held, Vectors(), Key.root(0))
+    found = []
+    for i in range(n):
+        planted = of["s"].copy()
+        planted[7] = of["t"][i]
+        copies = test.find(vectors(planted, "s"), 0.01)
+        found.append(copies.matches[7].copy_of == str(train.patients[i]))
+    assert copies.power == np.mean(found)
+    assert (copies.power == 1) == (n_names == 1)
 
 
 def test_a_single_training_patient_gives_no_power() -> None:

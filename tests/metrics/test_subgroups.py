@@ -202,7 +202,10 @@ def test_too_few_people_are_named_and_neither_judged_nor_counted() -> None:
     of = given(False, n_rare=9)
     found = judge(of, Shared(of), (MMD(),), Progress("evaluate", quiet=True))
     by_slice = {(e.name, e.slice): e for e in found}
-    assert ("mmd2_excess", "kind=rare") not in by_slice
+    rare = by_slice["mmd2_excess", "kind=rare"]
+    assert (rare.value, rare.ci, rare.n, rare.n_holdout) == (None, None, 0, None)
+    assert rare.note == "fewer than 10 training, held-out, synthetic"
+    assert ("mmd2", "kind=rare") not in by_slice
     worst = by_slice["mmd2_excess", WORST]
     few = "kind=rare (fewer than 10 training, held-out, synthetic)"
     assert worst.note == f"worst of 1: kind=common; too few people to judge: {few}"
@@ -307,7 +310,7 @@ def test_only_subgroups_are_among_the_worst() -> None:
     other = estimates(given(False))["mmd2_excess", None].model_copy(
         update={"slice": "features=x", "ci": (5.0, 6.0)}
     )
-    assert worst([other], "mmd2_excess", [], []) == []
+    assert worst([other], "mmd2_excess", [], {}) == []
 
 
 def test_every_metric_that_says_so_can_be_asked_of_a_part() -> None:

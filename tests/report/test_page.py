@@ -224,8 +224,12 @@ def test_outlines_are_explained_by_name_and_colour(report: dict[str, Any]) -> No
         assert f"background: {entry['colour']}" in text
     assert len({e["colour"] for e in report["data"]["masks"]}) == 3
     assert "was given" not in text
+    compared = "its images; the masks drawn with them were not"
+    assert compared in text
     report["data"]["given_masks"] = ["roi"]
-    assert "The model was given roi" in page(report)
+    assert "The model was given roi" in page(report) and compared in page(report)
+    report["data"]["given_masks"] = ["roi", "tumour"]
+    assert compared not in page(report)
 
 
 def test_same_report_same_bytes(report: dict[str, Any]) -> None:

@@ -19,8 +19,10 @@ from synthmed.errors import UsageError
 from synthmed.formats import nifti
 from synthmed.formats.quarantine import Quarantine
 from synthmed.formats.refusal import Refused
+from synthmed.metrics.stats import clopper_pearson
 from synthmed.report.mosaic import png
 from synthmed.report.page import MAX_PAGE_BYTES
+from synthmed.stages import lines
 from synthmed.stages import release as stage
 from synthmed.stages.identifiers import SourceNames
 from synthmed.stages.lines import Elsewhere
@@ -30,6 +32,19 @@ from synthmed.types import Decision, Estimate
 N = 6
 PATIENTS = [f"p{i:016x}" for i in range(8)]
 RULE = {"estimate": "copied_patients", "bound": "upper", "at_most": 0.05}
+
+
+START = {
+    "weights": "ab" * 32,
+    "backbone": "cvae",
+    "title": "Phantoms",
+    "modality": "T1w",
+    "privacy": None,
+    "init": None,
+    "n_taken": 3,
+    "n_fresh": 0,
+}
+"""The weights that a run started from, as an earlier version told of them."""
 
 
 def estimate(high: float, value: float = 0.0, **fields: Any) -> Estimate:
@@ -61,7 +76,7 @@ def config(**changes: Any) -> Config:
         "privacy": None,
         "train": {"max_steps": 1},
         "policy": {"rules": [RULE]},
-        "screen": {"max_dropped": 0.2},
+        "screen": {"max_dropped": 0.46},  # which six samples are enough to be sure of
     }
     return validate({**tree, **changes}, "test")
 
@@ -128,6 +143,7 @@ class House:
             "digests": fields.pop("digests", {"model": "ab" * 32}),
             "versions": {"torch": "2.13.0"},
             "unknown": "ignored",
+            "init": fields.pop("init", None),
         }
         given = fields.pop("config", config())
         fields.setdefault("real", self.real)
@@ -244,12 +260,33 @@ def screened(house: House, flagged: int, dropped: int) -> ScreenedCohort:
 
 
 def test_too_many_flagged_is_withheld(house: House) -> None:
-    house.screened = screened(house, flagged=1, dropped=1)
-    assert house.release(PASSING).decision == "RELEASE"
     house.screened = screened(house, flagged=2, dropped=2)
+    assert house.release(PASSING).decision == "RELEASE"
+    house.screened = screened(house, flagged=3, dropped=3)
     decision = house.release(PASSING)
     assert decision.decision == "WITHHELD"
-    assert decision.reasons[0].startswith("flagged samples: 2 of 6 samples")
+    assert decision.reasons[0].startswith("flagged samples: 3 of 6 samples")
+
+
+@pytest.mark.parametrize(
+    ("limit", "enough"), [(0.46, 6), (0.05, 72), (0.0, 72), (0.02, 72), (1, 1)]
+)
+def test_few_samples_do_not_tell_a_model_that_copies_no_one(
+    house: House, limit: float, enough: int
+) -> None:
+    """None of n: the model may copy so often that it would show none among n in 2.5 % of cases."""
+    asked = config(screen={"max_dropped": limit})
+    assert lines.enough_samples(asked) == enough
+    reached = max(limit, lines.RESOLVED)
+    assert clopper_pearson(0, enough)[1] <= reached
+    assert enough == 1 or clopper_pearson(0, enough - 1)[1] > reached
+    house.screened = screened(house, flagged=0, dropped=0)
+    decision = house.release(PASSING, config=asked)
+    assert decision.decision == ("RELEASE" if enough <= 6 else "REVIEW")
+    if enough > 6:
+        (reason,) = decision.reasons
+        assert reason.startswith("flagged samples: 0 of 6 samples copy a patient, within")
+        assert f"fewer than {enough} samples are too few" in reason
 
 
 def test_patients_who_may_be_one_person_ask_for_a_person(house: House) -> None:
@@ -443,6 +480,10 @@ def test_a_signature_does_not_hold_for_another_cohort(house: House) -> None:
         ({"elsewhere": Elsewhere(0, 1, 0, True)}, "WITHHELD", "names in the synthetic files"),
         ({"elsewhere": Elsewhere(0, 0, 1, True)}, "REVIEW", "names in the synthetic files"),
         ({"elsewhere": Elsewhere(0, 0, 0, False)}, "REVIEW", "names in the synthetic files"),
+        ({"elsewhere": Elsewhere(0, 0, 0, True, True)}, "REVIEW", "categories that are not shown"),
+        ({"init": START | {"knew_held_out": True}}, "REVIEW", "weights to start from"),
+        ({"init": START | {"knew_held_out": None}}, "REVIEW", "weights to start from"),
+        ({"init": START}, "REVIEW", "weights to start from"),
         ({"names": SourceNames(complete=False)}, "REVIEW", "identifier scan"),
     ],
 )
@@ -452,6 +493,13 @@ def test_what_no_estimate_knows_of_decides_too(
     found = house.release(PASSING, **doubt)
     assert found.decision == decision and found.reasons[0].startswith(f"{said}: ")
     assert house.there == {"withheld"}
+
+
+def test_weights_that_knew_nobody_held_out_have_a_line_that_passes(house: House) -> None:
+    decision = house.release(PASSING, init=START | {"knew_held_out": False})
+    assert decision.decision == "RELEASE"
+    (line,) = [v for v in decision.verdicts if v.estimate == "weights to start from"]
+    assert line.status == "pass"
 
 
 @pytest.mark.parametrize("evidence", [PASSING, OPEN])
