@@ -11,7 +11,13 @@ from synthmed.metrics.base import Base
 from synthmed.metrics.equal import compare
 from synthmed.metrics.shared import Shared, Side
 from synthmed.metrics.sides import Sides
-from synthmed.metrics.stats import Floats, Ints, clopper_pearson, normal_interval
+from synthmed.metrics.stats import (
+    Floats,
+    Ints,
+    clopper_pearson,
+    normal_interval,
+    share_interval,
+)
 from synthmed.types import Estimate
 
 FIGURES = ("precision", "recall", "density", "coverage")
@@ -29,8 +35,9 @@ class PRDC(Base):
 
     Synthetic against holdout in z-scored descriptors, one scan a patient, equal counts (`equal`).
     Floor: real train in the place of synthetic; it is well below 1. Ceiling: the blurred holdout
-    against train. Interval: 1.96 standard errors, from halves of the patients; where all
-    of these say 0, or all say 1, the bound of Clopper and Pearson for none, or all, of as many.
+    against train. Interval: 1.96 standard errors, from halves of the patients, of a share on the
+    scale of `stats.share_interval`; where all halves say 0, or all say 1, the bound of Clopper and
+    Pearson for none, or all, of as many.
 
     Args:
         k: neighbours that define a ball.
@@ -67,7 +74,11 @@ class PRDC(Base):
                 if found.se is not None:
                     # halves that all say none, or all, have no spread: the exact bound is left
                     gap = top * clopper_pearson(0, found.count)[1]
-                    ci = normal_interval(value, float(found.se[i]), 0.0, top, gap)
+                    se = float(found.se[i])
+                    if name == "density":
+                        ci = normal_interval(value, se, 0.0, top, gap)
+                    else:
+                        ci = share_interval(value, se, gap)
                 if found.floor is not None and found.ceiling is not None:
                     floor, ceiling = float(found.floor[i]), float(found.ceiling[i])
                 method = (

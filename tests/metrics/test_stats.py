@@ -173,3 +173,25 @@ def test_fisher_interval_is_scipys() -> None:
     exact = found.confidence_interval()
     assert stats.fisher_interval(found.statistic, 30) == pytest.approx((exact.low, exact.high))
     assert stats.fisher_interval(0.9, 4) is None
+
+
+@pytest.mark.parametrize("share", [0.03, 0.08, 0.3, 0.5, 0.8, 0.92, 0.97])
+def test_the_interval_of_a_share_holds_it_also_near_an_edge(share: float) -> None:
+    """Over the quantiles of estimates whose error is sqrt(v (1 - v) / n), as of fifty trials."""
+    n = 50
+    values = reference.beta.ppf((np.arange(4000) + 0.5) / 4000, n * share, n * (1 - share))
+    errors = np.sqrt(values * (1 - values) / (n + 1))
+    ends = np.array([stats.share_interval(v, e, 0.0) for v, e in zip(values, errors, strict=True)])
+    assert np.all((ends[:, 0] < values) & (values < ends[:, 1]) & (ends.min() >= 0))
+    above, below = np.mean(ends[:, 0] > share), np.mean(ends[:, 1] < share)
+    assert above + below <= 0.065 and max(above, below) <= 0.045
+    plain = np.mean(np.abs(values - share) > stats.Z95 * errors)
+    assert above + below < plain
+    if share in (0.03, 0.97):  # where a plain interval is short
+        assert plain >= 0.1
+
+
+def test_a_share_without_any_scatter_has_the_exact_bound() -> None:
+    assert stats.share_interval(1.0, 0.0, 0.07) == pytest.approx((0.93, 1.0))
+    assert stats.share_interval(0.0, 0.0, 0.07) == (0.0, 0.07)
+    assert stats.share_interval(1.0, 0.02, 0.07) == (1 - 0.02 * stats.Z95, 1.0)
