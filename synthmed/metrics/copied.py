@@ -16,6 +16,18 @@ LEAST_POWER = 0.5
 """Share of exact copies that a test has to see for its silence to count."""
 
 
+def _sees(found: Copies) -> str:
+    """What the test would have found of copies, in a sentence."""
+    exact = (
+        "an exact copy of a training scan, alone in this cohort, would be found in "
+        f"{found.power:.0%} of cases"
+    )
+    if not found.disguised:
+        return exact
+    others = "; ".join(f"{name} in {share:.0%}" for name, share in found.disguised.items())
+    return f"{exact}; of a few copies in disguise: {others}"
+
+
 class Copied(Base):
     """The copies test as estimates; lower is better, 0 is attainable.
 
@@ -32,7 +44,8 @@ class Copied(Base):
 
     Intervals are Clopper-Pearson. The upper bound of `copied_patients` is divided by the power of
     the screen (`Copies.power`), at most 1: a test that could not have seen an exact copy bounds
-    nothing. Floor 0; ceiling 1 (all) stands for a model that stores its training set.
+    nothing. The note says what it would have seen of exact copies, and of some in disguise
+    (`disguises`). Floor 0; ceiling 1 (all) stands for a model that stores its training set.
 
     Source: the gap test of `copies.GapTest`.
     """
@@ -125,9 +138,6 @@ class Copied(Base):
                 f"from {against}; ceiling: a model that stores its training set; Clopper-Pearson."
             ),
             seed=sides.seed,
-            note=(
-                f"an exact copy of a training scan, alone in this cohort, would be found in "
-                f"{found.power:.0%} of cases"
-            ),
+            note=_sees(found),
             n_holdout=found.n_holdout or None,
         )

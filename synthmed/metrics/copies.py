@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from synthmed.keys import Key
+from synthmed.metrics.disguises import DISGUISES, disguised
 from synthmed.metrics.sides import Cases
 from synthmed.metrics.similarity import ImageSimilarity, Looked, Scores, Similarity
 from synthmed.metrics.stats import Bools, Floats, Ints, benjamini_hochberg, tail_p
@@ -26,6 +29,8 @@ STANDS_OUT = 3.0
 """Two names are one person's when their leads are more than so many times what is usual."""
 FEWEST_PEOPLE = 12
 """Whose leads say what is usual."""
+IN_DISGUISE = 20
+"""Training patients whose scans are copied in disguise, to say what the test sees of such."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,9 @@ class Copies(Frozen):
         power: share of training patients whose exact copy, alone in this cohort, would be flagged.
         false_discovery_rate: of the Benjamini-Hochberg step.
         similarity: name of the similarity used; `image` where both its views were.
+        disguised: share of copies in a disguise (`disguises.DISGUISES`) that would be found and
+            given to their patient, each alone in this cohort; of `IN_DISGUISE` patients at most.
+            Empty where that was not asked.
         under_two_names: pairs of patients who stand out as one person (`one_person`), of the
             players of both sides; null where that was not asked.
     """
@@ -98,6 +106,7 @@ class Copies(Frozen):
     power: float
     false_discovery_rate: float
     similarity: str
+    disguised: Mapping[str, float] = {}
     under_two_names: Pairs | None = None
 
     @property
@@ -169,7 +178,7 @@ class GapTest:
         others = Matches(
             np.concatenate([m.to_train for m in met]), np.concatenate([m.to_holdout for m in met])
         )
-        self._null = self._gap_and_lead(others)
+        self._bar = Bar(*self._gap_and_lead(others))
         # an exact copy of a scan is as similar as can be to it, and to others as the scan is
         copied = self._of_train[mine]
         exact = np.where(
@@ -227,7 +236,7 @@ class GapTest:
         screened = judge(
             found.to_train,
             self._gap_and_lead(found),
-            self._null,
+            self._bar,
             self._exact,
             self._of_train,
             self._of_holdout,
@@ -235,6 +244,11 @@ class GapTest:
             self._by.name,
         )
         return screened.model_copy(update={"under_two_names": self._two_names})
+
+    def sees(self, found: Matches, of: Names, n_samples: int, fdr: float) -> Bools:
+        """(n,) which copies of these patients would be found, each alone among other samples."""
+        right = self._of_train[np.argmax(found.to_train, axis=1)] == of
+        return np.asarray(right & self._bar.alone(*self._gap_and_lead(found), n_samples, fdr))
 
     def _gap_and_lead(self, of: Matches) -> tuple[Floats, Floats]:
         if len(self._of_holdout) == 0:
@@ -287,6 +301,8 @@ class ImageTest:
 
     Guarantee: as of `GapTest`, by the union of two tests at half the false discovery rate.
 
+    Some training scans are copied in disguise, to say in `Copies.disguised` what the test sees.
+
     Args:
         train: every scan the model may have learned from.
         holdout: scans of held-out patients; may be empty.
@@ -307,6 +323,30 @@ class ImageTest:
             GapTest(train, holdout, ImageSimilarity(channels, view, device), key)
             for view in (False, True)
         )
+        self._train, self._key = train, key.fold("disguised")
+
+    @cached_property
+    def _in_disguise(self) -> tuple[Names, Mapping[str, tuple[Matches, Matches]]]:
+        """Some training patients, and what either view says of their copies in each disguise."""
+        _, first = np.unique(self._train.patients, return_index=True)
+        rows = first[np.linspace(0, len(first) - 1, min(IN_DISGUISE, len(first))).astype(int)]
+        found = {}
+        for name, how in DISGUISES.items():
+            copies = disguised(self._train, rows, how, self._key.fold(name))
+            found[name] = self._whole.match(copies), self._tissue.match(copies)
+        return self._train.patients[rows], found
+
+    def _seen(self, n_samples: int, fdr: float) -> Mapping[str, float]:
+        of, found = self._in_disguise
+        return {
+            name: float(
+                np.mean(
+                    self._whole.sees(whole, of, n_samples, fdr / 2)
+                    | self._tissue.sees(tissue, of, n_samples, fdr / 2)
+                )
+            )
+            for name, (whole, tissue) in found.items()
+        }
 
     def find(self, synthetic: Cases, fdr: float, found: Compared | None = None) -> Copies:
         """Screen samples.
@@ -327,15 +367,51 @@ class ImageTest:
                 "matches": matches,
                 "power": max(whole.power, tissue.power),
                 "false_discovery_rate": fdr,
+                "disguised": self._seen(len(synthetic), fdr) if len(synthetic) else {},
                 "under_two_names": tissue.under_two_names,
             }
         )
 
 
+class Bar:
+    """What real people who play samples reach, which a copy has to pass.
+
+    Args:
+        gap: of each; where one has no partner it is not finite.
+        lead: of each.
+    """
+
+    def __init__(self, gap: Floats, lead: Floats) -> None:
+        # gap - lead is the gap that the fifth best patient of train would have
+        fifths = gap - lead
+        self.gaps, self.leads, fifths = (v[np.isfinite(v)] for v in (gap, lead, fifths))
+        self.gap = float(self.gaps.max()) if len(self.gaps) else math.inf
+        self.lead = float(self.leads.max()) if len(self.leads) else math.inf
+        self._fifth = float(fifths.max()) if len(fifths) else self.gap
+
+    def p_gap(self, gap: Floats) -> Floats:
+        """(n,) chance of a gap this large for somebody who is not in train."""
+        return tail_p(gap, self.gaps) if len(self.gaps) else np.ones(len(gap))
+
+    def p_lead(self, lead: Floats) -> Floats:
+        """(n,) chance of a lead this large for a person."""
+        return tail_p(lead, self.leads) if len(self.leads) else np.ones(len(lead))
+
+    def passed(self, gap: Floats, lead: Floats) -> Bools:
+        """(n,) whether gap and lead are larger than all others', and one person's alone."""
+        of_few = gap - lead <= np.maximum(self._fifth, gap / 10)
+        return np.asarray((gap > self.gap) & (lead > self.lead) & of_few)
+
+    def alone(self, gap: Floats, lead: Floats, n_samples: int, fdr: float) -> Bools:
+        """(n,) whether each would be found, alone among so many samples that copy nobody."""
+        rare = (self.p_gap(gap) <= fdr / max(1, n_samples)) & (self.p_lead(lead) <= fdr)
+        return np.asarray(self.passed(gap, lead) & rare & (n_samples > 0))
+
+
 def judge(
     to_train: Floats,
     sample: tuple[Floats, Floats],
-    null: tuple[Floats, Floats],
+    bar: Bar,
     exact: tuple[Floats, Floats],
     train_patients: Names,
     holdout_patients: Names,
@@ -347,7 +423,7 @@ def judge(
     Args:
         to_train: (n_samples, n_train_scans) similarities.
         sample: (n_samples,) gap and lead of each sample.
-        null: gap and lead of real people; where one has no partner it is not finite.
+        bar: what real people reach.
         exact: gap and lead that exact copies of training scans would have.
         train_patients: the patient of each training scan.
         holdout_patients: the patient of each held-out scan.
@@ -356,31 +432,12 @@ def judge(
     """
     n_samples = len(to_train)
     gap, lead = sample
-    gaps, leads = (values[np.isfinite(values)] for values in null)
-    largest = float(gaps.max()) if len(gaps) else math.inf
-    largest_lead = float(leads.max()) if len(leads) else -math.inf
-    # gap - lead is the gap that the fifth best patient of train would have
-    fifths = null[0] - null[1]
-    fifths = fifths[np.isfinite(fifths)]
-    usual = float(fifths.max()) if len(fifths) else largest
-
-    def chance(values: Floats, of: Floats) -> Floats:
-        return tail_p(values, of) if len(of) else np.ones(len(values))
-
-    def stands_out(gap: Floats, lead: Floats) -> Bools:
-        within = gap - lead <= np.maximum(usual, gap / 10)
-        return np.asarray((gap > largest) & within & (lead > largest_lead))
-
-    p = chance(gap, gaps)
-    near = (gap > largest) & benjamini_hochberg(p, fdr)
-    copies = near & stands_out(gap, lead)
-    if len(leads):
-        # among those alone that are near train, who may all be near many
-        copies[near] &= benjamini_hochberg(chance(lead[near], leads), fdr)
-    power = 0.0
-    if len(gaps) and len(leads) and n_samples:
-        alone = (chance(exact[0], gaps) <= fdr / n_samples) & (chance(exact[1], leads) <= fdr)
-        power = float(np.mean(stands_out(*exact) & alone))
+    p = bar.p_gap(gap)
+    near = (gap > bar.gap) & benjamini_hochberg(p, fdr)
+    copies = near & bar.passed(gap, lead)
+    # among those alone that are near train, who may all be near many
+    copies[near] &= benjamini_hochberg(bar.p_lead(lead[near]), fdr)
+    power = float(np.mean(bar.alone(*exact, n_samples, fdr))) if len(exact[0]) else 0.0
     nearest = np.argmax(to_train, axis=1) if n_samples else np.zeros(0, dtype=np.int64)
     matches = []
     for i, scan in enumerate(nearest):
@@ -401,7 +458,7 @@ def judge(
         matches=tuple(matches),
         n_train=len(set(train_patients)),
         n_holdout=len(set(holdout_patients)),
-        largest_null_gap=largest if math.isfinite(largest) else None,
+        largest_null_gap=bar.gap if math.isfinite(bar.gap) else None,
         power=power,
         false_discovery_rate=fdr,
         similarity=name,

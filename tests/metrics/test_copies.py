@@ -16,7 +16,7 @@ from scipy.spatial.distance import cdist
 from scipy.spatial.transform import Rotation
 
 from synthmed.keys import Key
-from synthmed.metrics import Copied, moves, similarity
+from synthmed.metrics import Copied, disguises, moves, similarity
 from synthmed.metrics.copies import (
     Copies,
     GapTest,
@@ -141,7 +141,7 @@ def test_nobody_is_matched_with_themselves(monkeypatch: pytest.MonkeyPatch) -> N
     rng = np.random.default_rng(1)
     train, holdout = cases(rng, 20, "t", twice=20), cases(rng, 20, "h", twice=20)
     GapTest(train, holdout, IMAGE, Key.root(1)).find(holdout, 0.01)
-    ((gaps, leads),) = seen
+    gaps, leads = seen[0].gaps, seen[0].leads
     assert len(gaps) == len(leads) == 40
     # had people of train met themselves, their gaps were far above zero, and others' far below
     assert np.abs(gaps).max() < 0.3 and leads.max() < 0.3
@@ -254,6 +254,46 @@ def test_power_is_how_often_an_exact_copy_alone_is_found(n_names: int, holdout: 
         found.append(copies.matches[7].copy_of == str(train.patients[i]))
     assert copies.power == np.mean(found)
     assert (copies.power == 1) == (n_names == 1)
+
+
+def test_copies_in_disguise_are_said_to_be_seen_as_often_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each planted alone among honest samples, the first of two scans of a patient or the only."""
+    monkeypatch.setattr("synthmed.metrics.copies.IN_DISGUISE", 5)
+    monkeypatch.setattr("synthmed.metrics.disguises.NOISE", 0.13)
+    rng = np.random.default_rng(8)
+    train, holdout = cases(rng, 16, "t", twice=4), cases(rng, 12, "h")
+    samples = cases(rng, 6, "s")
+    test = ImageTest(train, holdout, (0,), Key.root(2))
+    said = test.find(samples, 0.01).disguised
+    assert set(said) == set(disguises.DISGUISES)
+    rows = [int(np.flatnonzero(train.patients == f"t{i:03d}")[0]) for i in (0, 3, 7, 11, 15)]
+    for name, how in disguises.DISGUISES.items():
+        key = Key.root(2).fold("disguised").fold(name)
+        copies = disguises.disguised(train, np.array(rows), how, key)
+        found = []
+        for i, row in enumerate(rows):
+            volumes = samples.volumes.copy()
+            volumes[2] = copies.volumes[i]
+            verdict = test.find(Cases(volumes, samples.patients, []), 0.01).matches[2]
+            found.append(verdict.copy_of == train.patients[row])
+        assert said[name] == np.mean(found), name
+    assert 0 < np.mean(list(said.values())) < 1, "neither blind nor without fail"
+
+
+def test_disguises_do_what_they_are_called() -> None:
+    x = np.random.default_rng(0).random((2, 10, 11, 12)) * 300 + 50
+    rng = np.random.default_rng(1)
+    noise = disguises.noisy(x, rng) - x
+    assert np.allclose(noise.std(axis=(1, 2, 3)), 0.05 * np.ptp(x, axis=(1, 2, 3)), rtol=0.1)
+    moved = disguises.moved(x, rng)
+    assert np.array_equal(moved[:, 3:, 2:-2, 2:], x[:, 2:-1, 4:, 1:-1])
+    altered = disguises.altered(x, rng)
+    assert np.ptp(altered) < 0.75 * np.ptp(x)
+    inside, there = altered[:, 1:, :-2, 1:], x[:, ::-1][:, :-1, 2:, :-1]
+    for a, b in zip(inside, there, strict=True):
+        assert np.array_equal(np.argsort(a, axis=None), np.argsort(b, axis=None))
 
 
 def test_a_single_training_patient_gives_no_power() -> None:
