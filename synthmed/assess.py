@@ -100,6 +100,8 @@ def assess(
         folder = run.folder("screening")
         shipped = ScreenedCohort.open(cohort, folder)
         judged = chosen if config is not None else _as_synthetic(chosen, cohort)
+        people = [real, *([holdout] if holdout else [])]
+        not_shown = config is None and _not_shown(judged, people, synthetic)
         progress = Progress("evaluate", quiet)
         with run.writing("evidence", "", {}, measured := {}) as target:
             copies = screen.read_copies(folder)
@@ -125,9 +127,7 @@ def assess(
             judged,
             release.Grounds(
                 evaluate.read_estimates(run.folder("evidence")),
-                elsewhere=Elsewhere(
-                    left_out + unread, *named, names.complete, _fewer_categories(judged, chosen)
-                ),
+                elsewhere=Elsewhere(left_out + unread, *named, names.complete, not_shown),
             ),
             shipped,
             about,
@@ -194,13 +194,9 @@ def shared_labels(folders: Sequence[Path], patient: str | None) -> dict[str, Any
     """
     tables = []
     for folder in folders:
-        file = folder / "participants.tsv"
-        if not file.is_file():
+        if (table := _table(folder)) is None:
             return {}
-        try:
-            tables.append(pd.read_csv(file, sep="\t", dtype=str, keep_default_na=False))
-        except (ValueError, OSError):
-            return {}  # ingest will say what is wrong with it
+        tables.append(table)
     conditions: dict[str, Any] = {}
     for name in [c for c in tables[0].columns if all(c in t.columns for t in tables)]:
         if name in _NO_LABEL | {patient} or not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name):
@@ -220,11 +216,22 @@ def shared_labels(folders: Sequence[Path], patient: str | None) -> dict[str, Any
             }
         elif (
             2 <= len(values) <= 10
-            and of[0] & of[1]
+            and set.intersection(*of[:2])
             and all(re.fullmatch(CATEGORY, v) for v in values)
         ):
             conditions[name] = {"kind": "categorical", "categories": values}
     return conditions
+
+
+def _table(folder: Path) -> pd.DataFrame | None:
+    """The folder's participants.tsv as text; null without one, or one that ingest will refuse."""
+    file = folder / "participants.tsv"
+    if not file.is_file():
+        return None
+    try:
+        return pd.read_csv(file, sep="\t", dtype=str, keep_default_na=False)
+    except (ValueError, OSError):
+        return None
 
 
 def _as_synthetic(config: Config, cohort: Cohort) -> Config:
@@ -247,13 +254,26 @@ def _as_synthetic(config: Config, cohort: Cohort) -> Config:
     return config.model_copy(update={"data": data})
 
 
-def _fewer_categories(judged: Config, chosen: Config) -> bool:
-    """Whether a condition has categories that it is not judged by."""
-    return any(
-        condition.kind == "categorical" and condition.categories != kept.categories
-        for name, condition in chosen.data.conditions.items()
-        if (kept := judged.data.conditions.get(name)) is not None and kept.kind == "categorical"
-    )
+def _not_shown(judged: Config, real: Sequence[Path], synthetic: Path) -> bool:
+    """Whether a column of both sides tells real people apart who are not judged apart.
+
+    A category that no synthetic scan has, under this spelling, or a number that all of them share.
+
+    Args:
+        judged: the config with the conditions that are judged.
+        real: folder of the real side, and of people held out if there is one.
+        synthetic: folder of the other.
+    """
+    theirs = _table(synthetic)
+    for name, condition in shared_labels(real, judged.data.patient).items():
+        if theirs is None or name not in theirs.columns:
+            continue
+        kept = judged.data.conditions.get(name)
+        if kept is None or (
+            kept.kind == "categorical" and not {*condition["categories"]} <= {*kept.categories}
+        ):
+            return True
+    return False
 
 
 def _naming(run: Run, folder: Path, names: SourceNames) -> tuple[int, int]:

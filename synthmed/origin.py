@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -22,8 +23,8 @@ from synthmed import traces
 from synthmed.backbones.generative import Generative, named_parameters
 from synthmed.config import Config
 from synthmed.configfile import init_folder
-from synthmed.errors import UsageError
-from synthmed.store import Run, file_sha256
+from synthmed.errors import InputError, UsageError
+from synthmed.store import Manifest, Run, file_sha256
 from synthmed.training import load_state, named_state
 
 WEIGHTS = "weights.safetensors"
@@ -48,24 +49,26 @@ class Origin:
         digest: SHA-256 of its weights.
         about: what its model.json says of how it came about (`provenance`).
         condition_width: how many numbers that model is told.
-        learned_from: pseudonyms of the people that it was trained on; None where nothing says who
-            all of them are, as of a folder outside its run, or one that started from others.
+        learned_from: pseudonyms of the people that it was trained on; empty where nothing says so,
+            as of a folder outside its run, or may say it, as of a private one.
+        all_known: whether they are all, under the names that people have in this run too.
     """
 
     path: Path
     digest: str
     about: Mapping[str, Any]
     condition_width: int
-    learned_from: frozenset[str] | None = None
+    learned_from: frozenset[str] = frozenset()
+    all_known: bool = False
 
     def knew(self, held_out: Collection[str]) -> bool | None:
         """Whether these weights were trained on some of the people; None where nothing says it.
 
         By pseudonym: another cohort that counts its patients alike is taken for the same people.
         """
-        if self.learned_from is None:
-            return None
-        return not self.learned_from.isdisjoint(held_out)
+        if not self.learned_from.isdisjoint(held_out):
+            return True
+        return False if self.all_known else None
 
     def start(
         self, model: Generative, condition_width: int, buffers: bool = True
@@ -163,8 +166,12 @@ def released(start: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return None if start is None else {k: v for k, v in start.items() if k not in names}
 
 
-def find(config: Config) -> Origin | None:
+def find(config: Config, catalogue: Manifest | None = None) -> Origin | None:
     """The model that `train.init` names; None where it names none.
+
+    Args:
+        config: of the run that starts from it.
+        catalogue: that run's; without it nobody knows whether its people have the same names.
 
     Raises:
         UsageError: there is no finished model, one of another backbone, or one that was trained
@@ -194,20 +201,35 @@ def find(config: Config) -> Origin | None:
             f"this config's backbone is {config.backbone.name}",
             "Start from a model of the same backbone.",
         )
-    return Origin(
-        folder,
-        file_sha256(folder / WEIGHTS),
-        about,
-        told["condition_width"],
-        _learned_from(folder, about),
+    start = Origin(folder, file_sha256(folder / WEIGHTS), about, told["condition_width"])
+    return _learned_from(start, config, catalogue)
+
+
+def _learned_from(start: Origin, config: Config, catalogue: Manifest | None) -> Origin:
+    """With the people that a model in RUN/private/model was trained on, as far as that is known.
+
+    Who is whom can be told by pseudonym where both runs read the same source under the same key
+    (the digest of a source is keyed) and took the same column for people. A private model's people
+    are not looked at: whether one of them is held out here would be said outside its epsilon.
+    """
+    folder = start.path.resolve()
+    if folder.parts[-2:] != ("private", "model") or start.about["privacy"] is not None:
+        return start
+    run = Run(folder.parents[1])
+    try:
+        model, there = run.manifest("model"), run.manifest("catalogue")
+        people = traces.trained_on(run, model) if model else None
+        text = (run.path / "config.yaml").read_text(encoding="utf-8")
+    except (OSError, InputError):  # of another version, or in part
+        return start
+    same = (
+        there is not None
+        and catalogue is not None
+        and there.inputs["source"] == catalogue.inputs["source"]
+        and yaml.safe_load(text)["data"].get("patient") == config.data.patient
     )
-
-
-def _learned_from(folder: Path, about: Mapping[str, Any]) -> frozenset[str] | None:
-    """The people that the model in RUN/private/model was trained on, if all are known."""
-    if folder.resolve().parts[-2:] != ("private", "model") or about["init"] is not None:
-        return None
-    run = Run(folder.resolve().parents[1])
-    model = run.manifest("model")
-    people = traces.trained_on(run, model) if model else None
-    return None if people is None else frozenset(people)
+    return replace(
+        start,
+        learned_from=frozenset(people or ()),
+        all_known=people is not None and same and start.about["init"] is None,
+    )

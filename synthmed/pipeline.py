@@ -171,7 +171,7 @@ class Line:
                 target,
                 progress,
                 self.device,
-                origin.find(self.config),
+                origin.find(self.config, self.run.manifest("catalogue")),
             )
 
         return self._make("train", inputs, make)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from synthmed import memory
+from synthmed import memory, origin
 from synthmed.artifacts import Catalogue, Scan
 from synthmed.config import Config, Rule
 from synthmed.formats.quarantine import listed
@@ -26,7 +26,7 @@ from synthmed.progress import Progress, clock
 from synthmed.stages.evaluate import SEEN
 from synthmed.stages.fetch import FOLDER
 from synthmed.stages.ingest import ingest
-from synthmed.stages.lines import FLAGGED, enough_samples
+from synthmed.stages.lines import FLAGGED, START, enough_samples
 from synthmed.stages.sample import sample_count
 from synthmed.stages.train import CANONICAL_BATCH, parameters
 from synthmed.trial import noise_loader
@@ -71,6 +71,7 @@ def fingerprint(config: Config, device: str, quiet: bool) -> dict[str, Any]:
         "labels": labels,
         "n_train": n_patients - n_holdout,
         "n_holdout": n_holdout,
+        "n_samples": sample_count(config),
         "cannot_pass": cannot_pass(config, n_patients - n_holdout, n_holdout, labels),
     }
     out |= cost(config, out["n_train"], n_holdout, len(scans), device)
@@ -119,9 +120,10 @@ def label_counts(config: Config, scans: Sequence[Scan]) -> dict[str, Any]:
 def cannot_pass(
     config: Config, n_train: int, n_holdout: int, labels: Mapping[str, Mapping[str, float]]
 ) -> list[str]:
-    """Policy lines that stay inconclusive whatever is generated, because there are too few people.
+    """Policy lines that stay inconclusive whatever is generated: of too few people, or samples.
 
-    Each line is judged on the best evidence that so many people could give.
+    Each line is judged on the best evidence that so many people could give. Weights to start from
+    which nothing says whom they have seen are among them.
 
     Args:
         config: its policy is asked.
@@ -148,6 +150,8 @@ def cannot_pass(
     }
     if sample_count(config) < enough_samples(config):
         names.add(FLAGGED)
+    if config.privacy is None and (start := origin.find(config)) and not start.learned_from:
+        names.add(START)
     return sorted(names)
 
 
@@ -195,9 +199,11 @@ def _best(
         value = None
     elif rule.slice == WORST:
         parts = [(n, round(config.data.holdout * n)) for n in counts.values()]
-        # all are judged, and each has to pass
+        # all are judged, and each has to pass; samples have the labels of the patients
         held_out = min((h for _, h in parts), default=0)
-        value = value if parts and all(min(h, n - h) >= FEWEST for n, h in parts) else None
+        share = sample_count(config) / (n_train + n_holdout)
+        sizes = [min(h, n - h, round(share * n)) for n, h in parts]
+        value = value if min(sizes, default=0) >= FEWEST else None
     elif rule.slice is None and rule.estimate.startswith("auc_") and counts:
         # a category with fewer has no utility that could be judged
         categories = [
@@ -276,9 +282,10 @@ def describe(facts: Mapping[str, Any]) -> str:
         lines.append(outlook.describe(facts["privacy"]))
     if facts["cannot_pass"]:
         lines.append(
-            f"note       with {facts['n_train']} patients to train on and {facts['n_holdout']} "
-            f"held out (of {MIN_HOLDOUT} needed, in a subgroup that is judged too) these lines "
-            f"stay inconclusive: {', '.join(facts['cannot_pass'])}; expect REVIEW at best"
+            f"note       with {facts['n_train']} patients to train on, {facts['n_holdout']} held "
+            f"out (of {MIN_HOLDOUT} needed, in a subgroup that is judged too) and "
+            f"{facts['n_samples']} samples these lines stay inconclusive: "
+            f"{', '.join(facts['cannot_pass'])}; expect REVIEW at best"
         )
     return "\n".join(lines)
 

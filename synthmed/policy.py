@@ -24,10 +24,9 @@ against the cohort, while a lack of quality has to be shown. So 0 copied of 50 p
 interval reaches 7 %, is inconclusive under a limit of 5 % and never a pass; 5 of 50 fails, although
 its interval begins at 3 %.
 
-A rule on the worst subgroup is judged on every subgroup, those with too few people to measure
-included, and the worst answer stands. An estimate of the whole that is the worst of several
-conditions or regions (`WORST_OF`) leads by one number; a rule on it is judged on each of the others
-too, and fails where one of them fails.
+An estimate that is the worst of several (subgroups, those with too few people to measure included;
+conditions; regions) is so by one number. A rule on it is judged on each of them
+(`Estimate.stands_for`), and the worst answer stands.
 
 Below `MIN_HOLDOUT` held-out patients a pass or review of a quality estimate becomes inconclusive;
 a fail stays a fail.
@@ -48,9 +47,6 @@ MIN_HOLDOUT = 50
 
 QUALITY = frozenset({"fidelity", "utility"})
 """Groups that say whether the cohort is good; the other groups say whether it is safe."""
-
-WORST_OF = {"condition": None, "region": "region_volume_smd"}
-"""Parts whose worst stands for the whole: of which estimate, or of every one that has such."""
 
 _ORDER = {"fail": 0, "review": 1, "inconclusive": 2, "pass": 3}
 _SIDE = {"lower": "lower bound", "upper": "upper bound", "value": "value"}
@@ -133,21 +129,12 @@ def _judged(
     if named is None:
         return judge(rule, None, n_holdout)
 
-    def answers(of: Sequence[Estimate]) -> list[Verdict]:
-        return [_doubted(rule, e, judge(rule, e, n_holdout)) for e in of]
-
-    parts = [(part, e) for (name, part), e in known.items() if name == rule.estimate and part]
-    if rule.slice == WORST:
-        subgroups = [e for part, e in parts if _is_subgroup(part)]
-        # of equal answers that of the subgroup which the evidence calls the worst
-        subgroups.sort(key=lambda e: e.ci != named.ci)
-        return min(answers(subgroups or [named]), key=lambda v: _ORDER[v.status])
-    said = answers([named])
-    if rule.slice is None:
-        # that one cannot be asked about, or is uncertain, must not hide that another fails
-        also = answers([e for part, e in parts if _stood_for(rule.estimate, part)])
-        said += [v for v in also if v.status == "fail"]
-    return min(said, key=lambda v: _ORDER[v.status])
+    parts = [e for p in named.stands_for if (e := known.get((rule.estimate, p))) is not None]
+    # of equal answers that of the part which the evidence calls the worst
+    parts.sort(key=lambda e: e.ci != named.ci)
+    asked = [*parts, named] if rule.slice == WORST else [named, *parts]
+    answers = [_doubted(rule, e, judge(rule, e, n_holdout)) for e in asked]
+    return min(answers, key=lambda v: _ORDER[v.status])
 
 
 def _doubted(rule: Rule, estimate: Estimate | None, verdict: Verdict) -> Verdict:
@@ -157,16 +144,6 @@ def _doubted(rule: Rule, estimate: Estimate | None, verdict: Verdict) -> Verdict
         return verdict
     said = f"{verdict.reason} But the rule is the wrong way round: {estimate.better} is better."
     return verdict.model_copy(update={"status": "inconclusive", "reason": said})
-
-
-def _stood_for(estimate: str, part: str) -> bool:
-    """Whether the estimate of the whole is the worst of such parts (not of parts of these)."""
-    of, _, _ = part.partition("=")
-    return "," not in part and of in WORST_OF and WORST_OF[of] in (None, estimate)
-
-
-def _is_subgroup(part: str) -> bool:
-    return "=" in part and part.split("=")[0] not in RESERVED
 
 
 def judge(rule: Rule, estimate: Estimate | None, n_holdout: int) -> Verdict:

@@ -46,6 +46,8 @@ class Estimate(Frozen):
         seed: of the resampling behind the interval.
         note: why something is null, or what limits the figure.
         n_holdout: held-out patients behind it; null where the holdout plays no part.
+        stands_for: slices that it is the worst of, by one number. What is the worst depends on what
+            is asked, so a rule on it is asked of each.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Estimate(Frozen):
     seed: int
     note: str = ""
     n_holdout: int | None = None
+    stands_for: tuple[str, ...] = ()
 
 
 class Verdict(Frozen):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+import pandas as pd
 import pytest
 from conftest import Result
 
@@ -389,6 +390,41 @@ def tables(tmp_path: Path, real: str, synthetic: str) -> tuple[Path, Path]:
         (tmp_path / name / "participants.tsv").write_text(text)
         out.append(tmp_path / name)
     return out[0], out[1]
+
+
+@pytest.mark.parametrize(
+    ("said", "there"),
+    [
+        (lambda sex: sex, False),
+        (lambda sex: "F", True),
+        (str.lower, True),  # no word in common: else no condition, and nobody would ask
+        (None, False),  # a cohort without the label has no such subgroups
+    ],
+    ids=["as they are", "one alone", "in another spelling", "no column"],
+)
+def test_a_category_that_is_not_shown_is_not_passed_over(
+    cohort: Path,
+    folder: Callable[..., Path],
+    synthmed: Cli,
+    tmp_path: Path,
+    said: Callable[[str], str] | None,
+    there: bool,
+) -> None:
+    others = tmp_path / "others"
+    shutil.copytree(folder(11), others)
+    table = pd.read_csv(others / "participants.tsv", sep="\t", dtype=str, keep_default_na=False)
+    if said is None:
+        table = table.drop(columns="sex")
+    else:
+        table["sex"] = table["sex"].map(said)
+    table.to_csv(others / "participants.tsv", sep="\t", index=False)
+    out = tmp_path / "out"
+    assert synthmed("assess", cohort, others, "--out", out, "-q").code == 4
+    reasons = report_of(out)["reasons"]
+    assert any(r.startswith("categories that are not shown: ") for r in reasons) is there
+    # which one it is, is theirs alone
+    shared = (out / "withheld/report/report.json").read_text()
+    assert not there or '"sex=M"' not in shared
 
 
 def test_shared_labels_are_few_words_or_many_numbers(tmp_path: Path) -> None:

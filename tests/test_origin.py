@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from synthmed.config import Config
 from synthmed.errors import UsageError
 from synthmed.keys import Key
 from synthmed.stages import train as stage
-from synthmed.store import file_sha256
+from synthmed.store import Run, file_sha256
 from synthmed.training import Training, as_bytes, named_state
 from synthmed.trial import noise_loader
 
@@ -125,22 +126,38 @@ def test_it_is_known_whether_the_weights_knew_who_is_held_out(
     of = {split: {s["patient"] for s in index["scans"] if s["split"] == split}
           for split in ("train", "holdout")}  # fmt: skip
     assert len(of["train"]) > 3 and len(of["holdout"]) > 3
+    catalogue = Run(finished.path).manifest("catalogue")
+    assert catalogue is not None
+
+    def knew(folder: Path, people: Iterable[str], **given: Any) -> bool | None:
+        config = changed(finished, train__init=str(folder), **given.pop("config", {}))
+        found = origin.find(config, given.get("catalogue", catalogue))
+        assert found is not None
+        return found.knew(sorted(people))
+
     for inside in ("", "private/model"):
-        found = origin.find(changed(finished, train__init=str(finished.path / inside)))
-        assert found is not None and found.learned_from == of["train"]
-        assert found.knew(sorted(of["holdout"])) is False
-        assert found.knew([*of["holdout"], min(of["train"])]) is True
-    # a folder that lies elsewhere, and a model that itself started from another, do not say it
+        assert knew(finished.path / inside, of["holdout"]) is False
+        assert knew(finished.path / inside, [*of["holdout"], min(of["train"])]) is True
+    # under another key, or of another source, or by another column people have other names
+    other = catalogue.model_copy(update={"inputs": {"source": "ab" * 32}})
+    for unlike in ({"catalogue": other}, {"catalogue": None}, {"config": {"data__patient": "id"}}):
+        assert knew(finished.path, of["holdout"], **unlike) is None
+        assert knew(finished.path, of["train"], **unlike) is True
+    # a folder that lies elsewhere does not say it
     shutil.copytree(finished.path / "private/model", tmp_path / "model")
-    elsewhere = origin.find(changed(finished, train__init=str(tmp_path / "model")))
-    assert elsewhere is not None and elsewhere.knew(["p" + 16 * "0"]) is None
-    run = tmp_path / "run"
-    shutil.copytree(finished.path, run, symlinks=True)
-    about = json.loads((run / "private/model/model.json").read_text())
-    about["provenance"]["init"] = {"weights": "ab" * 32}
-    (run / "private/model/model.json").write_text(json.dumps(about))
-    chained = origin.find(changed(finished, train__init=str(run)))
-    assert chained is not None and chained.learned_from is None
+    assert knew(tmp_path / "model", of["holdout"]) is None
+    # nor does a model that itself started from another, nor a private one, of nobody
+    for i, (told, of_train) in enumerate([({"init": {}}, True), ({"privacy": {}}, None)]):
+        run = tmp_path / f"run{i}"
+        shutil.copytree(finished.path, run, symlinks=True)
+        about = json.loads((run / "private/model/model.json").read_text())
+        about["provenance"].update(told)
+        (run / "private/model/model.json").write_text(json.dumps(about))
+        assert knew(run, of["holdout"]) is None
+        assert knew(run, of["train"]) is of_train
+    # nor one whose run another version made
+    (run / "private/ingest/manifest.json").write_text("{}")
+    assert knew(run, of["holdout"]) is None
 
 
 def test_a_run_tells_where_it_started_and_notices_a_changed_source(

@@ -82,7 +82,9 @@ class RegionVolumeSMD(Base):
             given = []
         worst = max(out, key=lambda e: e.ci[1] if e.ci else 0.0)
         note = f"worst of {len(out)}: {worst.slice}; {worst.note}"
-        return [worst.model_copy(update={"slice": None, "note": note}), *out, *given]
+        parts = tuple(e.slice for e in out)
+        whole = worst.model_copy(update={"slice": None, "note": note, "stands_for": parts})
+        return [whole, *out, *given]
 
     def _given_labels(
         self,

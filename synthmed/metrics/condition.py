@@ -77,12 +77,15 @@ class ConditionAccuracy(Base):
             n = len(sides.categorical) or len(each)
             worst = min(each[:n], key=_shortfall)
             note = "; ".join(filter(None, (f"worst of {n}: {worst.slice}", worst.note)))
-            return [worst.model_copy(update={"slice": None, "note": note}), *each]
+            parts = tuple(e.slice for e in each[:n])
+            update = {"slice": None, "note": note, "stands_for": parts}
+            return [worst.model_copy(update=update), *each]
 
         out = ask(everyone)
         for name, people in judged(sides).items():
             part = ask({side: among(shared, side, people) for side in ASKED})[0]
-            out.append(part.model_copy(update={"slice": name}))
+            # of its own conditions nothing else is kept
+            out.append(part.model_copy(update={"slice": name, "stands_for": ()}))
         return out
 
     def _teach(

@@ -87,7 +87,9 @@ class Disclosure(Base):
         if told:
             worst = max(told, key=_badness)
             note = f"worst of {len(told)}: {worst.slice}; {worst.note}"
-            out.append(worst.model_copy(update={"slice": None, "note": note}))
+            each = tuple(e.slice for e in told)
+            update = {"slice": None, "note": note, "stands_for": each}
+            out.append(worst.model_copy(update=update))
         return out + told
 
     @staticmethod

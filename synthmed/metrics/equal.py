@@ -32,7 +32,7 @@ class Compared:
     Args:
         count: patients on each side of every comparison.
         value: the figures of the synthetic side.
-        se: their standard errors, null when there are too few patients for halves.
+        halves: (resamples, figures) on random halves of the patients; null when there are too few.
         floor: the figures of real train against the same holdout; null without a holdout.
         ceiling: those of the blurred holdout against train; null without a holdout.
         reference: which real side the synthetic side was compared with.
@@ -40,10 +40,17 @@ class Compared:
 
     count: int
     value: Floats
-    se: Floats | None
+    halves: Floats | None
     floor: Floats | None
     ceiling: Floats | None
     reference: Side
+
+    @property
+    def se(self) -> Floats | None:
+        """Standard errors of the figures, null when there are too few patients for halves."""
+        if self.halves is None:
+            return None
+        return np.array([half_se(column) for column in self.halves.T])
 
     @property
     def against(self) -> str:
@@ -58,7 +65,7 @@ class Compared:
                 "no held-out patients: compared with train, where copies score perfectly; "
                 "no floor and no ceiling"
             )
-        return "" if self.se is not None else "too few patients for an interval"
+        return "" if self.halves is not None else "too few patients for an interval"
 
 
 def compare(
@@ -94,9 +101,8 @@ def compare(
     if shared.has_holdout:
         floor = figure("holdout", "train", key.fold("floor"))
         ceiling = figure("train", "blurred", key.fold("ceiling"))
-    se = None
+    halves: list[Floats] = []
     if count // 2 >= smallest:
-        halves = []
         for i in range(shared.sides.resamples):
             rng = key.fold("half", i).numpy()
             a = [real[j] for j in half(len(real), rng)]
@@ -113,8 +119,8 @@ def compare(
                     key.fold("inner", i),
                 )
             )
-        se = np.array([half_se(column) for column in np.array(halves).T])
-    return Compared(count, value, se, floor, ceiling, reference)
+    each = np.array(halves) if halves else None
+    return Compared(count, value, each, floor, ceiling, reference)
 
 
 def one_distance(

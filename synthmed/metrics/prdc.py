@@ -15,6 +15,7 @@ from synthmed.metrics.stats import (
     Floats,
     Ints,
     clopper_pearson,
+    half_se,
     normal_interval,
     share_interval,
 )
@@ -71,14 +72,14 @@ class PRDC(Base):
                 value = float(found.value[i])
                 # of so many scans each may lie in every ball
                 top = found.count / self.k if name == "density" else 1.0
-                if found.se is not None:
+                if found.halves is not None:
                     # halves that all say none, or all, have no spread: the exact bound is left
                     gap = top * clopper_pearson(0, found.count)[1]
-                    se = float(found.se[i])
+                    halves = found.halves[:, i]
                     if name == "density":
-                        ci = normal_interval(value, se, 0.0, top, gap)
+                        ci = normal_interval(value, half_se(halves), 0.0, top, gap)
                     else:
-                        ci = share_interval(value, se, gap)
+                        ci = share_interval(value, halves, gap)
                 if found.floor is not None and found.ceiling is not None:
                     floor, ceiling = float(found.floor[i]), float(found.ceiling[i])
                 method = (

@@ -204,7 +204,8 @@ def worst(
     else:
         found = nothing
         note = "; ".join(filter(None, (*(e.note for e in mine[:1]), few)))
-    return [found.model_copy(update={"slice": WORST, "note": note}), *unseen]
+    update = {"slice": WORST, "note": note, "stands_for": (*(e.slice for e in known), *left_out)}
+    return [found.model_copy(update=update), *unseen]
 
 
 def _share_of_ceiling(estimate: Estimate) -> float:

@@ -121,9 +121,11 @@ class Utility(Base):
             worst = min(told, key=lambda c: _shortfall(own[c]))
             mute = [c for c in mute if c != worst]
             said = f"condition={worst}" + (f"; not asked about: {', '.join(mute)}" if mute else "")
+            # those with too few people to be judged by have slices all the same
+            parts = tuple(f"condition={c}" for c in able if name is None and own[c][0].ci)
             notes = ["; ".join(filter(None, (said, e.note))) for e in own[worst]]
             return [
-                e.model_copy(update={"slice": name, "note": note})
+                e.model_copy(update={"slice": name, "note": note, "stands_for": parts})
                 for e, note in zip(own[worst], notes, strict=True)
             ]
 

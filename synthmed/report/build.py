@@ -142,4 +142,5 @@ def _judged(estimate: Estimate, rules: Sequence[Rule], decision: Decision) -> di
             limit, review = limits(rule, estimate)
             side = "at_most" if rule.at_most is not None else "at_least"
             spoken.append({"text": describe(rule), "side": side, "limit": limit, "review": review})
-    return {**estimate.model_dump(mode="json"), "status": status, "rules": spoken}
+    told = estimate.model_dump(mode="json", exclude={"stands_for"})
+    return {**told, "status": status, "rules": spoken}

@@ -17,6 +17,8 @@ from synthmed.types import COPIES_THAT_SHIP, Verdict
 
 FLAGGED = "flagged samples"
 """The line on what the screen found."""
+START = "weights to start from"
+"""The line on what those of `train.init` knew."""
 RESOLVED = 0.05
 """Share of copies among samples that enough of them always rule out."""
 
@@ -127,11 +129,11 @@ def _start(facts: CohortFacts) -> list[Verdict]:
     knew = facts.init.get("knew_held_out")
     return [
         Verdict(
-            estimate="weights to start from",
+            estimate=START,
             slice=None,
             rule="trained on nobody who is held out",
             status="pass" if knew is False else "inconclusive",
-            reason=f"weights to start from: {KNEW_HELD_OUT[knew]}.",
+            reason=f"{START}: {KNEW_HELD_OUT[knew]}.",
         )
     ]
 
@@ -181,8 +183,8 @@ class Elsewhere:
         n_naming_people: synthetic files that hold a name, or a number, of a person of the source.
         n_naming_files: that hold a name of its files.
         complete: whether all names of the source could be searched for.
-        not_shown: whether real people have a category that no synthetic scan shows, and that no
-            config declares, so that nothing is said of them.
+        not_shown: whether a column of both sides, which no config declares, tells real people
+            apart who are not judged apart.
     """
 
     not_judged: int
@@ -244,9 +246,9 @@ def of_elsewhere(seen: Elsewhere | None) -> list[Verdict]:
                 status="inconclusive",
                 # which ones is theirs alone
                 reason=(
-                    "categories that are not shown: no synthetic scan has a category that real "
-                    "people have, and no subgroup speaks of them; a config that declares it judges "
-                    "it too."
+                    "categories that are not shown: a column of both tables tells real people "
+                    "apart, and no synthetic scan says so (in that spelling), so that no subgroup "
+                    "speaks of them; a config that declares the column judges it."
                 ),
             )
         )

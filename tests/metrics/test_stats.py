@@ -177,21 +177,32 @@ def test_fisher_interval_is_scipys() -> None:
 
 @pytest.mark.parametrize("share", [0.03, 0.08, 0.3, 0.5, 0.8, 0.92, 0.97])
 def test_the_interval_of_a_share_holds_it_also_near_an_edge(share: float) -> None:
-    """Over the quantiles of estimates whose error is sqrt(v (1 - v) / n), as of fifty trials."""
+    """Over the quantiles of estimates as of fifty trials, whose halves scatter as they do."""
     n = 50
-    values = reference.beta.ppf((np.arange(4000) + 0.5) / 4000, n * share, n * (1 - share))
-    errors = np.sqrt(values * (1 - values) / (n + 1))
-    ends = np.array([stats.share_interval(v, e, 0.0) for v, e in zip(values, errors, strict=True)])
-    assert np.all((ends[:, 0] < values) & (values < ends[:, 1]) & (ends.min() >= 0))
-    above, below = np.mean(ends[:, 0] > share), np.mean(ends[:, 1] < share)
-    assert above + below <= 0.065 and max(above, below) <= 0.045
-    plain = np.mean(np.abs(values - share) > stats.Z95 * errors)
+    values = reference.beta.ppf((np.arange(400) + 0.5) / 400, n * share, n * (1 - share))
+    quantiles = (np.arange(100) + 0.5) / 100
+    above = below = plain = 0
+    for v in values:
+        halves = reference.beta.ppf(quantiles, n * v, n * (1 - v))
+        low, high = stats.share_interval(v, halves, 0.0)
+        assert 0 <= low <= v <= high <= 1
+        above, below = above + (low > share), below + (high < share)
+        plain += abs(v - share) > stats.Z95 * np.sqrt(v * (1 - v) / (n + 1))
     assert above + below < plain
-    if share in (0.03, 0.97):  # where a plain interval is short
-        assert plain >= 0.1
+    if share in (0.03, 0.97):  # an expected count of one and a half: better than a plain one
+        assert plain >= 0.1 * len(values) and above + below <= 0.09 * len(values)
+    else:
+        assert above + below <= 0.065 * len(values)
 
 
 def test_a_share_without_any_scatter_has_the_exact_bound() -> None:
-    assert stats.share_interval(1.0, 0.0, 0.07) == pytest.approx((0.93, 1.0))
-    assert stats.share_interval(0.0, 0.0, 0.07) == (0.0, 0.07)
-    assert stats.share_interval(1.0, 0.02, 0.07) == (1 - 0.02 * stats.Z95, 1.0)
+    assert stats.share_interval(1.0, np.ones(9), 0.07) == pytest.approx((0.93, 1.0))
+    assert stats.share_interval(0.0, np.zeros(9), 0.07) == (0.0, 0.07)
+
+
+def test_a_share_at_an_edge_whose_halves_scatter_stays_near_it() -> None:
+    """The error is that of the halves, not divided by the little that is left to the edge."""
+    halves = np.random.default_rng(0).binomial(25, 0.99, 200) / 25
+    for value in (1.0, 0.9999):
+        low, high = stats.share_interval(value, halves, 0.07)
+        assert 0.9 < low < 0.99 and high == pytest.approx(1, abs=1e-3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from synthmed.metrics import (
     DEFAULT_METRICS,
     MMD,
     Authenticity,
+    ConditionAccuracy,
     Copied,
     IntensityW1,
     Membership,
@@ -277,6 +279,40 @@ def test_thinned_to_too_few_a_subgroup_says_nothing(monkeypatch: pytest.MonkeyPa
     assert rare.value is None and "fewer than 10 held-out patients to ask" in rare.note
     # to be told from the rare, of whom so few are left
     assert found["auc_tstr", "kind=common"].value is None
+
+
+def test_a_label_with_too_few_people_is_in_nobodys_stead() -> None:
+    """Its slices have values for who looks; their intervals are too narrow to withhold by."""
+    (rule,) = [r for r in Policy().rules if r.estimate == "auc_tstr_minus_trtr"]
+    for n_rare, stands_for, status in ((6, (), "inconclusive"), (14, ("condition=kind",), "fail")):
+        of = given(False, n_rare=n_rare)
+        found = [
+            e.model_copy(update={"ci": (-0.9, -0.8), "value": -0.85})
+            if e.slice == "condition=kind"
+            else e
+            for e in Utility(draws=1).estimate(of, Shared(of))
+            if e.name == rule.estimate
+        ]
+        (whole,) = [e for e in found if e.slice is None]
+        assert whole.stands_for == stands_for and (whole.value is None) == (n_rare == 6)
+        (verdict,) = decide([rule], found, n_holdout=100).verdicts
+        assert verdict.status == status
+
+
+def test_a_rule_on_the_worst_category_is_not_asked_of_a_number() -> None:
+    """One is an accuracy, the other a correlation, and the whole is the worst of the categories."""
+    of = given(False)
+    rng = np.random.default_rng(0)
+    with_age = [
+        replace(s, labels=[{**row, "age": float(rng.uniform(20, 60))} for row in s.labels])
+        for s in (of.train, of.holdout, of.synthetic)
+    ]
+    of = sides(
+        *with_age, categorical={"kind": ("common", "rare")}, continuous={"age": (20.0, 60.0)}
+    )
+    found = {(e.name, e.slice): e for e in ConditionAccuracy().estimate(of, Shared(of))}
+    assert ("condition_accuracy", "condition=age") in found
+    assert found["condition_accuracy", None].stands_for == ("condition=kind",)
 
 
 def made_config(more: Mapping[str, Any] = {}) -> Config:
