@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from scipy.ndimage import shift
 
 from synthmed.keys import Key
 from synthmed.metrics.sides import Cases
@@ -30,7 +29,9 @@ def noisy(x: Scan, rng: np.random.Generator) -> Scan:
 
 def moved(x: Scan, _rng: np.random.Generator) -> Scan:
     """Moved by whole voxels; what moves in is what lies at the edge."""
-    return np.asarray(shift(x, (0, *MOVED), order=0, mode="nearest"))
+    for axis, by in enumerate(MOVED, start=1):
+        x = np.take(x, np.clip(np.arange(x.shape[axis]) - by, 0, x.shape[axis] - 1), axis)
+    return x
 
 
 def altered(x: Scan, rng: np.random.Generator) -> Scan:
