@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from synthmed.metrics.adjusted import encoded, without_labels
-from synthmed.metrics.base import Base
+from synthmed.metrics.base import Base, leading
 from synthmed.metrics.blocks import Singles
 from synthmed.metrics.shared import Shared, Side
 from synthmed.metrics.sides import Sides
@@ -81,10 +81,7 @@ class RegionVolumeSMD(Base):
         else:
             given = []
         worst = max(out, key=lambda e: e.ci[1] if e.ci else 0.0)
-        note = f"worst of {len(out)}: {worst.slice}; {worst.note}"
-        parts = tuple(e.slice for e in out)
-        whole = worst.model_copy(update={"slice": None, "note": note, "stands_for": parts})
-        return [whole, *out, *given]
+        return [leading(worst, out), *out, *given]
 
     def _given_labels(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 from synthmed.metrics.shared import Shared
@@ -23,3 +24,18 @@ class Base(Frozen):
     @abstractmethod
     def estimate(self, sides: Sides, shared: Shared) -> list[Estimate]:
         """The figures, each with interval, floor and ceiling, or null with the reason."""
+
+
+def leading(worst: Estimate, parts: Sequence[Estimate]) -> Estimate:
+    """The worst of some slices as the estimate of the whole, which stands for all of them."""
+    note = "; ".join(filter(None, (f"worst of {len(parts)}: {worst.slice}", worst.note)))
+    stands_for = tuple(e.slice for e in parts)
+    return worst.model_copy(update={"slice": None, "note": note, "stands_for": stands_for})
+
+
+def of_subgroup(whole: Estimate, name: str) -> Estimate:
+    """What is the whole to a subgroup, as its slice.
+
+    It stands for nothing: the slices that it was the worst of have everybody's names.
+    """
+    return whole.model_copy(update={"slice": name, "stands_for": ()})

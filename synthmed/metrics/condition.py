@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from synthmed.metrics.base import Base
+from synthmed.metrics.base import Base, leading, of_subgroup
 from synthmed.metrics.reader import (
     Kind,
     Names,
@@ -74,18 +74,13 @@ class ConditionAccuracy(Base):
         def ask(rows: Mapping[Side, Ints]) -> list[Estimate]:
             """The worst of all readers, then each."""
             each = [r.ask(rows, scans, shared) for r in readers]
-            n = len(sides.categorical) or len(each)
-            worst = min(each[:n], key=_shortfall)
-            note = "; ".join(filter(None, (f"worst of {n}: {worst.slice}", worst.note)))
-            parts = tuple(e.slice for e in each[:n])
-            update = {"slice": None, "note": note, "stands_for": parts}
-            return [worst.model_copy(update=update), *each]
+            alike = each[: len(sides.categorical) or len(each)]
+            return [leading(min(alike, key=_shortfall), alike), *each]
 
         out = ask(everyone)
         for name, people in judged(sides).items():
             part = ask({side: among(shared, side, people) for side in ASKED})[0]
-            # of its own conditions nothing else is kept
-            out.append(part.model_copy(update={"slice": name, "stands_for": ()}))
+            out.append(of_subgroup(part, name))
         return out
 
     def _teach(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from synthmed.metrics.base import Base
+from synthmed.metrics.base import Base, leading
 from synthmed.metrics.inference import inference
 from synthmed.metrics.linkability import linkability
 from synthmed.metrics.records import Targets, targets
@@ -85,11 +85,7 @@ class Disclosure(Base):
             where = f"condition={name}"
             told.append(self._one("attribute_inference", where, *parts, why, sides, shared))
         if told:
-            worst = max(told, key=_badness)
-            note = f"worst of {len(told)}: {worst.slice}; {worst.note}"
-            each = tuple(e.slice for e in told)
-            update = {"slice": None, "note": note, "stands_for": each}
-            out.append(worst.model_copy(update=update))
+            out.append(leading(max(told, key=_badness), told))
         return out + told
 
     @staticmethod

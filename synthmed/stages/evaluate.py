@@ -10,6 +10,7 @@ from synthmed.artifacts import Dataset, ScreenedCohort
 from synthmed.config import Config
 from synthmed.keys import Key
 from synthmed.metrics import Metric
+from synthmed.metrics.base import of_subgroup
 from synthmed.metrics.copies import Copies
 from synthmed.metrics.shared import Shared
 from synthmed.metrics.sides import Sides
@@ -96,7 +97,7 @@ def judge(
                 progress.update(len(metrics), len(metrics), f"{metric.name}, {name}")
                 found = metric.estimate(part.sides, part)
                 whole = [e for e in found if e.slice is None]
-                estimates += [e.model_copy(update={"slice": name}) for e in whole]
+                estimates += [of_subgroup(e, name) for e in whole]
     return estimates + worst(estimates, SEEN, large, small)
 
 

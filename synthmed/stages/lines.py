@@ -19,6 +19,7 @@ FLAGGED = "flagged samples"
 """The line on what the screen found."""
 START = "weights to start from"
 """The line on what those of `train.init` knew."""
+Status = Literal["pass", "inconclusive", "fail"]
 RESOLVED = 0.05
 """Share of copies among samples that enough of them always rule out."""
 
@@ -58,15 +59,8 @@ def _asked_about_copies(verdicts: Sequence[Verdict]) -> list[Verdict]:
     about = {"copies", "copied_patients", "copies_shipped"}
     if any(v.estimate in about and v.slice is None for v in verdicts):  # of everybody
         return []
-    return [
-        Verdict(
-            estimate="copied_patients",
-            slice=None,
-            rule="every policy must ask about copies",
-            status="inconclusive",
-            reason="copied_patients: the policy has no line about copies.",
-        )
-    ]
+    rule = "every policy must ask about copies"
+    return [_line("copied_patients", rule, "inconclusive", "the policy has no line about copies")]
 
 
 def _flagged(config: Config, cohort: ScreenedCohort, facts: CohortFacts) -> list[Verdict]:
@@ -78,7 +72,7 @@ def _flagged(config: Config, cohort: ScreenedCohort, facts: CohortFacts) -> list
     shipped = len((flagged | again) & {s.index for s in cohort.samples})
     found = f"{len(flagged)} of {n} samples copy a patient"
     within = f"{found}, within the limit of {limit:.3g}"
-    status: Literal["pass", "inconclusive", "fail"]
+    status: Status
     if len(flagged) > limit * n:
         status = "fail"
         said = f"{found}, above the limit of {limit:.3g}: the model copies too much"
@@ -90,15 +84,7 @@ def _flagged(config: Config, cohort: ScreenedCohort, facts: CohortFacts) -> list
         )
     else:
         status, said = "pass", within
-    lines = [
-        Verdict(
-            estimate=FLAGGED,
-            slice=None,
-            rule=f"at most {limit:.3g} of what was sampled",
-            status=status,
-            reason=f"{FLAGGED}: {said}.",
-        )
-    ]
+    lines = [_line(FLAGGED, f"at most {limit:.3g} of what was sampled", status, said)]
     if shipped or cohort.replaced is None:
         said = (
             f"{shipped}; the screen did not drop them"
@@ -106,15 +92,8 @@ def _flagged(config: Config, cohort: ScreenedCohort, facts: CohortFacts) -> list
             else "an earlier version did not screen what replaced those it dropped; "
             "run screen again"
         )
-        lines.append(
-            Verdict(
-                estimate=COPIES_THAT_SHIP,
-                slice=None,
-                rule="none",
-                status="fail" if shipped else "inconclusive",
-                reason=f"{COPIES_THAT_SHIP}: {said}.",
-            )
-        )
+        status = "fail" if shipped else "inconclusive"
+        lines.append(_line(COPIES_THAT_SHIP, "none", status, said))
     return lines
 
 
@@ -127,15 +106,8 @@ def _start(facts: CohortFacts) -> list[Verdict]:
     if facts.init is None or facts.privacy is not None:
         return []
     knew = facts.init.get("knew_held_out")
-    return [
-        Verdict(
-            estimate=START,
-            slice=None,
-            rule="trained on nobody who is held out",
-            status="pass" if knew is False else "inconclusive",
-            reason=f"{START}: {KNEW_HELD_OUT[knew]}.",
-        )
-    ]
+    status: Status = "pass" if knew is False else "inconclusive"
+    return [_line(START, "trained on nobody who is held out", status, KNEW_HELD_OUT[knew])]
 
 
 def _under_two_names(cohort: ScreenedCohort) -> Verdict:
@@ -150,28 +122,17 @@ def _under_two_names(cohort: ScreenedCohort) -> Verdict:
         )
     else:
         said = "none stands out"
-    return Verdict(
-        estimate="patients under two names",
-        slice=None,
-        rule=f"none, of up to {MOST_PLAYERS} people a side",
-        status="pass" if pairs is not None and not pairs else "inconclusive",
-        reason=f"patients under two names: {said}.",
-    )
+    rule = f"none, of up to {MOST_PLAYERS} people a side"
+    status: Status = "pass" if pairs is not None and not pairs else "inconclusive"
+    return _line("patients under two names", rule, status, said)
 
 
 def of_audit(failed: bool) -> list[Verdict]:
     """A line where the run's own audit found that a promise of privacy is not kept."""
     if not failed:
         return []
-    return [
-        Verdict(
-            estimate="audit of the promise",
-            slice=None,
-            rule="no audit of this model has failed",
-            status="fail",
-            reason="audit of the promise: failed; synthmed audit says what does not fit.",
-        )
-    ]
+    said = "failed; synthmed audit says what does not fit"
+    return [_line("audit of the promise", "no audit of this model has failed", "fail", said)]
 
 
 @dataclass(frozen=True)
@@ -203,6 +164,7 @@ def of_elsewhere(seen: Elsewhere | None) -> list[Verdict]:
     """
     if seen is None:
         return []
+    status: Status
     if seen.n_naming_people:
         status, said = "fail", f"{seen.n_naming_people} hold a name or a number of a patient"
     elif seen.n_naming_files:
@@ -213,45 +175,21 @@ def of_elsewhere(seen: Elsewhere | None) -> list[Verdict]:
         status, said = "pass", "nothing found in paths, tables, text and headers"
     if status != "pass" and seen.complete:
         said += "; naming.tsv under private/ lists the files"
-    named = Verdict.model_validate(
-        {
-            "estimate": "names in the synthetic files",
-            "slice": None,
-            "rule": "none of the source's",
-            "status": status,
-            "reason": f"names in the synthetic files: {said}.",
-        }
-    )
-    lines = [named]
+    lines = [_line("names in the synthetic files", "none of the source's", status, said)]
     if seen.not_judged:
-        lines.append(
-            Verdict(
-                estimate="scans that were not judged",
-                slice=None,
-                rule="none",
-                status="inconclusive",
-                reason=(
-                    "scans that were not judged: some files of the folders were refused, so that "
-                    "copies may be among them, or patients they are of; quarantine.tsv under "
-                    "private/ names them."
-                ),
-            )
+        said = (
+            "some files of the folders were refused, so that copies may be among them, or "
+            "patients they are of; quarantine.tsv under private/ names them"
         )
+        lines.append(_line("scans that were not judged", "none", "inconclusive", said))
     if seen.not_shown:
-        lines.append(
-            Verdict(
-                estimate="categories that are not shown",
-                slice=None,
-                rule="none",
-                status="inconclusive",
-                # which ones is theirs alone
-                reason=(
-                    "categories that are not shown: a column of both tables tells real people "
-                    "apart, and no synthetic scan says so (in that spelling), so that no subgroup "
-                    "speaks of them; a config that declares the column judges it."
-                ),
-            )
+        # which ones is theirs alone
+        said = (
+            "a column of both tables tells real people apart, and no synthetic scan says so (in "
+            "that spelling), so that no subgroup speaks of them; a config that declares the "
+            "column judges it"
         )
+        lines.append(_line("categories that are not shown", "none", "inconclusive", said))
     return lines
 
 
@@ -263,6 +201,7 @@ def of_scan(findings: Sequence[Finding], complete: bool) -> Verdict:
         complete: whether all names of the source could be searched for.
     """
     kinds = sorted({f.kind for f in findings})
+    status: Status
     if findings:
         status = "fail"
         said = (
@@ -276,12 +215,9 @@ def of_scan(findings: Sequence[Finding], complete: bool) -> Verdict:
             "nothing found, but data.source is not at hand (gone, or a PACS), so that not all of "
             "its names were searched for"
         )
-    return Verdict.model_validate(
-        {
-            "estimate": "identifier scan",
-            "slice": None,
-            "rule": "nothing found in any file",
-            "status": status,
-            "reason": f"identifier scan: {said}.",
-        }
-    )
+    return _line("identifier scan", "nothing found in any file", status, said)
+
+
+def _line(name: str, rule: str, status: Status, said: str) -> Verdict:
+    """A line that is not a rule's: of the whole cohort, its reason begins with its name."""
+    return Verdict(estimate=name, slice=None, rule=rule, status=status, reason=f"{name}: {said}.")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from synthmed import configfile
-from synthmed.config import Config, Policy
+from synthmed.config import Config, Policy, Rule
 from synthmed.metrics import (
     DEFAULT_METRICS,
     MMD,
@@ -313,6 +313,27 @@ def test_a_rule_on_the_worst_category_is_not_asked_of_a_number() -> None:
     found = {(e.name, e.slice): e for e in ConditionAccuracy().estimate(of, Shared(of))}
     assert ("condition_accuracy", "condition=age") in found
     assert found["condition_accuracy", None].stands_for == ("condition=kind",)
+
+
+def test_a_subgroups_worst_region_does_not_stand_for_everybodys() -> None:
+    """Its slices have everybody's names: a rule on the subgroup is asked of the subgroup alone."""
+    of = given(False)
+    found = judge(of, Shared(of), (RegionVolumeSMD(),), Progress("evaluate", quiet=True))
+    by_slice = {e.slice: e for e in found}
+    regions = by_slice[None].stands_for
+    assert regions and set(regions) <= set(by_slice)
+    spoilt = [
+        e.model_copy(update={"value": 9.0, "ci": (8.0, 10.0)}) if e.slice in regions else e
+        for e in found
+    ]
+    asked = [
+        Rule(estimate="region_volume_smd", slice=part, bound="upper", at_most=5.0)
+        for part in (None, "kind=common")
+    ]
+    everybody, common = decide(asked, spoilt, n_holdout=100).verdicts
+    assert everybody.status == "fail"
+    # thirty of them are held out: its own figure meets the limit, and is of too few
+    assert common.status == "inconclusive" and "meets the limit 5" in common.reason
 
 
 def made_config(more: Mapping[str, Any] = {}) -> Config:
