@@ -15,7 +15,7 @@ from synthmed.keys import Key
 from synthmed.metrics.disguises import DISGUISES, disguised
 from synthmed.metrics.sides import Cases
 from synthmed.metrics.similarity import ImageSimilarity, Looked, Scores, Similarity
-from synthmed.metrics.stats import Bools, Floats, Ints, benjamini_hochberg, tail_p
+from synthmed.metrics.stats import Bools, Floats, Ints, benjamini_hochberg, exceedance_p, tail_p
 from synthmed.types import Frozen
 
 Names = npt.NDArray[np.str_]
@@ -29,6 +29,10 @@ STANDS_OUT = 3.0
 """Two names are one person's when their leads are more than so many times what is usual."""
 FEWEST_PEOPLE = 12
 """Whose leads say what is usual."""
+TOGETHER = 0.1
+"""Of the rate: how often chance may put copies of many patients together beyond everybody."""
+BY_CHANCE = 0.05
+"""Of samples that are copies together: how many may be expected beyond everybody by chance."""
 IN_DISGUISE = 20
 """Training patients whose scans are copied in disguise, to say what the test sees of such."""
 
@@ -136,15 +140,18 @@ class GapTest:
     the *other* patients of both sides, so that nobody meets themselves and set sizes differ by one
     at most. Who was learned from plays no part in how alike two real scans are, so those of train
     tell the tail as well as the few who were held out. A sample is a copy when its gap is larger
-    than every null gap and its p-value, from a generalised Pareto tail of the null
-    (`stats.tail_p`), passes Benjamini-Hochberg at the false discovery rate asked for.
+    than every null gap, and rare: its p-value, from a generalised Pareto tail of the null
+    (`stats.tail_p`), passes Benjamini-Hochberg at the false discovery rate asked for, or so many
+    patients have a sample beyond the whole null that chance explains it at a tenth of that rate
+    (`stats.exceedance_p`) and would put a twentieth of those samples there. Sixty players say
+    little of how rare one gap is, and much of twenty people's. Patients are counted, not samples,
+    for samples of one model resemble one another.
 
     It must also be near one person: its lead, best match minus that of the fifth best patient of
-    train, must be larger than every null lead, with a tail p-value that passes Benjamini-Hochberg
-    at the same rate among the samples that pass the gap test, and that fifth patient's own gap at
-    most what it is in the null at most, or a tenth of the sample's. An average of many training
-    patients is nearer to all of them than to strangers, and so has a large gap, but it is nobody's
-    copy. A copy's lead is about its gap.
+    train, must be larger than every null lead, rare in the same way among the samples that pass the
+    gap test, and that fifth patient's own gap at most what it is in the null at most, or a tenth of
+    the sample's. An average of many training patients is nearer to all of them than to strangers,
+    and so has a large gap, but it is nobody's copy. A copy's lead is about its gap.
 
     Without a holdout the gap is the best match minus the best match among all *other* patients
     than that one, and the null is every real patient against everybody else: a copy is near one
@@ -433,15 +440,16 @@ def judge(
     n_samples = len(to_train)
     gap, lead = sample
     p = bar.p_gap(gap)
-    near = (gap > bar.gap) & benjamini_hochberg(p, fdr)
+    nearest = np.argmax(to_train, axis=1) if n_samples else np.zeros(0, dtype=np.int64)
+    of = train_patients[nearest]
+    near = (gap > bar.gap) & _rare(gap, of, p, bar.gaps, fdr)
     copies = near & bar.passed(gap, lead)
     # among those alone that are near train, who may all be near many
-    copies[near] &= benjamini_hochberg(bar.p_lead(lead[near]), fdr)
+    copies[near] &= _rare(lead[near], of[near], bar.p_lead(lead[near]), bar.leads, fdr)
     power = float(np.mean(bar.alone(*exact, n_samples, fdr))) if len(exact[0]) else 0.0
-    nearest = np.argmax(to_train, axis=1) if n_samples else np.zeros(0, dtype=np.int64)
     matches = []
     for i, scan in enumerate(nearest):
-        patient = str(train_patients[scan])
+        patient = str(of[i])
         best = float(to_train[i, scan])
         matches.append(
             Match(
@@ -463,6 +471,17 @@ def judge(
         false_discovery_rate=fdr,
         similarity=name,
     )
+
+
+def _rare(values: Floats, of: Names, p: Floats, null: Floats, fdr: float) -> Bools:
+    """(n,) which samples are rarer than chance explains, each for itself or many people's."""
+    beyond = values > null.max(initial=-math.inf)
+    # of people as many as there are samples, so many would be beyond the null
+    expected = len(values) / (len(null) + 1)
+    chance = exceedance_p(len(np.unique(of[beyond])), len(values), len(null))
+    if chance <= TOGETHER * fdr and expected <= BY_CHANCE * np.sum(beyond):
+        return np.asarray(beyond)
+    return benjamini_hochberg(p, fdr)
 
 
 def _players(patients: Names, rng: np.random.Generator) -> Ints:

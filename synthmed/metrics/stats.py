@@ -184,6 +184,21 @@ def benjamini_hochberg(p: Floats, rate: float) -> Bools:
     return np.asarray(p <= ordered[reached[-1]])
 
 
+def exceedance_p(k: int, m: int, n: int) -> float:
+    """Chance that `k` or more of `m` values are larger than all `n` of a null, were they alike.
+
+    The k largest of all m + n are then values with probability
+    m (m - 1) ... (m - k + 1) / ((m + n) (m + n - 1) ... (m + n - k + 1)), exactly, whatever it is
+    that both are drawn from. 1 where there is no null.
+    Source: Rosenbaum 1954 (a nonparametric test of location).
+
+    >>> exceedance_p(2, 2, 2)
+    0.16666666666666666
+    """
+    i = np.arange(k if n else 0)
+    return float(np.prod((m - i) / (m + n - i)))
+
+
 def generalised_pareto(excess: Floats) -> tuple[float, float]:
     """(shape, scale) of a generalised Pareto tail from its excesses, for tests: at least 1 / k.
 

@@ -16,7 +16,7 @@ from scipy.spatial.distance import cdist
 from scipy.spatial.transform import Rotation
 
 from synthmed.keys import Key
-from synthmed.metrics import Copied, disguises, moves, similarity
+from synthmed.metrics import Copied, copies, disguises, moves, similarity
 from synthmed.metrics.copies import (
     Copies,
     GapTest,
@@ -254,6 +254,46 @@ def test_power_is_how_often_an_exact_copy_alone_is_found(n_names: int, holdout: 
         found.append(copies.matches[7].copy_of == str(train.patients[i]))
     assert copies.power == np.mean(found)
     assert (copies.power == 1) == (n_names == 1)
+
+
+def test_many_copies_are_rare_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that learned twenty people by heart: each sample alone may be by chance.
+
+    More than three quarters of the cohorts are found, of which fewer than half were.
+    """
+
+    def flagged(seed: int) -> dict[str, set[str | None]]:
+        rng = np.random.default_rng(seed)
+        d, n = 10, 60
+        of = rng.standard_normal((20, d))
+        train = vectors(of, "t")
+        test = GapTest(train, vectors(rng.standard_normal((40, d)), "h"), Vectors(), Key.root(seed))
+        tens = np.stack([of[rng.permutation(20)[:10]].mean(axis=0) for _ in range(n)])
+        sources = rng.integers(0, 20, n)
+        samples = {
+            "copies": of[sources] + 0.6 * rng.standard_normal((n, d)),
+            "people": rng.standard_normal((n, d)),
+            "averages of ten": tens,
+            "averages with noise": tens + 0.3 * rng.standard_normal((n, d)),
+        }
+        found = {name: test.find(vectors(x, "s"), 0.01).matches for name, x in samples.items()}
+        right = [
+            m.copy_of == str(train.patients[i])
+            for m, i in zip(found["copies"], sources, strict=True)
+        ]
+        n_named = sum(m.copy_of is not None for m in found["copies"])
+        assert sum(right) >= 0.9 * n_named
+        return {name: {m.copy_of for m in of} - {None} for name, of in found.items()}
+
+    together = [flagged(seed) for seed in range(40)]
+    monkeypatch.setattr(copies, "TOGETHER", 0.0)
+    alone = [flagged(seed) for seed in range(40)]
+    alarms = {
+        name: [sum(bool(found[name]) for found in of) for of in (alone, together)]
+        for name in together[0]
+    }
+    assert alarms["copies"][0] <= 20 and alarms["copies"][1] >= 30
+    assert all(was == now <= 1 for name, (was, now) in alarms.items() if name != "copies"), alarms
 
 
 def test_copies_in_disguise_are_said_to_be_seen_as_often_as_they_are(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -34,6 +36,14 @@ def test_benjamini_hochberg_is_scipys() -> None:
         expected = reference.false_discovery_control(p) <= 0.05
         assert (stats.benjamini_hochberg(p, 0.05) == expected).all()
     assert stats.benjamini_hochberg(np.zeros(0), 0.01).shape == (0,)
+
+
+@given(st.integers(1, 5), st.integers(0, 5))
+def test_exceedance_counts_the_orders_in_which_values_come_last(m: int, n: int) -> None:
+    orders = list(combinations(range(m + n), m))  # which ranks are of values
+    for k in range(m + 1):
+        beyond = sum(set(range(m + n - k, m + n)) <= set(o) for o in orders)
+        assert stats.exceedance_p(k, m, n) == pytest.approx(beyond / len(orders) if n else 1)
 
 
 @given(
