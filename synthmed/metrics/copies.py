@@ -32,7 +32,7 @@ FEWEST_PEOPLE = 12
 TOGETHER = 0.1
 """Of the rate: how often chance may put copies of many patients together beyond everybody."""
 BY_CHANCE = 0.05
-"""Of samples that are copies together: how many may be expected beyond everybody by chance."""
+"""The largest share of the samples beyond everybody that chance may account for."""
 IN_DISGUISE = 20
 """Training patients whose scans are copied in disguise, to say what the test sees of such."""
 
@@ -69,7 +69,7 @@ class Match(Frozen):
         copy_of: pseudonym of the training patient it copies, null when it is no copy.
         gap: best match in train minus best match in holdout (without a holdout: minus the best
             match among all other patients).
-        p: chance of a gap this large for somebody who is not in train.
+        p: chance of a gap this large for somebody who is not in train, by itself.
         nearest_patient: the training patient of the best match.
         nearest_scan: row of that scan in the training side.
         in_train: the best similarity in train.
@@ -94,7 +94,8 @@ class Copies(Frozen):
         n_holdout: held-out patients, 0 when there are none.
         largest_null_gap: what a copy's gap has to pass; null when there was no null.
         power: share of training patients whose exact copy, alone in this cohort, would be flagged.
-        false_discovery_rate: of the Benjamini-Hochberg step.
+        false_discovery_rate: of samples that are rare each for itself. Where many are rare together
+            it may be up to a twentieth.
         similarity: name of the similarity used; `image` where both its views were.
         disguised: share of copies in a disguise (`disguises.DISGUISES`) that would be found and
             given to their patient, each alone in this cohort; of `IN_DISGUISE` patients at most.
@@ -141,17 +142,20 @@ class GapTest:
     at most. Who was learned from plays no part in how alike two real scans are, so those of train
     tell the tail as well as the few who were held out. A sample is a copy when its gap is larger
     than every null gap, and rare: its p-value, from a generalised Pareto tail of the null
-    (`stats.tail_p`), passes Benjamini-Hochberg at the false discovery rate asked for, or so many
-    patients have a sample beyond the whole null that chance explains it at a tenth of that rate
-    (`stats.exceedance_p`) and would put a twentieth of those samples there. Sixty players say
-    little of how rare one gap is, and much of twenty people's. Patients are counted, not samples,
-    for samples of one model resemble one another.
+    (`stats.tail_p`), passes Benjamini-Hochberg at the false discovery rate asked for, or samples
+    beyond the whole null are rare together. Together they are when they show so many patients that
+    chance would do so at a tenth of that rate at most (`stats.exceedance_p`), and when of as many
+    honest samples at most a twentieth of their number would be there. (Sixty players cannot tell
+    how rare one gap is; that samples of twenty patients have such gaps is rare whatever the tail.
+    Patients are counted since samples of one model resemble one another. Where samples are more
+    than players, as many as there are players are counted, evenly spaced.)
 
     It must also be near one person: its lead, best match minus that of the fifth best patient of
     train, must be larger than every null lead, rare in the same way among the samples that pass the
     gap test, and that fifth patient's own gap at most what it is in the null at most, or a tenth of
     the sample's. An average of many training patients is nearer to all of them than to strangers,
-    and so has a large gap, but it is nobody's copy. A copy's lead is about its gap.
+    and so has a large gap, but it is nobody's copy. A copy's lead is about its gap. This is a
+    second condition, without a guarantee of its own: what chance may do is bounded by the gap.
 
     Without a holdout the gap is the best match minus the best match among all *other* patients
     than that one, and the null is every real patient against everybody else: a copy is near one
@@ -475,12 +479,13 @@ def judge(
 
 def _rare(values: Floats, of: Names, p: Floats, null: Floats, fdr: float) -> Bools:
     """(n,) which samples are rarer than chance explains, each for itself or many people's."""
-    beyond = values > null.max(initial=-math.inf)
-    # of people as many as there are samples, so many would be beyond the null
-    expected = len(values) / (len(null) + 1)
-    chance = exceedance_p(len(np.unique(of[beyond])), len(values), len(null))
-    if chance <= TOGETHER * fdr and expected <= BY_CHANCE * np.sum(beyond):
-        return np.asarray(beyond)
+    # samples without end would show everybody sooner or later
+    m = min(len(values), len(null))
+    rows = np.linspace(0, len(values) - 1, m).astype(int) if m else np.zeros(0, dtype=int)
+    beyond = rows[values[rows] > null.max(initial=-math.inf)]
+    rare = exceedance_p(len(np.unique(of[beyond])), m, len(null)) <= TOGETHER * fdr
+    if rare and m / (len(null) + 1) <= BY_CHANCE * len(beyond):
+        return np.asarray(values > null.max())
     return benjamini_hochberg(p, fdr)
 
 

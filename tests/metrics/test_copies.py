@@ -18,6 +18,7 @@ from scipy.spatial.transform import Rotation
 from synthmed.keys import Key
 from synthmed.metrics import Copied, copies, disguises, moves, similarity
 from synthmed.metrics.copies import (
+    Bar,
     Copies,
     GapTest,
     ImageTest,
@@ -294,6 +295,35 @@ def test_many_copies_are_rare_together(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     assert alarms["copies"][0] <= 20 and alarms["copies"][1] >= 30
     assert all(was == now <= 1 for name, (was, now) in alarms.items() if name != "copies"), alarms
+
+
+@pytest.mark.parametrize(
+    ("n_players", "n_samples", "n_beyond", "of", "flagged"),
+    [
+        (60, 60, 30, 20, 30),
+        (60, 60, 30, 10, 30),
+        (60, 60, 30, 7, 0),  # chance 0.007, of which a tenth of 0.01 is too little
+        (60, 60, 30, 1, 0),  # samples that resemble one another
+        (80, 24, 6, 6, 6),
+        (80, 24, 5, 5, 0),  # of 24 honest samples 0.3 would be there
+        (60, 600, 300, 20, 300),  # of 600 people all 20 would be nearest to somebody beyond
+        (60, 0, 0, 1, 0),
+    ],
+)
+def test_what_makes_many_rare_together(
+    n_players: int, n_samples: int, n_beyond: int, of: int, flagged: int
+) -> None:
+    """All just beyond the null, so that no sample is rare by itself."""
+    null = np.linspace(0, 1, n_players)
+    gap = np.where(np.arange(n_samples) * n_beyond % max(n_samples, 1) < n_beyond, 1.001, 0.5)
+    assert (gap > 1).sum() == n_beyond
+    to_train = np.zeros((n_samples, 20))
+    to_train[np.arange(n_samples), np.cumsum(gap > 1) % of] = 1
+    names = np.array([f"t{i:02d}" for i in range(20)])
+    nobody = (np.zeros(0), np.zeros(0))
+    found = judge(to_train, (gap, gap), Bar(null, null), nobody, names, names[:0], 0.01, "made up")
+    assert len(found.flagged) == flagged
+    assert len(found.patients) == (of if flagged else 0)
 
 
 def test_copies_in_disguise_are_said_to_be_seen_as_often_as_they_are(
