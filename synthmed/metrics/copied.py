@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from synthmed.metrics.base import Base
-from synthmed.metrics.copies import Copies
+from synthmed.metrics.copies import BY_CHANCE, Copies
 from synthmed.metrics.shared import Shared
 from synthmed.metrics.sides import Sides
 from synthmed.metrics.stats import clopper_pearson
@@ -134,8 +134,9 @@ class Copied(Base):
             floor=0.0,
             ceiling=ceiling,
             method=(
-                f"Gap test in {space} at {found.false_discovery_rate:g} false discovery rate, null "
-                f"from {against}; ceiling: a model that stores its training set; Clopper-Pearson."
+                f"Gap test in {space} at {found.false_discovery_rate:g} false discovery rate "
+                f"({BY_CHANCE:g} for copies of many patients that are rare together), null from "
+                f"{against}; ceiling: a model that stores its training set; Clopper-Pearson."
             ),
             seed=sides.seed,
             note=_sees(found),
