@@ -340,7 +340,7 @@ class ImageTest:
     def _in_disguise(self) -> tuple[Names, Mapping[str, tuple[Matches, Matches]]]:
         """Some training patients, and what either view says of their copies in each disguise."""
         _, first = np.unique(self._train.patients, return_index=True)
-        rows = first[np.linspace(0, len(first) - 1, min(IN_DISGUISE, len(first))).astype(int)]
+        rows = first[_spaced(len(first), IN_DISGUISE)]
         found = {}
         for name, how in DISGUISES.items():
             copies = disguised(self._train, rows, how, self._key.fold(name))
@@ -479,14 +479,20 @@ def judge(
 
 def _rare(values: Floats, of: Names, p: Floats, null: Floats, fdr: float) -> Bools:
     """(n,) which samples are rarer than chance explains, each for itself or many people's."""
+    n = len(null)
+    beyond = values > null.max(initial=-math.inf)
     # samples without end would show everybody sooner or later
-    m = min(len(values), len(null))
-    rows = np.linspace(0, len(values) - 1, m).astype(int) if m else np.zeros(0, dtype=int)
-    beyond = rows[values[rows] > null.max(initial=-math.inf)]
-    rare = exceedance_p(len(np.unique(of[beyond])), m, len(null)) <= TOGETHER * fdr
-    if rare and m / (len(null) + 1) <= BY_CHANCE * len(beyond):
-        return np.asarray(values > null.max())
+    rows = _spaced(len(values), n)
+    shown = of[rows[beyond[rows]]]
+    rare = exceedance_p(len(np.unique(shown)), len(rows), n) <= TOGETHER * fdr
+    if rare and len(rows) / (n + 1) <= BY_CHANCE * len(shown):
+        return np.asarray(beyond)
     return benjamini_hochberg(p, fdr)
+
+
+def _spaced(n: int, most: int) -> Ints:
+    """Which of n to look at, evenly spaced from the first to the last: all, or `most` of them."""
+    return np.linspace(0, n - 1, min(n, most)).astype(np.int64)
 
 
 def _players(patients: Names, rng: np.random.Generator) -> Ints:
