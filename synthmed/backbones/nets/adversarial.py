@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from synthmed.backbones.nets.conv import Conv3d
 from synthmed.backbones.nets.convolutional import fold, unfold
 
 Size = tuple[int, int, int]
@@ -66,7 +67,7 @@ def _activate(x: Tensor) -> Tensor:
     return F.leaky_relu(x, _SLOPE)
 
 
-class _Conv(nn.Conv3d):
+class _Conv(Conv3d):
     """Convolution with unit normal weights that are scaled by He's constant when they are used.
 
     Adam then changes each layer by the same share a step, however many inputs it has (Karras et

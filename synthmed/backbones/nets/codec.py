@@ -15,6 +15,7 @@ from monai.networks.layers.utils import get_act_layer
 from torch import Tensor, nn
 
 from synthmed.backbones.generative import VolumeSpec
+from synthmed.backbones.nets.conv import Conv3d
 from synthmed.backbones.nets.convolutional import (
     ACT,
     Geometry,
@@ -53,7 +54,7 @@ class CodeEncoder(nn.Module):
                 nn.Linear(4 * numbers, numbers),
             )
         else:
-            self.head = nn.Conv3d(widths[-1] + spec.condition_width, numbers, 1)
+            self.head = Conv3d(widths[-1] + spec.condition_width, numbers, 1)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         h = self.blocks(fold(self.geometry.expand(x)))
@@ -95,9 +96,9 @@ class CodeDecoder(nn.Module):
                 nn.Linear(4 * numbers, size),
             )
         else:
-            self.head = nn.Conv3d(numbers + spec.condition_width, widths[-1], 3, padding=1)
+            self.head = Conv3d(numbers + spec.condition_width, widths[-1], 3, padding=1)
         self.blocks = decoder_blocks(widths, self.geometry)
-        self.out = nn.Conv3d(widths[0], 8 * spec.channels, 3, padding=1)
+        self.out = Conv3d(widths[0], 8 * spec.channels, 3, padding=1)
         # as in the VAE's decoder: what is shared, and what is linear in the condition or in a
         # vector, stands in maps on the grid, which are learned long before the network
         known = 1 + spec.condition_width

@@ -16,13 +16,15 @@ from monai.networks.layers.utils import get_act_layer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from synthmed.backbones.nets.conv import Conv3d, exact
+
 ACT = ("leakyrelu", {"negative_slope": 0.1, "inplace": True})
 
 
 def block(channels_in: int, channels_out: int, stride: int | tuple[int, ...] = 1) -> nn.Module:
     """A residual unit: two convolutions, or one where it halves the grid."""
     groups = math.gcd(channels_out, 8)
-    return ResidualUnit(
+    unit = ResidualUnit(
         spatial_dims=3,
         in_channels=channels_in,
         out_channels=channels_out,
@@ -31,6 +33,7 @@ def block(channels_in: int, channels_out: int, stride: int | tuple[int, ...] = 1
         act=ACT,
         norm=("group", {"num_groups": groups}),
     )
+    return exact(unit)
 
 
 def fold(x: Tensor) -> Tensor:
@@ -83,7 +86,7 @@ class Geometry:
 
 def encoder_blocks(channels: int, widths: Sequence[int], geometry: Geometry) -> nn.Sequential:
     """From a folded volume to `widths[-1]` channels on the coarsest level."""
-    blocks: list[nn.Module] = [nn.Conv3d(8 * channels, widths[0], 3, padding=1)]
+    blocks: list[nn.Module] = [Conv3d(8 * channels, widths[0], 3, padding=1)]
     for a, b, stride in zip(widths, widths[1:], geometry.strides, strict=False):
         blocks.append(block(a, b, stride))
     return nn.Sequential(*blocks, block(widths[-1], widths[-1]))
@@ -153,7 +156,7 @@ class Decoder(nn.Module):
             nn.Linear(hidden, size),
         )
         self.blocks = decoder_blocks(widths, self.geometry)
-        self.out = nn.Conv3d(widths[0], 8 * channels, 3, padding=1)
+        self.out = Conv3d(widths[0], 8 * channels, 3, padding=1)
         # what all scans share, what each condition shifts and what is linear in the latent needs
         # no network: maps on the grid learn it first, and the decoder cannot leave the condition
         # to the latent

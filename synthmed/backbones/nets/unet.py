@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from synthmed.backbones.nets.conv import Conv3d
 from synthmed.backbones.nets.recomputable import Recomputable
 
 _FREQUENCIES = 32  # of the Fourier features of the noise level
@@ -56,7 +57,7 @@ class UNet(nn.Module):
             nn.SiLU(),
         )
         self.place = nn.Parameter(0.1 * torch.randn(_PLACE, *grid))
-        self.enter = nn.Conv3d(channels + _PLACE, widths[0], 3, padding=1)
+        self.enter = Conv3d(channels + _PLACE, widths[0], 3, padding=1)
         self.down: list[list[_Block]] = []
         self.up: list[list[_Block]] = []
         width = widths[0]
@@ -66,11 +67,9 @@ class UNet(nn.Module):
             width = w
         # skips are added, not concatenated: on two cores half the time went into the convolutions
         # that take the concatenation in, and the loss at equal steps was no better for it
-        self.merge = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in pairwise(widths))
+        self.merge = nn.ModuleList(Conv3d(b, a, 1) for a, b in pairwise(widths))
         self.blocks = nn.ModuleList(self._blocks())
-        self.last = nn.Sequential(
-            _norm(widths[0]), nn.SiLU(), nn.Conv3d(widths[0], out, 3, padding=1)
-        )
+        self.last = nn.Sequential(_norm(widths[0]), nn.SiLU(), Conv3d(widths[0], out, 3, padding=1))
         _quiet(self.last[2])
         self.n_dropped = sum(block.width for block in self._blocks())
 
@@ -122,12 +121,12 @@ class _Block(Recomputable):
         super().__init__()
         self.width = width
         self.first = nn.Sequential(
-            _norm(channels), nn.SiLU(), nn.Conv3d(channels, width, 3, padding=1)
+            _norm(channels), nn.SiLU(), Conv3d(channels, width, 3, padding=1)
         )
         self.norm = _norm(width)
         self.modulate = nn.Linear(_KNOWN, 2 * width)
-        self.second = nn.Conv3d(width, width, 3, padding=1)
-        self.skip = nn.Conv3d(channels, width, 1) if channels != width else nn.Identity()
+        self.second = Conv3d(width, width, 3, padding=1)
+        self.skip = Conv3d(channels, width, 1) if channels != width else nn.Identity()
         _quiet(self.second)
 
     def compute(self, x: Tensor, known: Tensor, keep: Tensor | None) -> Tensor:
