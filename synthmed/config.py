@@ -187,7 +187,8 @@ class Data(Part):
             with the label unknown.
         text: what becomes of a scan with text drawn into its pixels: it is kept (nothing is
             searched for), put into quarantine, or painted over.
-        grid: voxels along X, Y and Z that the model learns on, 8 to 512 each.
+        grid: voxels along X, Y and Z that the model learns on, 8 to 512 each; 1 along one of them
+            for a cohort of single slices.
         spacing_mm: of these voxels, 0.05 to 50 each; null takes the cohort's median, which then
             shows.
         holdout: share of people who are never trained on. Below 50 people no fidelity line passes.
@@ -225,6 +226,11 @@ class Data(Part):
             for name, condition in self.conditions.items()
             for part in (condition.categories if condition.kind == "categorical" else HALVES)
         }
+
+    @property
+    def flat(self) -> int | None:
+        """The axis (0, 1, 2) along which the scans are single slices; None for volumes."""
+        return self.grid.index(1) if 1 in self.grid else None
 
     @field_validator("conditions")
     @classmethod
@@ -268,8 +274,11 @@ class Data(Part):
     @field_validator("grid")
     @classmethod
     def _grid_size(cls, value: tuple[int, int, int]) -> tuple[int, int, int]:
-        if min(value) < 8 or max(value) > 512:
-            raise ValueError(f"{value}: each side must be 8 to 512 voxels")
+        sides = [n for n in value if n != 1]
+        if len(sides) < 2 or min(sides) < 8 or max(sides) > 512:
+            raise ValueError(
+                f"{value}: each side must be 8 to 512 voxels; of single slices one side is 1"
+            )
         return value
 
     # of the whole part: an error would repeat a field's value, and a password may be in it
@@ -282,6 +291,12 @@ class Data(Part):
                 raise ValueError(f"source: {error}") from None
             if self.format == "nifti":
                 raise ValueError("format nifti: a PACS holds DICOM")
+        return self
+
+    @model_validator(mode="after")
+    def _faces_of_heads(self) -> Data:
+        if self.faces == "remove" and self.flat is not None:
+            raise ValueError("faces remove: a brain is found in whole heads, not in single slices")
         return self
 
     @model_validator(mode="after")

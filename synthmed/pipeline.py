@@ -67,6 +67,7 @@ DEPENDS: Mapping[str, Callable[[Config], Any]] = {
     "ingest": lambda c: {
         **c.data.model_dump(mode="json", include=_READ),
         "private": c.privacy is not None,
+        **({} if c.data.flat is None else {"flat": c.data.flat}),
     },
     "prepare": lambda c: {
         **c.data.model_dump(mode="json", exclude=_READ),

@@ -162,6 +162,9 @@ def test_at_most_three_faults_are_told() -> None:
         ({"data__holdout": 1.5}, "data.holdout: "),
         ({"data__grid": [4, 16, 16]}, "data.grid: (4, 16, 16): each side must be 8 to 512"),
         ({"data__grid": [16, 16]}, "data.grid.2: missing"),
+        ({"data__grid": [1, 1, 16]}, "each side must be 8 to 512 voxels; of single slices one"),
+        ({"data__grid": [4, 16, 1]}, "each side must be 8 to 512 voxels; of single slices one"),
+        ({"data__grid": [16, 16, 1], "data__faces": "remove"}, "faces remove: a brain is found"),
         ({"data__conditions__age__high": 10}, "data.conditions.age: high (10.0) must be above"),
         ({"data__conditions__sex__categories": ["F", "F"]}, "names a category twice"),
         (

@@ -76,11 +76,13 @@ def likeness(original: Tensor, copy: Tensor, side: str) -> dict[str, float]:
     """Mean PSNR (dB) and SSIM over volumes (n, C, X, Y, Z), data range 1: `psnr_SIDE`, `ssim_SIDE`.
 
     SSIM as Wang et al. 2004 (doi:10.1109/TIP.2003.819861) in three dimensions, windows of seven
-    voxels, mean over channels.
+    voxels, mean over channels; of slices in two.
     """
     from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-    pairs = list(zip(original.float().cpu().numpy(), copy.float().cpu().numpy(), strict=True))
+    axes = tuple(axis for axis in (2, 3, 4) if original.shape[axis] == 1)
+    sides = (x.float().cpu().numpy().squeeze(axes) for x in (original, copy))
+    pairs = list(zip(*sides, strict=True))
     psnr = [
         peak_signal_noise_ratio(a, b, data_range=1.0)  # type: ignore[no-untyped-call]
         for a, b in pairs
@@ -221,6 +223,8 @@ def _planes(volume: Tensor) -> npt.NDArray[np.float32]:
     times = -(-_SMALLEST // side)
     squares = []
     for plane in (v[::-1, ::-1, z].T, v[::-1, y, ::-1].T, v[x, ::-1, ::-1].T):
+        if min(plane.shape) == 1:  # of a single slice its own plane alone
+            continue
         square = np.zeros((side, side), np.float32)
         top, left = ((side - n) // 2 for n in plane.shape)
         square[top : top + plane.shape[0], left : left + plane.shape[1]] = plane

@@ -249,7 +249,7 @@ def _version(head: bytes) -> tuple[Literal["<", ">"], int]:
 
 
 def _shape(dim: list[int]) -> tuple[int, int, int]:
-    """The three sides; trailing axes of length one are dropped."""
+    """The three sides: trailing axes of length one are dropped, and a slice's is added."""
     n = dim[0]
     if not 1 <= n <= 7 or any(side < 1 for side in dim[1 : n + 1]):
         raise Refused("header_unreadable", "Its dimensions are not possible ones.")
@@ -258,6 +258,8 @@ def _shape(dim: list[int]) -> tuple[int, int, int]:
         raise Refused("oversized", f"The limit is {MAX_SIDE} voxels on a side.")
     while len(sides) > 3 and sides[-1] == 1:
         sides.pop()
+    if len(sides) == 2:
+        sides.append(1)
     if len(sides) != 3:
         raise Refused("not_3d", f"It has {len(sides)} axes.")
     x, y, z = sides

@@ -30,6 +30,7 @@ REASONS: Mapping[str, str] = {
     "geometry_invalid": "Its place in space is unknown: no finite, invertible affine.",
     "not_3d": "It is not one three-dimensional volume.",
     "too_small": "It has too few voxels on a side.",
+    "not_a_slice": "It has several voxels along the axis along which data.grid has 1.",
     "constant": "All its voxels are equal.",
     "complex_or_rgb": "Complex and colour images are not read.",
     # labels and people

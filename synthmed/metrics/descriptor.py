@@ -85,7 +85,10 @@ def _quantiles(values: Singles, levels: tuple[float, ...]) -> Floats:
 
 
 def _gradient(volume: Singles) -> Singles:
-    """Magnitude of the forward differences (X - 1, Y - 1, Z - 1)."""
+    """Magnitude of the forward differences (X - 1, Y - 1, Z - 1); along an axis of one voxel 0."""
+    for axis, n in enumerate(volume.shape):
+        if n == 1:
+            volume = volume.repeat(2, axis)
     corner = volume[:-1, :-1, :-1]
     dx = volume[1:, :-1, :-1] - corner
     dy = volume[:-1, 1:, :-1] - corner

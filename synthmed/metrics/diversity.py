@@ -113,8 +113,8 @@ def mean_interval(x: Floats) -> tuple[float, float]:
 
 
 def ms_ssim(x: Singles, y: Singles) -> float:
-    """MS-SSIM of two volumes (X, Y, Z), 0 to 1."""
-    a, b = (np.clip(v, 0, 1).astype(np.float32) for v in (x, y))
+    """MS-SSIM of two volumes (X, Y, Z) or slices (an axis of one voxel is none), 0 to 1."""
+    a, b = (np.clip(v, 0, 1).astype(np.float32).squeeze() for v in (x, y))
     side = min(a.shape)
     window = min(WINDOW, side - 1 + side % 2)  # odd
     levels = 1
@@ -140,7 +140,7 @@ def _terms(a: Singles, b: Singles, window: int) -> tuple[Singles, Singles]:
     weights /= weights.sum()
 
     def smooth(v: Singles) -> Singles:
-        for axis in range(3):
+        for axis in range(v.ndim):
             v = correlate1d(v, weights, axis, mode="constant")
         edge = window // 2
         inside = tuple(slice(edge, n - edge) for n in v.shape)
@@ -155,7 +155,7 @@ def _terms(a: Singles, b: Singles, window: int) -> tuple[Singles, Singles]:
 
 
 def _halved(v: Singles) -> Singles:
-    """Means of 2 x 2 x 2 voxels; an odd voxel at an end is left out."""
-    x, y, z = (n // 2 for n in v.shape)
-    whole = v[: 2 * x, : 2 * y, : 2 * z].reshape(x, 2, y, 2, z, 2)
-    return np.asarray(whole.mean(axis=(1, 3, 5)), dtype=np.float32)
+    """Means of 2 voxels along every axis; an odd voxel at an end is left out."""
+    sides = [n // 2 for n in v.shape]
+    whole = v[tuple(slice(2 * n) for n in sides)].reshape([k for n in sides for k in (n, 2)])
+    return np.asarray(whole.mean(axis=tuple(range(1, 2 * v.ndim, 2))), dtype=np.float32)

@@ -85,8 +85,11 @@ _REAL: tuple[Side, Side] = ("train", "holdout")
 
 
 def _parts(scans: Floats, grid: Sequence[int]) -> tuple[Floats, Floats, Floats]:
-    """Whole, lower and upper half (along Z, to the top) of rows from `Shared.small`."""
-    n, half = len(scans), grid[2] // 2
-    volumes = scans.reshape(n, -1, grid[2])
-    lower, upper = volumes[:, :, :half], volumes[:, :, half:]
+    """Whole, lower and upper half of rows from `Shared.small`.
+
+    Along Z, to the top; an axial slice has only Y, to the front.
+    """
+    n, side = len(scans), grid[2] if grid[2] > 1 else grid[1]
+    volumes = scans.reshape(n, -1, side)
+    lower, upper = volumes[:, :, : side // 2], volumes[:, :, side // 2 :]
     return scans, lower.reshape(n, -1), upper.reshape(n, -1)

@@ -89,6 +89,7 @@ def build(
         "signature": None,
         "data": {
             "modality": config.data.modality,
+            "slices": config.data.flat is not None,
             "conditions": {n: c.model_dump(mode="json") for n, c in config.data.conditions.items()},
             "masks": legend(masks_of(config)),
             "given_masks": [n for n, c in (config.data.channels or {}).items() if c.given],

@@ -36,7 +36,8 @@ def three_planes(volume: npt.NDArray[Any], affine: Affine, at: Voxel | None = No
     """Axial, coronal and sagittal slices beside each other, (128, 388) grey values.
 
     Args:
-        volume: (X, Y, Z), RAS+; scaled between its 0.5 and 99.5 percentiles.
+        volume: (X, Y, Z), RAS+; scaled between its 0.5 and 99.5 percentiles. Of a single slice
+            there is one picture, (128, 128).
         affine: (4, 4) voxel to mm, for the shape of a voxel.
         at: where the slices cross; the centre by default.
     """
@@ -116,9 +117,11 @@ def _planes(
         (data[::-1, y, ::-1].T, dz, dx),
         (data[x, ::-1, ::-1].T, dz, dy),
     )
-    longest_mm = max(n * d for n, d in zip(data.shape, (dx, dy, dz), strict=True))
-    out = np.zeros((SIDE_PIXELS, 3 * SIDE_PIXELS + 2 * GAP_PIXELS), dtype=np.float32)
-    for i, (plane, row_mm, column_mm) in enumerate(planes):
+    shown = [p for p in planes if min(p[0].shape) > 1]
+    longest_mm = max(max(p.shape[0] * row, p.shape[1] * column) for p, row, column in shown)
+    columns = len(shown) * (SIDE_PIXELS + GAP_PIXELS) - GAP_PIXELS
+    out = np.zeros((SIDE_PIXELS, columns), dtype=np.float32)
+    for i, (plane, row_mm, column_mm) in enumerate(shown):
         height = max(1, round(plane.shape[0] * row_mm / longest_mm * SIDE_PIXELS))
         width = max(1, round(plane.shape[1] * column_mm / longest_mm * SIDE_PIXELS))
         top = (SIDE_PIXELS - height) // 2

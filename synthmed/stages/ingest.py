@@ -101,6 +101,7 @@ def ingest(
                 config.data.text,
                 config.data.faces == "remove",
                 plan.form == "dicom",
+                config.data.flat,
             ),
             pseudonyms,
             quarantine,

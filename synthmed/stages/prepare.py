@@ -160,7 +160,7 @@ def conform(
         frame = None
     else:
         frame = measured(np.asarray(images[channels[0].name].dataobj))
-    parts = {name: _part(image, frame) for name, image in images.items()}
+    parts = {name: _part(image, frame, data.grid, affine) for name, image in images.items()}
     out = np.zeros((len(channels), *data.grid), np.float32)
     for i, channel in enumerate(channels):
         values, place = parts[channel.mask or channel.name]
@@ -184,10 +184,11 @@ def conform(
 
 
 def _part(
-    image: nib.nifti1.Nifti1Image, frame: Frame | None
+    image: nib.nifti1.Nifti1Image, frame: Frame | None, grid: Size, target: Affine
 ) -> tuple[npt.NDArray[np.float32], Affine]:
     """The values of an image within a frame, and the affine of what is left."""
     values, affine = np.asarray(image.dataobj, np.float32), np.array(image.affine, float)
+    affine = _in_plane(affine, grid, target)
     if frame is None:
         return values, affine
     affine[:3, 3] += affine[:3, :3] @ [s.start for s in frame]
@@ -205,8 +206,22 @@ def conform_labels(
         grid: (X, Y, Z).
         target: (4, 4) of the grid.
     """
-    moved = _resample(values.astype(np.float32), _centred(values, source), grid, target, order=0)
-    return moved.astype(np.uint8)
+    place = _centred(values, _in_plane(source, grid, target))
+    return _resample(values.astype(np.float32), place, grid, target, order=0).astype(np.uint8)
+
+
+def _in_plane(source: Affine, grid: Size, target: Affine) -> Affine:
+    """The affine of a scan; of a single slice as if it lay in the plane of the grid.
+
+    How a slice is tilted and how thick it is says nothing about where its voxels lie in it.
+    """
+    if 1 not in grid:
+        return source
+    flat = grid.index(1)
+    affine = np.diag([*np.linalg.norm(source[:3, :3], axis=0), 1.0])
+    affine[flat, flat] = target[flat, flat]
+    affine[:3, 3] = source[:3, 3]
+    return affine
 
 
 def _centred(values: npt.NDArray[Any], source: Affine) -> Affine:

@@ -195,7 +195,10 @@ class _Read:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads, checks and writes one scan, in whichever process."""
+    """Reads, checks and writes one scan, in whichever process.
+
+    `flat` is the axis along which scans are single slices; None for volumes.
+    """
 
     channels: Mapping[str, Channel]
     target: Path
@@ -203,6 +206,7 @@ class Reader:
     text: str
     faces: bool
     dicom: bool
+    flat: int | None
 
     def __call__(self, scan: _Named) -> _Read | FileRefused | Refused:
         """The scan as it is kept, or why it is not."""
@@ -226,9 +230,9 @@ class Reader:
             # text is searched for in slices as they were stored, so before they are moved
             images, text_masked = self._without_text(images, candidate.drawn)
             images = contrasts.together(images)
-            _check_together(images)
+            _check_together(images, self.flat)
         else:
-            _check_together(images)
+            _check_together(images, self.flat)
             images, text_masked = self._without_text(images, candidate.drawn)
         undeclared: Counter[str] = Counter()
         for name, image in images.items():
@@ -306,11 +310,15 @@ def _disk() -> Iterator[None]:
         ) from None
 
 
-def _check_together(images: Mapping[str, Image]) -> None:
+def _check_together(images: Mapping[str, Image], flat: int | None) -> None:
     """Check size, and that the channels lie on one grid."""
     first, *others = images.values()
-    if min(first.data.shape) < MIN_SIDE:
-        raise Refused("too_small", f"The least is {MIN_SIDE}.")
+    sides = list(first.data.shape)
+    if flat is not None and sides.pop(flat) != 1:
+        raise Refused("not_a_slice")
+    if min(sides) < MIN_SIDE:
+        asked = " For single slices data.grid has a side of 1." if min(sides) == 1 else ""
+        raise Refused("too_small", f"The least is {MIN_SIDE}.{asked}")
     for other in others:
         if other.data.shape != first.data.shape:
             raise Refused("channels_disagree", "Their shapes differ.")

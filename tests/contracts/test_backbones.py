@@ -14,6 +14,7 @@ from synthmed.config import Optimizer
 from synthmed.keys import Key
 
 GRID, CHANNELS, WIDTH, PATIENTS, SCANS = (9, 12, 10), 2, 3, 3, 2
+SLICES = [(9, 12, 1), (9, 1, 10), (1, 12, 10)]
 SPEC = VolumeSpec(CHANNELS, GRID, WIDTH)
 NOTHING = torch.zeros(4, 0, *GRID)
 
@@ -49,24 +50,27 @@ def _words(setting: Any) -> list[str]:
     return [str(setting["kind"])] if isinstance(setting, dict) else [str(setting)]
 
 
-@pytest.fixture(params=members())
-def model(request: pytest.FixtureRequest) -> Any:
-    member, settings = request.param
+def built(member: Any, settings: dict[str, Any], spec: VolumeSpec = SPEC) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         tiny = {"widths": (4, 8), "latent": 4}
         small = {k: v for k, v in tiny.items() if k in member.model_fields}
-        return member.model_validate({**small, **settings}).build(SPEC, Optimizer())
+        return member.model_validate({**small, **settings}).build(spec, Optimizer())
 
 
-def batch(seed: int = 0, patients: int = PATIENTS) -> Batch:
+@pytest.fixture(params=members())
+def model(request: pytest.FixtureRequest) -> Any:
+    return built(*request.param)
+
+
+def batch(seed: int = 0, patients: int = PATIENTS, grid: tuple[int, int, int] = GRID) -> Batch:
     g = torch.Generator().manual_seed(seed)
     mask = torch.ones(patients, SCANS)
     mask[0, 1] = 0  # the first patient has one scan, the second is padding
     return Batch(
-        torch.rand(patients, SCANS, CHANNELS, *GRID, generator=g),
+        torch.rand(patients, SCANS, CHANNELS, *grid, generator=g),
         torch.rand(patients, SCANS, WIDTH, generator=g),
-        torch.zeros(patients, SCANS, 0, *GRID),
+        torch.zeros(patients, SCANS, 0, *grid),
         mask,
     )
 
@@ -204,3 +208,22 @@ def test_parameters_and_kept_buffers_survive_a_round_trip(model: Any) -> None:
             p.data.add_(1)
         module.load_state_dict(state)
         assert all(torch.equal(v, state[k]) for k, v in module.state_dict().items())
+
+
+@pytest.mark.parametrize("grid", SLICES, ids=["axial", "coronal", "sagittal"])
+@pytest.mark.parametrize("member", members())
+def test_single_slices_are_learned_and_drawn(member: Any, grid: tuple[int, int, int]) -> None:
+    """A volume of one voxel along an axis: finite losses and gradients, samples of that grid."""
+    model = built(*member, VolumeSpec(CHANNELS, grid, WIDTH))
+    for phase in phases(model):
+        params = {k: v.detach().requires_grad_() for k, v in named_parameters(model).items()}
+        x = batch(grid=grid) if phase.reads_patients else None
+        loss = phase.loss(params, x, draws(phase), 0.5)
+        assert torch.isfinite(loss).all()
+        moved = [p for name, p in params.items() if phase.trainable(name)]
+        for slope in torch.autograd.grad(loss.sum(), moved, allow_unused=True):
+            assert slope is None or torch.isfinite(slope).all()
+    c = torch.rand(4, WIDTH, generator=torch.Generator().manual_seed(0))
+    out = model.sample(c, torch.arange(4), torch.zeros(4, 0, *grid))
+    assert out.shape == (4, CHANNELS, *grid)
+    assert torch.isfinite(out).all()

@@ -22,24 +22,24 @@ def members() -> list[Any]:
     return list(get_args(get_args(Metric)[0]))
 
 
-def cases(seed: int, n: int, prefix: str) -> Cases:
+def cases(seed: int, n: int, prefix: str, grid: tuple[int, int, int] = GRID) -> Cases:
     rng = np.random.default_rng(seed)
     level = rng.uniform(0.2, 0.8, n)[:, None, None, None, None]
-    volumes = np.clip(level + 0.1 * rng.standard_normal((n, 2, *GRID)), 0, 1.25)
+    volumes = np.clip(level + 0.1 * rng.standard_normal((n, 2, *grid)), 0, 1.25)
     volumes[:, 1] = 0  # a drawn mask, in its own place and size
     for i, (x, y, size) in enumerate(rng.integers(3, 5, (n, 3))):
-        volumes[i, 1, x : x + size, y : y + size, 4:7] = 1
+        volumes[i, 1, x : x + size, y : y + size, 4 * (grid[2] > 1) : 7] = 1
     labels = [{"group": "ab"[i % 2], "age": 40.0 + i} for i in range(n)]
     return Cases(
         volumes.astype(np.float16), np.array([f"{prefix}{i:03d}" for i in range(n)]), labels
     )
 
 
-def sides(n_holdout: int = 20) -> Sides:
+def sides(n_holdout: int = 20, grid: tuple[int, int, int] = GRID) -> Sides:
     return Sides(
-        train=cases(1, 20, "t"),
-        holdout=cases(2, n_holdout, "h"),
-        synthetic=cases(3, 14, "s"),
+        train=cases(1, 20, "t", grid),
+        holdout=cases(2, n_holdout, "h", grid),
+        synthetic=cases(3, 14, "s", grid),
         channels=[ChannelInfo("T1w"), ChannelInfo("parts:box", mask="parts", label_value=1)],
         spacing_mm=(1.0, 1.0, 1.0),
         categorical={"group": ("a", "b")},
@@ -109,6 +109,14 @@ def test_blocks_do_not_matter(metric: Any, monkeypatch: pytest.MonkeyPatch) -> N
     for a, b in zip(at_once, measured(metric, sides()), strict=True):
         assert (a.name, a.slice) == (b.name, b.slice)
         assert a.value == pytest.approx(b.value, rel=1e-6, abs=1e-9)
+
+
+def test_single_slices_are_measured_like_volumes(metric: Any) -> None:
+    """The same figures exist, and none of them is lost to an axis of one voxel."""
+    whole, flat = (measured(metric, sides(grid=grid)) for grid in (GRID, (10, 12, 1)))
+    assert [(e.name, e.slice, e.value is None) for e in flat] == [
+        (e.name, e.slice, e.value is None) for e in whole
+    ]
 
 
 def test_without_a_holdout_nothing_is_made_up(metric: Any) -> None:

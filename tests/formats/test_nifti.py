@@ -182,7 +182,7 @@ def set_(**fields: Any) -> Any:
         (set_(dim=[99, 12, 10, 9, 1, 1, 1, 1]), "header_unreadable"),
         (set_(dim=[3, 12, 10, 90, 1, 1, 1, 1]), "truncated"),
         (set_(dim=[4, 12, 10, 3, 3, 1, 1, 1]), "not_3d"),
-        (set_(dim=[2, 12, 90, 1, 1, 1, 1, 1]), "not_3d"),
+        (set_(dim=[1, 12, 1, 1, 1, 1, 1, 1]), "not_3d"),
         (set_(datatype=32), "complex_or_rgb"),
         (set_(datatype=128), "complex_or_rgb"),
         (set_(datatype=999), "header_unreadable"),

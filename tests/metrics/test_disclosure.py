@@ -257,7 +257,7 @@ def test_a_declared_number_that_no_sample_has_describes_nobody() -> None:
     assert len(many.low) == len(few.low)
 
 
-@pytest.mark.parametrize("case", ["no holdout", "two held out", "one sample", "collapsed", "flat"])
+@pytest.mark.parametrize("case", ["no holdout", "two held out", "one sample", "collapsed"])
 def test_what_cannot_be_computed_says_why(case: str) -> None:
     of = drawn(11)
     few: dict[str, Cases] = {}
@@ -270,10 +270,6 @@ def test_what_cannot_be_computed_says_why(case: str) -> None:
     if case == "collapsed":
         blank = np.zeros_like(of.synthetic.volumes)
         few["synthetic"] = Cases(blank, of.synthetic.patients, of.synthetic.labels)
-    if case == "flat":  # one slice has no upper half
-        for side in ("train", "holdout", "synthetic"):
-            c = getattr(of, side)
-            few[side] = Cases(c.volumes[..., :1], c.patients, c.labels)
     found = estimates(Sides(**{**of.__dict__, **few}))
     assert [n for n, _ in found] == list(NAMES)
     for e in found.values():

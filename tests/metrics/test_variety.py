@@ -56,6 +56,21 @@ def test_ms_ssim_is_monais(shape: tuple[int, int, int], levels: int) -> None:
         assert diversity.ms_ssim(a, b) == pytest.approx(reference, abs=1e-5)
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_ms_ssim_of_slices_is_monais_in_two_dimensions(axis: int) -> None:
+    rng = np.random.default_rng(0)
+    a, b = (np.clip(gaussian_filter(rng.random((24, 30)), 1.5) * 4 - 1.5, 0, 1) for _ in range(2))
+    a, b = a.astype(np.float32), (0.7 * a + 0.3 * b).astype(np.float32)
+    weights = np.array(diversity.WEIGHTS[:2]) / sum(diversity.WEIGHTS[:2])
+    x, y = (torch.from_numpy(v)[None, None] for v in (a, b))
+    _, contrast = compute_ssim_and_cs(x, y, 2, (11,) * 2, (1.5,) * 2)
+    x, y = (torch.nn.functional.avg_pool2d(v, 2) for v in (x, y))
+    ssim, _ = compute_ssim_and_cs(x, y, 2, (11,) * 2, (1.5,) * 2)
+    expected = contrast.mean().item() ** weights[0] * ssim.mean().item() ** weights[1]
+    slices = (np.expand_dims(v, axis) for v in (a, b))
+    assert diversity.ms_ssim(*slices) == pytest.approx(expected, abs=5e-5)
+
+
 @pytest.mark.parametrize("n", [2, 4, 10])
 def test_the_interval_of_few_pairs_is_students_and_covers(n: int) -> None:
     rng = np.random.default_rng(n)

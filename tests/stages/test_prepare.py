@@ -123,6 +123,37 @@ def test_a_grid_that_coincides_is_copied(tmp_path: Path) -> None:
     assert np.abs(gaussian_filter(expected, 0.3) - expected).max() > 0.01
 
 
+@pytest.mark.parametrize("flat", [0, 1, 2])
+def test_a_slice_is_copied_however_it_is_tilted_and_thick(flat: int, tmp_path: Path) -> None:
+    """As acquired: turned out of the axes' planes, and thicker than others."""
+    rng = np.random.default_rng(0)
+    sides = [20, 20, 20]
+    sides[flat] = 1
+    data = rng.uniform(0, 4000, sides).astype(np.float32)
+    angle = np.deg2rad(12)
+    turn = np.eye(3)
+    turn[1, 1] = turn[2, 2] = np.cos(angle)
+    turn[1, 2], turn[2, 1] = -np.sin(angle), np.sin(angle)
+    voxel = np.full(3, 2.0)
+    voxel[flat] = 7.5
+    affine = np.eye(4)
+    affine[:3, :3] = turn * voxel
+    affine[:3, 3] = [31, -8, 55]
+    conf = config(grid=sides, spacing_mm=[5 if a == flat else 2 for a in range(3)])
+    found, scan = catalogue(tmp_path, {"T1w": (data, affine)})
+    out, view = conform(
+        found, scan, conf.data, channels_of(conf.data),
+        grid_affine(conf.data.grid, conf.data.spacing_mm or ()),
+    )  # fmt: skip
+    low, high = np.percentile(data, [0.5, 99.5])
+    expected = np.clip((data - low) / (high - low), 0, CLIP)
+    np.testing.assert_allclose(out[0], expected, atol=1e-6)
+    assert view == tuple(sides)
+    labels = (data > 3000).astype(np.uint8)
+    place = grid_affine(conf.data.grid, conf.data.spacing_mm or ())
+    np.testing.assert_array_equal(conform_labels(labels, affine, conf.data.grid, place), labels)
+
+
 def test_a_scan_of_odd_length_on_an_even_grid_is_not_blurred(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     data = rng.uniform(100, 4000, (15, 24, 19)).astype(np.float32)

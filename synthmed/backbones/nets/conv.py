@@ -18,11 +18,14 @@ class Conv3d(nn.Conv3d):
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        out: Tensor
         if input.device.type != "cpu" or not _small(input.shape[-3:], self.stride):
-            return super()._conv_forward(input, weight, bias)
-        with torch.autocast("cpu", enabled=False):
-            full = None if bias is None else bias.float()
-            return super()._conv_forward(input.float(), weight.float(), full)
+            out = super()._conv_forward(input, weight, bias)
+        else:
+            with torch.autocast("cpu", enabled=False):
+                full = None if bias is None else bias.float()
+                out = super()._conv_forward(input.float(), weight.float(), full)
+        return out
 
 
 def _small(grid: Sequence[int], stride: Sequence[int]) -> bool:
