@@ -22,11 +22,12 @@ class Frechet(Base):
     """Squared Frechet distance of two Gaussians; lower is better.
 
     |mean_s - mean_h|^2 + tr(C_s + C_h - 2 (C_s C_h)^(1/2)) in the first d principal components of
-    the z-scored descriptors of real train, d at most a fifth of the patients compared. The last
-    trace is the nuclear norm of X_s X_h^T, X the centred samples over sqrt(n - 1): exact also for
-    n < d. The distance of finite samples is above 0 even for equal distributions, and more so the
-    fewer they are; synthetic is compared with the holdout at equal counts (`equal`), and the floor
-    shows that bias. Nothing is subtracted.
+    the z-scored descriptors of real train, d at most a tenth of the patients compared (halves of
+    them stand behind the interval, in the same components). The last trace is the nuclear norm of
+    X_s X_h^T, X the centred samples over sqrt(n - 1): exact also for n < d. The distance of finite
+    samples is above 0 even for equal distributions, and more so the fewer they are; synthetic is
+    compared with the holdout at equal counts (`equal`), and the floor shows that bias. Nothing is
+    subtracted.
 
     Args:
         components: d at most.

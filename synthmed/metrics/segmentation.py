@@ -30,6 +30,7 @@ from synthmed.metrics.taught import (
     names,
     of,
     one,
+    over_lessons,
 )
 from synthmed.types import Estimate
 
@@ -87,9 +88,10 @@ class Segmentation(Base):
     Slice null: mean over the regions (labels of all masks) that a held-out patient has. Slice
     `region=NAME`: one of several. Slice `N patients`: the learning curve, as in `utility`. Slice
     `NAME=CATEGORY`: a subgroup, of whose patients the same segmenters are asked.
-    Intervals: bootstrap of patients, widened where it has no spread; that other patients would have
-    taught another segmenter is not in them. Masks of tissue too thin for the grid, at most 64
-    voxels a side, are not judged well.
+    Intervals: bootstrap of patients, widened where it has no spread, and of the seeds, or of who
+    was drawn to teach (`over_lessons`); that other patients than train would have taught another
+    segmenter is not in them. Masks of tissue too thin for the grid, at most 64 voxels a side, are
+    not judged well.
 
     Args:
         draws: of the patients behind each point of the curve.
@@ -201,8 +203,9 @@ def _taught(
             judge = Mean(weights, float(held.placed[:, regions].mean()))
             figures, at = {}, first
             for way, own in part.items():
-                each = held.own[:, at : at + len(own)][:, :, regions]
-                figures[way] = judge.figures(each.mean(axis=(1, 2)))
+                each = held.own[:, at : at + len(own)][:, :, regions].mean(axis=2)
+                lessons = [judge.figures(one) for one in each.T]
+                figures[way] = over_lessons(lessons, key.fold("again", str(point)))
                 at += len(own)
             # how many is of patients, and a note may leave the house
             empty = "some held-out masks are empty" if held.empty[:, regions].any() else ""

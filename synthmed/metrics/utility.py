@@ -39,6 +39,7 @@ from synthmed.metrics.taught import (
     numbered,
     of,
     one,
+    over_lessons,
 )
 from synthmed.types import Estimate
 
@@ -74,7 +75,8 @@ class Utility(Base):
     of its category against the rest.
 
     Intervals: bootstrap of the held-out patients within their categories, widened where it has no
-    spread (`Judge.gap`); that other patients would have taught another reader is not in them. With
+    spread (`Judge.gap`). On the curve who was drawn to teach is resampled too (`over_lessons`);
+    that other patients than train would have taught another reader is in none of them. With
     fewer than ten patients of a category that train knows (or values of a number) they are too
     narrow: slice null and subgroups, which are there to be judged, then have no value, and slices
     of the condition say it in their notes.
@@ -200,7 +202,7 @@ class Utility(Base):
 
         everyone = np.arange(len(x))
         said = {way: taught(everyone, way) for way in WAYS}
-        figures = {way: judge.figures([s]) for way, s in said.items()}
+        figures = {way: judge.figures(s) for way, s in said.items()}
         few = _untestable(kind, known, FEWEST, truth["train"])
         notes = "; ".join(filter(None, (few, *left_out(labels))))
         out = estimates(start, whole, figures, judge, n, sides, notes, len(test))
@@ -214,7 +216,11 @@ class Utility(Base):
                 of(person, draw(person, truth["train"], kind, count, key.fold("curve", count, d)))
                 for d in range(self.draws)
             ]
-            part = {way: judge.figures([taught(pick, way) for pick in picks]) for way in CURVE_WAYS}
+            again = key.fold("curve", count, "again")
+            part = {
+                way: over_lessons([judge.figures(taught(pick, way)) for pick in picks], again)
+                for way in CURVE_WAYS
+            }
             where = f"{whole}, {count} patients"
             out += estimates(start, where, part, judge, n, sides, notes, len(test))
         return _Found(out, judged)
@@ -269,18 +275,18 @@ class Judge:
         """The smallest that a figure can be."""
         return 0.0 if self.kind == "category" else -1.0
 
-    def figures(self, said: Sequence[Floats]) -> Floats:
-        """(1 + times,) mean figure of some readers; the first is of the patients as they are.
+    def figures(self, said: Floats) -> Floats:
+        """(1 + times,) figures of a reader; the first is of the patients as they are.
 
         Args:
-            said: of each reader (n, categories) scores or (n, 1) numbers.
+            said: (n, categories) scores or (n, 1) numbers.
         """
         if self.kind == "number":
-            return np.asarray(np.mean([self._correlations(s[:, 0]) for s in said], axis=0))
+            return self._correlations(said[:, 0])
         each = []
         for category in self.asked:
             own, k = self.truth == category, self.categories.index(category)
-            won = np.mean([wins(s[own, k], s[~own, k]) for s in said], axis=0)
+            won = wins(said[own, k], said[~own, k])
             a, b = self.weights[:, own], self.weights[:, ~own]
             each.append(np.sum((a @ won) * b, axis=1) / (a.sum(axis=1) * b.sum(axis=1)))
         return np.asarray(np.mean(each, axis=0))
@@ -333,7 +339,7 @@ def _of_subgroup(
     only = [category] if itself else None
     part = Judge(judge.truth[rows], judge.kind, sides.resamples, rng, only)
     columns = [judge.categories.index(c) for c in part.categories] or [0]
-    figures = {way: part.figures([s[rows][:, columns]]) for way, s in said.items()}
+    figures = {way: part.figures(s[rows][:, columns]) for way, s in said.items()}
     return estimates(start, name, figures, part, n, sides, notes, int(own.sum()))
 
 

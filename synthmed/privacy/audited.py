@@ -48,7 +48,7 @@ def estimates(run: Run, model: Artifact) -> list[Estimate]:
             f"0.95 (Steinke, Nasr and Jagielski 2023). Ceiling: the claim. If every guess were "
             f"right it would be {found['best_possible']:.2f}.",
             seed=result["seed"],
-            note=f"{told}records of the run: {records}",
+            note=f"{told}records of the run: {records}; itself a bound, so without an interval",
             n_holdout=None,
         )
     ]

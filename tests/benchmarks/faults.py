@@ -270,10 +270,10 @@ def figures(
     variety = abs(np.log(vendi(k["xx"][:m, :m]) / vendi(k["zz"][:m, :m])))
     reader = fit(t["small"], t["kind"], np.ones(len(t["kind"])), "category", 40)
     judge = Judge(h["kind"], "category", 1, rng)
-    real, made = judge.figures([scored(reader, h["small"], judge)])[0], judge.guess
+    real, made = judge.figures(scored(reader, h["small"], judge))[0], judge.guess
     if len(set(s["kind"])) > 1:  # one category teaches nothing
         writer = fit(s["small"], s["kind"], np.ones(len(s["kind"])), "category", 40)
-        made = judge.figures([scored(writer, h["small"], judge)])[0]
+        made = judge.figures(scored(writer, h["small"], judge))[0]
     pool = known.pools[fault if fault in known.pools else ""]
     if fault == COLLAPSE:  # of whom few pairs are known
         pool = between(known.scans, s["person"])

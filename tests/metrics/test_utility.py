@@ -9,6 +9,7 @@ import pytest
 from scipy import stats as reference
 from sklearn.metrics import roc_auc_score
 
+from synthmed.keys import Key
 from synthmed.metrics import (
     DiscriminatorAUC,
     Utility,
@@ -149,7 +150,7 @@ def test_the_interval_is_far_too_narrow_with_three_of_a_category_and_less_so_wit
             judge = utility.Judge(truth, "category", 200, rng)
             seen = (truth == "a") + rng.standard_normal(60)
             said = [seen + s * rng.standard_normal(60) for s in (0.3, 1.0)]
-            a, b = (judge.figures([np.stack([x, -x], axis=1)]) for x in said)
+            a, b = (judge.figures(np.stack([x, -x], axis=1)) for x in said)
             low, high = taught.interval(a - b, judge, -1.0)
             hits += low <= truth_of[0] - truth_of[1] <= high
         covered[few] = hits / 400
@@ -210,8 +211,6 @@ def test_the_curve_takes_some_patients_evenly_and_ends_below_all() -> None:
 
 
 def test_a_draw_is_even_over_the_categories() -> None:
-    from synthmed.keys import Key
-
     person = np.array([f"p{i}" for i in range(30)])
     truth = np.array(["rare"] * 4 + ["common"] * 26)
     for d in range(5):
@@ -224,20 +223,51 @@ def test_figures_are_scikit_learns_and_resampled_as_in_a_loop() -> None:
     rng = np.random.default_rng(0)
     truth = np.array(list("aabbbcccccaabb"))
     judge = utility.Judge(truth, "category", 50, np.random.default_rng(1))
-    said = [rng.random((len(truth), 3)) for _ in range(2)]
+    said = rng.random((len(truth), 3))
     figures = judge.figures(said)
-    expected = np.mean(
-        [roc_auc_score(truth == c, s[:, k]) for k, c in enumerate("abc") for s in said]
-    )
+    expected = np.mean([roc_auc_score(truth == c, said[:, k]) for k, c in enumerate("abc")])
     assert figures[0] == pytest.approx(expected, abs=1e-12)
     for b in (1, 17, 50):
         times = judge.weights[b].astype(int)
         assert [times[truth == c].sum() for c in "abc"] == [4, 5, 5]
         rows = np.repeat(np.arange(len(truth)), times)
         again = np.mean(
-            [roc_auc_score(truth[rows] == c, s[rows, k]) for k, c in enumerate("abc") for s in said]
+            [roc_auc_score(truth[rows] == c, said[rows, k]) for k, c in enumerate("abc")]
         )
         assert figures[b] == pytest.approx(again, abs=1e-12)
+
+
+@pytest.mark.parametrize("k", [2, 3, 6])
+def test_who_taught_counts_in_an_interval(k: int) -> None:
+    """Lessons and patients both matter: the variance of the resampled mean is that of the mean.
+
+    A lesson moves a figure by N(0, 1), the patients who are asked move all of them by N(0, 0.2^2):
+    the mean of k lessons varies by 1 / k + 0.04.
+    """
+    spread, hits, narrow = [], 0, 0
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        asked = rng.standard_normal() * 0.2 + np.r_[0, 0.2 * rng.standard_normal(300)]
+        each = [asked + lesson for lesson in rng.standard_normal(k)]
+        values = taught.over_lessons(each, Key.root(seed))
+        assert values[0] == pytest.approx(np.mean([e[0] for e in each]), abs=1e-12)
+        spread.append(values[1:].var())
+        low, high = np.quantile(values[1:], [0.025, 0.975])
+        hits += low <= 0 <= high
+        low, high = np.quantile(np.mean(each, axis=0)[1:], [0.025, 0.975])
+        narrow += low <= 0 <= high
+    assert np.mean(spread) == pytest.approx(1 / k + 0.04, rel=0.1)
+    # of few lessons how far they lie apart is hardly known; without them it is far too little
+    assert hits > {2: 280, 3: 320, 6: 350}[k] and narrow < 0.75 * hits
+
+
+def test_two_ways_are_compared_by_the_same_lessons_and_one_lesson_is_itself() -> None:
+    rng = np.random.default_rng(2)
+    each = [rng.random(51) for _ in range(3)]
+    a = taught.over_lessons(each, Key.root(1))
+    b = taught.over_lessons([e + 0.1 for e in each], Key.root(1))
+    np.testing.assert_allclose(b - a, 0.1, atol=1e-12)
+    np.testing.assert_array_equal(taught.over_lessons(each[:1], Key.root(1)), each[0])
 
 
 def test_correlations_are_numpys() -> None:
@@ -245,7 +275,7 @@ def test_correlations_are_numpys() -> None:
     truth = rng.standard_normal(20)
     judge = utility.Judge(truth, "number", 30, np.random.default_rng(1))
     said = truth + rng.standard_normal(20)
-    figures = judge.figures([said[:, None]])
+    figures = judge.figures(said[:, None])
     for b in (0, 1, 30):
         rows = np.repeat(np.arange(20), judge.weights[b].astype(int))
         assert figures[b] == pytest.approx(np.corrcoef(said[rows], truth[rows])[0, 1], abs=1e-12)
@@ -289,8 +319,8 @@ def test_the_interval_of_a_difference_is_paired() -> None:
     truth = np.array(list("ab" * 6))
     judge = utility.Judge(truth, "category", 100, np.random.default_rng(1))
     said = np.random.default_rng(0).random((12, 2))
-    assert np.ptp(judge.figures([said]) - judge.figures([said])) == 0
-    assert np.ptp(judge.figures([said])) > 0.1
+    assert np.ptp(judge.figures(said) - judge.figures(said)) == 0
+    assert np.ptp(judge.figures(said)) > 0.1
 
 
 def test_a_discriminator_sees_noise_and_not_another_draw_of_people() -> None:
@@ -348,7 +378,7 @@ def test_a_figure_without_spread_keeps_an_interval() -> None:
     truth = np.array(list("a" * 10 + "b" * 30))
     judge = utility.Judge(truth, "category", 100, np.random.default_rng(1))
     said = np.stack([truth == "a", truth == "b"], axis=1).astype(float)
-    perfect = judge.figures([said])
+    perfect = judge.figures(said)
     low = 0.025 ** (1 / 10)
     assert taught.interval(perfect, judge) == (pytest.approx(low), 1.0)
     nothing = taught.interval(perfect - perfect, judge, -1.0)

@@ -620,8 +620,8 @@ INTRO = """\
 
 What takes too long for the test suite. `make prove` runs them all, `make prove ARGS="--only
 kill9"` one; what is finished is kept in `runs/proofs/`, so a proof that was stopped goes on.
-Figures stand here only as they were measured; `-dirty` means that the working tree differed from
-the commit.
+Figures stand here only as they were measured, and a result stands for the commit in its row, not
+for later code; `-dirty` means that the working tree differed from the commit.
 
 | proof | shows | result | figures | commit | date |
 |---|---|---|---|---|---|
