@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -54,8 +55,17 @@ FIGURES = (
     ("authenticity", "authenticity"),
     ("condition_accuracy", "condition_accuracy"),
     ("membership_auc [95 %]", "membership_auc"),
+    ("discriminator_auc", "discriminator_auc"),
+    ("region_volume_smd [95 %]", "region_volume_smd"),
+    ("auc_tstr_minus_trtr [95 %]", "auc_tstr_minus_trtr"),
+    ("auc_augmented_minus_trtr [95 %]", "auc_augmented_minus_trtr"),
+    ("auc_augmented_minus_classical [95 %]", "auc_augmented_minus_classical"),
 )
 """A row and its estimate; a name that ends in [95 %] shows the interval."""
+
+OWN = FIGURES[9:]
+"""Rows whose controls are a part's own: readers and classifiers taught anew, by what each version
+of them learned; both ends over the parts are shown."""
 
 PICKS = 0.005
 """What a control may move by with other picks of one scan a patient."""
@@ -173,7 +183,8 @@ def table(parts: Sequence[Mapping[str, Any]]) -> str:
     lines.append("|---|" + "---|" * (len(parts) + 2))
     for row, name in FIGURES:
         estimates = [estimate(p, name) for p in parts]
-        controls = [shared(row, estimates, side) for side in ("floor", "ceiling")]
+        limit = math.inf if (row, name) in OWN else PICKS
+        controls = [shared(row, estimates, side, limit) for side in ("floor", "ceiling")]
         cells = [value(e, interval=row.endswith("[95 %]")) for e in estimates]
         lines.append(f"| {row} | " + " | ".join([*controls, *cells]) + " |")
     for row, cell in COSTS.items():
@@ -196,10 +207,12 @@ def estimate(part: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
     return next(found, None)
 
 
-def shared(row: str, estimates: Sequence[Mapping[str, Any] | None], side: str) -> str:
+def shared(
+    row: str, estimates: Sequence[Mapping[str, Any] | None], side: str, limit: float = PICKS
+) -> str:
     """A control that all models of a cohort have in common.
 
-    What is averaged over picks of one scan a patient may differ by `PICKS` where parts were
+    What is averaged over picks of one scan a patient may differ by the limit where parts were
     measured by versions that picked others; then both ends are shown.
 
     Raises:
@@ -207,14 +220,14 @@ def shared(row: str, estimates: Sequence[Mapping[str, Any] | None], side: str) -
     """
     controls = sorted(e[side] for e in estimates if e is not None and e[side] is not None)
     ends = dict.fromkeys(number(c) for c in controls[:1] + controls[-1:])
-    if controls and controls[-1] - controls[0] > PICKS:
+    if controls and controls[-1] - controls[0] > limit:
         raise ValueError(f"{row}: the parts do not have one {side}: {', '.join(ends)}")
     return " to ".join(ends) or NONE
 
 
 def value(e: Mapping[str, Any] | None, interval: bool) -> str:
     """A figure, with its interval where asked for."""
-    if e is None:
+    if e is None or e["value"] is None:
         return NONE
     limits = ", ".join(map(number, e["ci"])) if e["ci"] else NONE
     return f"{number(e['value'])} [{limits}]" if interval else number(e["value"])
