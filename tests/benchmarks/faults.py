@@ -147,19 +147,20 @@ NO_PART = {
 
 
 def phantoms(
-    torque: float = 0.0, grid: int | None = None
+    torque: float = 0.0, grid: int | None = None, n: int = PHANTOMS
 ) -> tuple[list[Volume], list[Volume], list[Labels], list[tuple[Volume, Volume]]]:
     """Scans, masks of the ventricles, labels, and both again with larger ventricles.
 
     Args:
         torque: standard deviations that are added to their asymmetry.
         grid: voxels a side, by default `GRID`.
+        n: people.
     """
     sys.path.insert(0, str(ROOT / "sample_data"))
     from cohort import make_patient, render  # type: ignore[import-not-found,unused-ignore]
 
     scans, masks, labels, grown = [], [], [], []
-    for i in range(PHANTOMS):
+    for i in range(n):
         patient = make_patient(11, i)
         patient = replace(patient, anatomy=lopsided(patient.anatomy, torque))
         # its radius: the length of the ventricles stays
