@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import io
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Finished
 from PIL import Image as Picture
 
 from synthmed import compare
@@ -222,6 +224,11 @@ def test_what_a_config_says_cannot_run(
     assert any("Content Security Policy" in c for c in page.complaints)
 
 
+HIDDEN_ROWS = """
+[...document.querySelectorAll('table tr')].filter(r => !r.getBoundingClientRect().height).length
+"""
+
+
 def test_printed_it_has_no_viewer_and_all_figures(
     page: Page, tmp_path: Path, whole_report: dict[str, Any]  # noqa: F811
 ) -> None:  # fmt: skip
@@ -229,7 +236,33 @@ def test_printed_it_has_no_viewer_and_all_figures(
     page.ask("Emulation.setEmulatedMedia", media="print")
     assert page.run("getComputedStyle(document.getElementById('viewer')).display") == "none"
     assert page.run("document.querySelector('#decision').getBoundingClientRect().height") > 50
+    assert page.run("document.querySelectorAll('table tr').length") > len(whole_report["estimates"])
+    assert page.run(HIDDEN_ROWS) == 0
     page.ask("Emulation.setEmulatedMedia", media="")
+    paper = base64.b64decode(page.ask("Page.printToPDF", printBackground=True)["data"])
+    assert paper.startswith(b"%PDF-") and len(paper) > 20_000
+
+
+@pytest.mark.parametrize("where", ["private/report", "release/report"])
+@pytest.mark.parametrize("width", [1200, 390])
+def test_the_pages_of_a_finished_run_render(
+    page: Page, finished: Finished, where: str, width: int
+) -> None:
+    """Not a page of a test's own making: what `generate` has written, learning curves and all."""
+    (file,) = (finished.path / where).glob("*.html")
+    page.size(width, 900)
+    page.open(file)
+    paints = "performance.getEntriesByType('paint').map(e => e.startTime)"
+    page.until(f"{paints}.length > 0")
+    assert min(page.run(paints)) < 3000
+    assert page.run("document.documentElement.scrollWidth") <= width
+    found = page.run(CONTRAST)
+    assert found["seen"] > 100 and found["low"] == []
+    curves = page.run("document.querySelectorAll('#utility svg').length")
+    assert (curves > 0) == where.startswith("private")  # no policy names a point of them
+    assert drawn(page, 0) > 0
+    assert page.complaints == []
+    assert {url.split(":")[0] for url in page.requests} <= {"file", "data"}
 
 
 def test_buttons_work_by_keyboard(
