@@ -58,6 +58,16 @@ def written(folder: Path, given: dict[str, Any], **fields: Any) -> Path:
     return file
 
 
+def fits(page: Page, file: Path, width: int) -> None:
+    """Open a page: it paints in time and is no wider than the screen."""
+    page.size(width, 900)
+    page.open(file)
+    paints = "performance.getEntriesByType('paint').map(e => e.startTime)"
+    page.until(f"{paints}.length > 0")
+    assert min(page.run(paints)) < 3000
+    assert page.run("document.documentElement.scrollWidth") <= width
+
+
 @pytest.mark.parametrize("kind", ["restricted", "shareable"])
 @pytest.mark.parametrize("width", [1200, 390])
 def test_a_report_renders_and_its_viewer_draws(
@@ -65,12 +75,7 @@ def test_a_report_renders_and_its_viewer_draws(
 ) -> None:  # fmt: skip
     file = written(tmp_path, whole_report, report=kind)
     assert file.stat().st_size < MAX_PAGE_BYTES
-    page.size(width, 900)
-    page.open(file)
-    paints = "performance.getEntriesByType('paint').map(e => e.startTime)"
-    page.until(f"{paints}.length > 0")
-    assert min(page.run(paints)) < 3000
-    assert page.run("document.documentElement.scrollWidth") <= width
+    fits(page, file, width)
     assert page.run("typeof niivue") == "undefined"  # nobody has asked for it yet
     bright = [drawn(page, i) for i in range(3)]
     assert bright[0] > 3 * bright[1] > 0
@@ -250,12 +255,7 @@ def test_the_pages_of_a_finished_run_render(
 ) -> None:
     """Not a page of a test's own making: what `generate` has written, learning curves and all."""
     (file,) = (finished.path / where).glob("*.html")
-    page.size(width, 900)
-    page.open(file)
-    paints = "performance.getEntriesByType('paint').map(e => e.startTime)"
-    page.until(f"{paints}.length > 0")
-    assert min(page.run(paints)) < 3000
-    assert page.run("document.documentElement.scrollWidth") <= width
+    fits(page, file, width)
     found = page.run(CONTRAST)
     assert found["seen"] > 100 and found["low"] == []
     curves = page.run("document.querySelectorAll('#utility svg').length")
