@@ -56,7 +56,7 @@ def test_bfloat16_is_left_where_it_is_right() -> None:
     assert kinds == {
         (4, 4, 4): (half, half),
         (3, 2, 2): (half, half),
-        (4, 4, 1): (half, full),
+        (4, 4, 1): (half, half),
         (2, 4, 4): (full, full),
     }
 
@@ -67,6 +67,22 @@ def test_the_blocks_of_monai_are_made_of_them() -> None:
     own = block(8, 16, (1, 2, 2))
     convolutions = [m for m in own.modules() if isinstance(m, nn.Conv3d)]
     assert len(convolutions) == 2 and all(isinstance(m, Conv3d) for m in convolutions)
-    plain, x = nn.Sequential(nn.Conv3d(3, 4, 3), nn.SiLU()), torch.randn(2, 3, 5, 5, 5)
+    for layer in (nn.Conv3d(3, 4, 3), nn.Conv3d(3, 4, 3, padding=1, dilation=2)):
+        with pytest.raises(ValueError, match="no plain convolution"):
+            exact(layer)
+
+
+@pytest.mark.parametrize("stride", [1, 2, (1, 2, 2)])
+@pytest.mark.parametrize("grid", [(5, 4, 6), (5, 4, 1), (5, 1, 6), (1, 4, 6), (1, 1, 6), (1, 1, 1)])
+def test_what_is_left_out_along_an_axis_of_one_voxel_is_nothing(
+    grid: tuple[int, ...], stride: int | tuple[int, int, int]
+) -> None:
+    torch.manual_seed(4)
+    plain = nn.Sequential(nn.Conv3d(3, 4, 3, stride, padding=1), nn.SiLU()).double()
+    x = torch.randn(2, 3, *grid, dtype=torch.float64)
     before = plain(x)
-    assert torch.equal(exact(plain)(x), before)
+    wanted = torch.autograd.grad(before.square().sum(), list(plain.parameters()))
+    after = exact(plain)(x)
+    torch.testing.assert_close(after, before)
+    found = torch.autograd.grad(after.square().sum(), list(plain.parameters()))
+    torch.testing.assert_close(found, wanted)
