@@ -44,7 +44,7 @@ from tests.benchmarks.faults import (
 )
 
 BEGIN, END = "<!-- decisions:begin -->", "<!-- decisions:end -->"
-PEOPLE, PHANTOM_SIDES = 450, (150, 150)
+PEOPLE, PHANTOM_SIDES = 330, (110, 110)
 """Phantoms, and how many of them are the cohort, and held out; the others are trained on."""
 HIPPOCAMPUS_SIDES = (42, 42)
 NOTHING = "nothing"
