@@ -89,6 +89,13 @@ class GivenMasks:
             except Refused as reason:
                 raise InputError(f"{self._place(i)}: {reason.explanation}") from None
             self._check_labels(i, name, images[name])
+            thick = [n for n, side in zip(images[name].data.shape, self.grid, strict=True)
+                     if side == 1 < n]  # fmt: skip
+            if thick:
+                raise InputError(
+                    f"{self._place(i)} has {thick[0]} voxels along an axis of 1 in data.grid",
+                    "Give single slices, as the model was trained on.",
+                )
         first = next(iter(images.values()))
         for image in images.values():
             same = image.data.shape == first.data.shape

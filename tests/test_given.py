@@ -126,6 +126,23 @@ def test_a_patients_mask_in_other_clothes_is_refused(tmp_path: Path) -> None:
         masks(tmp_path).check(dataset(labels(6)))
 
 
+def test_a_mask_for_slices_is_a_slice(tmp_path: Path) -> None:
+    """Tilted it is the same slice; of a whole mask nobody knows which one was meant."""
+    grid = (8, 9, 1)
+    flat, place = labels(3, grid), grid_affine(grid, (2, 2, 2))
+    angle = np.deg2rad(10)
+    tilted = np.eye(4)
+    tilted[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    write(tmp_path / "m.nii.gz", flat, tilted @ np.diag([2.0, 2, 6, 1]))
+    found = given_masks(config(tmp_path), CHANNELS, grid, place)
+    assert found is not None
+    core, rim = found.read(0)
+    assert np.array_equal(core + 7 * rim, flat)
+    write(tmp_path / "m.nii.gz", labels(3, (8, 9, 4)))
+    with pytest.raises(InputError, match="has 4 voxels along an axis of 1 in"):
+        found.read(0)
+
+
 def test_an_empty_mask_is_nobodys(tmp_path: Path) -> None:
     empty = np.zeros(GRID, np.uint8)
     write(tmp_path / "m.nii.gz", empty)

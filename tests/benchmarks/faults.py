@@ -4,8 +4,8 @@
 
 Real scans pose as synthetic ones, spoilt in one way each. People are drawn anew into holdout and
 cohort each time, beside one of `TAUGHT` sets of people trained on. A figure raises the alarm beyond
-the 95 % quantile of what it was over draws without any fault, so that every column has 5 % of false
-alarms by construction (`copies`, which is mostly 0, has fewer), as fresh draws without any show; a
+the 95 % quantile of what it was over draws without any fault, so that every column has about 5 % of
+false alarms (`copies`, which is mostly 0, has fewer; fresh draws without any show how many); a
 cell holds the share of draws with the fault that raise it. No metric's own interval or permutation
 is asked here: this is what a figure can see at best with so many people.
 """

@@ -20,7 +20,7 @@ class Conv3d(nn.Conv3d):
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        stride, padding = list(self.stride), [n // 2 for n in self.kernel_size]
+        stride, padding = list(self.stride), [int(n) for n in self.padding]
         for axis, (side, kernel) in enumerate(zip(input.shape[-3:], self.kernel_size, strict=True)):
             if side == 1:
                 weight = weight.narrow(axis - 3, kernel // 2, 1)
