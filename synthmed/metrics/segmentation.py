@@ -21,7 +21,6 @@ from synthmed.metrics.subgroups import FEWEST, judged
 from synthmed.metrics.taught import (
     CURVE_WAYS,
     WAYS,
-    certain,
     counts,
     draw,
     draws,
@@ -52,9 +51,9 @@ class Mean:
     least: ClassVar[float] = 0.0
 
     @property
-    def gap(self) -> float:
-        """How far from certain a figure without any spread may be."""
-        return certain(self.weights.shape[1])
+    def smallest(self) -> int:
+        """Patients."""
+        return int(self.weights.shape[1])
 
     def figures(self, each: Floats) -> Floats:
         """(1 + times,) of one figure a patient."""

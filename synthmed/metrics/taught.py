@@ -60,8 +60,8 @@ class Judged(Protocol):
     """What an interval needs to know of whoever judges."""
 
     @property
-    def gap(self) -> float:
-        """How far from certain a figure without any spread may be."""
+    def smallest(self) -> int:
+        """People of the smallest group that is resampled."""
         ...
 
     @property
@@ -112,12 +112,30 @@ def certain(n: int) -> float:
     return float(1 - 0.025 ** (1 / n))
 
 
+def widening(n: int) -> float:
+    """How much farther than resampled n people real ones may lie: Student's t for the normal's
+    quantile, of a variance that is (n - 1) / n of what it should be.
+
+    >>> round(widening(10), 2), round(widening(100), 2)
+    (1.22, 1.02)
+    """
+    from scipy.stats import t
+
+    n = max(n, 2)
+    return float(np.sqrt(n / (n - 1)) * t.ppf(0.975, n - 1) / 1.96)
+
+
 def interval(values: Floats, judge: Judged, least: float | None = None) -> tuple[float, float]:
-    """Percentiles of the resampled figures, round the first; `least` is what it can be at worst."""
+    """Percentiles of the resampled figures, round the first and `widening` apart; `least` is what
+    it can be at worst."""
     value = float(values[0])
     low, high = (float(q) for q in np.quantile(values[1:], [0.025, 0.975]))
     if high - low < 1e-12:
-        low, high = value - judge.gap, value + judge.gap
+        gap = certain(judge.smallest)
+        low, high = value - gap, value + gap
+    else:
+        wide = widening(judge.smallest)
+        low, high = value + wide * (low - value), value + wide * (high - value)
     bottom = least if least is not None else judge.least
     return max(bottom, min(low, value)), min(1.0, max(high, value))
 

@@ -28,7 +28,6 @@ from synthmed.metrics.taught import (
     CURVE_WAYS,
     WAYS,
     altered,
-    certain,
     copies,
     copy_weight,
     counts,
@@ -45,8 +44,7 @@ from synthmed.types import Estimate
 
 SMALLEST_CLASS = 3
 """Held-out patients of a category without whom it cannot be asked about; `FEWEST` without whom it
-is not judged: a bootstrap of few varies too little (of three among sixty, an interval of 95 % holds
-a difference of two AUCs eight times in ten, of ten nine times)."""
+is not judged."""
 
 
 class Utility(Base):
@@ -75,11 +73,11 @@ class Utility(Base):
     of its category against the rest.
 
     Intervals: bootstrap of the held-out patients within their categories, widened where it has no
-    spread (`Judge.gap`). On the curve who was drawn to teach is resampled too (`over_lessons`);
-    that other patients than train would have taught another reader is in none of them. With
-    fewer than ten patients of a category that train knows (or values of a number) they are too
-    narrow: slice null and subgroups, which are there to be judged, then have no value, and slices
-    of the condition say it in their notes.
+    spread, and by Student's t for the smallest category (`taught.interval`). On the curve who was
+    drawn to teach is resampled too (`over_lessons`); that other patients than train would have
+    taught another reader is in none of them. With fewer than ten patients of a category that train
+    knows (or values of a number) they say little: slice null and subgroups, which are there to be
+    judged, then have no value, and slices of the condition say it in their notes.
 
     Args:
         side: voxels a side that the reader sees.
@@ -260,10 +258,10 @@ class Judge:
         self.weights = draws(n, times, groups, rng)
 
     @property
-    def gap(self) -> float:
-        """How far from certain a figure without any spread may be, by the smallest category."""
+    def smallest(self) -> int:
+        """People of the smallest category; of a number all."""
         sizes = [int(np.sum(self.truth == c)) for c in self.categories] or [len(self.truth)]
-        return certain(min(sizes))
+        return min(sizes)
 
     @property
     def guess(self) -> float:

@@ -138,8 +138,11 @@ def test_with_fewer_than_ten_of_a_category_nothing_is_there_to_be_judged() -> No
     assert all(e.value is None for (_, where), e in found.items() if where in (None, "mark=no"))
 
 
-def test_the_interval_is_far_too_narrow_with_three_of_a_category_and_less_so_with_ten() -> None:
-    """Of a difference of two readers, one of whom hears more noise: coverage of 95 %."""
+def test_the_interval_covers_however_few_there_are_of_a_category() -> None:
+    """Of a difference of two readers, one of whom hears more noise: at least 93 of 100 hold it.
+
+    Percentiles as they are hold it 82 times with three of a category, 89 with ten.
+    """
     truth_of = [reference.norm.cdf(1 / np.sqrt(2 * (1 + s**2))) for s in (0.3, 1.0)]
     covered = {}
     for few in (3, 10, 20):
@@ -154,7 +157,7 @@ def test_the_interval_is_far_too_narrow_with_three_of_a_category_and_less_so_wit
             low, high = taught.interval(a - b, judge, -1.0)
             hits += low <= truth_of[0] - truth_of[1] <= high
         covered[few] = hits / 400
-    assert covered[3] < 0.84 and covered[10] > 0.87 and covered[20] > 0.91, covered
+    assert min(covered.values()) >= 0.93, covered
 
 
 def at_sites(given: Cases, swapped: str = "") -> Cases:
