@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import nibabel
+import nibabel as nib
 import numpy as np
 import pytest
 from conftest import Result
@@ -18,8 +18,6 @@ from conftest import Result
 from synthmed.formats import nifti
 from synthmed.metrics.descriptor import describe
 from synthmed.report.mosaic import three_planes
-
-nib = nibabel
 
 
 @pytest.fixture(scope="module")

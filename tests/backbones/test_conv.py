@@ -62,7 +62,7 @@ def test_bfloat16_is_left_where_it_is_right() -> None:
 
 
 def test_the_blocks_of_monai_are_made_of_them() -> None:
-    """And are the same but for that: equal weights give equal results in float32."""
+    """And what could not be turned into one is refused."""
     torch.manual_seed(5)
     own = block(8, 16, (1, 2, 2))
     convolutions = [m for m in own.modules() if isinstance(m, nn.Conv3d)]

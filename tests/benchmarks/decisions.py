@@ -37,10 +37,9 @@ from tests.benchmarks.faults import (
     REGION,
     TORQUE,
     Volume,
-    flipped,
     hippocampus,
     phantoms,
-    scaled,
+    spoilt,
 )
 
 BEGIN, END = "<!-- decisions:begin -->", "<!-- decisions:end -->"
@@ -68,19 +67,6 @@ def some(of: Cases, rows: Ints, prefix: str) -> Cases:
         np.array([f"{prefix}{i:04d}" for i in range(len(rows))]) if prefix else of.patients[rows]
     )
     return Cases(of.volumes[rows], names, [of.labels[i] for i in rows])
-
-
-def spoilt(
-    scans: Sequence[Volume], masks: Sequence[Volume], fault: str, rng: np.random.Generator
-) -> tuple[list[Volume], list[Volume]]:
-    """Every scan with its mask, changed."""
-    change = CHANGES[fault]
-    moved = list(masks)
-    if change is flipped:
-        moved = [m[:, ::-1] for m in masks]
-    if change is scaled:
-        moved = [np.stack([scaled(p.astype(np.float32), rng) for p in m]) for m in masks]
-    return [change(x, rng) for x in scans], moved
 
 
 def decided(
@@ -163,13 +149,19 @@ def table(decisions: Mapping[str, Decision]) -> str:
     return "\n".join(rows)
 
 
+def everybody(
+    scans: Sequence[Volume], masks: Sequence[Volume], labels: Sequence[Labels]
+) -> dict[str, Cases]:
+    """All people as they are, under "", and spoilt in every way."""
+    rng = np.random.default_rng(0)
+    out = {fault: cases(*spoilt(scans, masks, fault, rng), labels) for fault in CHANGES}
+    return {"": cases(scans, masks, labels), **out}
+
+
 def of_phantoms() -> str:
     """Phantoms that lean to one side, so that mirroring them is a change."""
     scans, masks, labels, grown = phantoms(TORQUE, n=PEOPLE)
-    rng = np.random.default_rng(0)
-    people = {"": cases(scans, masks, labels)}
-    for fault in CHANGES:
-        people[fault] = cases(*spoilt(scans, masks, fault, rng), labels)
+    people = everybody(scans, masks, labels)
     people[REGION] = cases([x for x, _ in grown], [m for _, m in grown], labels)
     return table(decided(people, PHANTOM_SIDES, 1, 0))
 
@@ -177,11 +169,7 @@ def of_phantoms() -> str:
 def of_hippocampus(root: Path) -> str:
     """Fewer than 50 are held out: no line about quality can pass."""
     scans, masks, labels, _ = hippocampus(root)
-    rng = np.random.default_rng(0)
-    people = {"": cases(scans, masks, labels)}
-    for fault in CHANGES:
-        people[fault] = cases(*spoilt(scans, masks, fault, rng), labels)
-    return table(decided(people, HIPPOCAMPUS_SIDES, 2, 1))
+    return table(decided(everybody(scans, masks, labels), HIPPOCAMPUS_SIDES, 2, 1))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -388,17 +388,24 @@ def matrix(shares: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join(lines)
 
 
+def spoilt(
+    scans: Sequence[Volume], masks: Sequence[Volume], fault: str, rng: np.random.Generator
+) -> tuple[list[Volume], Sequence[Volume]]:
+    """Every scan with its mask, changed."""
+    change = CHANGES[fault]
+    moved = [m[:, ::-1] for m in masks] if change is flipped else masks
+    if change is scaled:
+        moved = [np.stack([scaled(p.astype(np.float32), rng) for p in m]) for m in masks]
+    return [change(x, rng) for x in scans], moved
+
+
 def of_cohort(cohort: Any, seed: int) -> str:
     """The matrix of a cohort."""
     scans, masks, labels, grown = cohort
     rng = np.random.default_rng(seed)
     n = len(scans)
     versions: dict[str, tuple[Sequence[Volume], Sequence[Volume]]] = {"": (scans, masks)}
-    for fault, change in CHANGES.items():
-        moved = [m[:, ::-1] for m in masks] if change is flipped else masks
-        if change is scaled:
-            moved = [np.stack([scaled(p.astype(np.float32), rng) for p in m]) for m in masks]
-        versions[fault] = [change(x, rng) for x in scans], moved
+    versions |= {fault: spoilt(scans, masks, fault, rng) for fault in CHANGES}
     if grown is not None:
         versions[REGION] = [x for x, _ in grown], [m for _, m in grown]
     taught = [rng.permutation(n)[2 * SIDE :] for _ in range(TAUGHT)]
