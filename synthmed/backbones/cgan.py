@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import softplus
 
-from synthmed.backbones.examining import in_chunks, scans
+from synthmed.backbones.examining import in_chunks, scans, shares
 from synthmed.backbones.generative import (
     Batch,
     Draws,
@@ -31,6 +31,7 @@ from synthmed.backbones.generative import (
     submodule,
 )
 from synthmed.backbones.nets.altered import altered, draw
+from synthmed.errors import UsageError
 from synthmed.keys import Key, torch_generator
 
 if TYPE_CHECKING:
@@ -72,6 +73,10 @@ class CGAN(BaseModel):
             raises beside what the critic asks of it; for cohorts so small that samples would be
             alike (Mao et al. 2019, arXiv:1903.05628, by the logarithm of a distance of coarse
             shapes). A second pass of the generator in each of its steps.
+        factors: most factors of the cohort's Gaussian (mean, labels' shifts, principal components)
+            that samples begin as: what the generator adds to it starts at nothing and is learned
+            from the critic. A start for cohorts and budgets too small to learn anatomy from noise.
+            Fitting it reads patients; 0 begins at nothing.
         ema: decay of the moving average of the generator that is kept.
     """
 
@@ -99,6 +104,7 @@ class CGAN(BaseModel):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     alter: bool = True
     variety: Annotated[float, Field(ge=0, le=10)] = 0.0
+    factors: Annotated[int, Field(ge=0, le=256)] = 0
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.995
 
     @model_validator(mode="after")
@@ -111,7 +117,16 @@ class CGAN(BaseModel):
         return self
 
     def build(self, spec: VolumeSpec, optimizer: Optimizer) -> ConditionalGAN:
-        """The model for volumes of this kind; weights from torch's global generator."""
+        """The model for volumes of this kind; weights from torch's global generator.
+
+        Raises:
+            UsageError: masks are given, where a Gaussian that cannot be told them would begin.
+        """
+        if self.factors and spec.given:
+            raise UsageError(
+                "backbone cgan: the Gaussian that its samples begin as cannot be told a mask",
+                "Set backbone.factors: 0.",
+            )
         return ConditionalGAN(self, spec, optimizer)
 
 
@@ -130,6 +145,7 @@ class ConditionalGAN:
         # imports MONAI: seconds
         from synthmed.backbones.nets.adversarial import Critic
         from synthmed.backbones.nets.adversarial import Generator as Network
+        from synthmed.backbones.nets.gaussian import CohortGaussian
         from synthmed.backbones.nets.lipschitz import Spectral
 
         self.config = config
@@ -137,7 +153,17 @@ class ConditionalGAN:
         self.optimizer = optimizer
         self.n_labels = spec.n_labels
         shared = (spec.channels, spec.given, spec.grid, config.widths, spec.condition_width)
-        self.generator = Network(*shared, latent=config.latent)
+        self.linear = (
+            CohortGaussian(
+                spec.channels * math.prod(spec.grid),
+                config.factors,
+                self.n_labels,
+                spec.label_widths,
+            )
+            if config.factors
+            else None
+        )
+        self.generator = Network(*shared, latent=config.latent, begun=self.linear is not None)
         spectral = config.lipschitz == "spectral"
         bias = config.loss == "bce"
         self.critic = Critic(*shared, hidden=config.hidden, bias=bias, equal=not spectral)
@@ -145,12 +171,20 @@ class ConditionalGAN:
 
     @property
     def modules(self) -> Mapping[str, nn.Module]:
-        """Generator, critic and its singular vectors; sampling needs the generator alone."""
-        both: dict[str, nn.Module] = {"generator": self.generator, "critic": self.critic}
-        return both if self.spectral is None else {**both, "spectral": self.spectral}
+        """Generator, critic and its singular vectors, and the Gaussian that samples begin as.
+
+        Sampling needs the first and the last.
+        """
+        modules: dict[str, nn.Module] = {"generator": self.generator, "critic": self.critic}
+        if self.spectral is not None:
+            modules["spectral"] = self.spectral
+        if self.linear is not None:
+            modules["linear"] = self.linear
+        return modules
 
     def rounds(self) -> Sequence[Round]:
-        """One round of two phases; its end measures how varied the samples are."""
+        """The Gaussian without a step, where there is one; then a round of two phases, whose end
+        measures how varied the samples are."""
         projects: dict[str, Callable[[], None]] = {"clip": self._clip, "spectral": self._iterate}
         critic = Phase(
             name="critic",
@@ -171,7 +205,40 @@ class ConditionalGAN:
             ema=self.config.ema,
             every=self.config.critic_steps,
         )
-        return [Round([critic, generator], finish=self._finish, finish_scans=_WATCHED)]
+        adversarial = Round([critic, generator], finish=self._finish, finish_scans=_WATCHED)
+        if self.linear is None:
+            return [adversarial]
+        begins = Round(
+            [],
+            share=0.0,
+            finish=self._fit,
+            finish_privacy="refused",
+            finish_floats=2 * len(self.linear.mean_n),
+        )
+        return [begins, adversarial]
+
+    @torch.no_grad()
+    def _fit(self, batches: Sequence[Batch]) -> Mapping[str, float]:
+        from synthmed.backbones.nets.adversarial import before_output
+
+        if self.linear is None:
+            raise TypeError("only a model with factors has a Gaussian to fit")
+        volumes, conditions = [], []
+        for batch in batches:
+            x, c, _ = scans(batch)
+            volumes.append(before_output(x).flatten(1))
+            conditions.append(c[:, : self.n_labels])
+        y = torch.cat(volumes)
+        volumes.clear()
+        each = torch.cat([shares(batch) for batch in batches])
+        explained = self.linear.fit(y, torch.cat(conditions), each)
+        return {"linear_explained": round(explained, 4)}
+
+    @property
+    def n_latent(self) -> int:
+        """Numbers of a latent: the network reads the first L of them, the Gaussian the first as
+        many as it has columns, so that the network knows which volume it goes on from."""
+        return max(self.config.latent, 0 if self.linear is None else self.linear.columns)
 
     def _adam(self, rate: float) -> Optimizer:
         return self.optimizer.model_copy(
@@ -187,7 +254,7 @@ class ConditionalGAN:
 
     def _draw_latent(self, generator: Generator, n: int) -> Draws:
         shapes = self.generator.noise_shapes
-        draws = {"z_SL": torch.randn(n, self.config.latent, generator=generator)}
+        draws = {"z_SL": torch.randn(n, self.n_latent, generator=generator)}
         for i, shape in enumerate(shapes):
             draws[f"noise{i}_S"] = torch.randn(n, *shape, generator=generator)
         return draws
@@ -216,7 +283,7 @@ class ConditionalGAN:
         if not self.spec.given:
             draws["c_SD"] = torch.stack([self._draw_condition(generator) for _ in range(n_scans)])
         if self.config.variety:
-            draws["other_SL"] = torch.randn(n_scans, self.config.latent, generator=generator)
+            draws["other_SL"] = torch.randn(n_scans, self.n_latent, generator=generator)
         return draws
 
     def _draw_condition(self, generator: Generator) -> Tensor:
@@ -237,12 +304,23 @@ class ConditionalGAN:
         noises = [
             draws[f"noise{i}_S"].flatten(0, 1) for i in range(len(self.generator.noise_shapes))
         ]
+        z = draws["z_SL"].flatten(0, 1)
         out: Tensor = functional_call(
             self.generator,
             submodule(params, "generator"),
-            (draws["z_SL"].flatten(0, 1), c, noises, given),
+            (z[:, : self.config.latent], c, noises, given, self._begun(z, c)),
         )
         return out
+
+    def _begun(self, z: Tensor, c: Tensor) -> Tensor | None:
+        """The volumes of the Gaussian, (n, C, X, Y, Z), before the output's activation."""
+        if self.linear is None:
+            return None
+        with torch.autocast(z.device.type, enabled=False):
+            unit, labels = z[:, : self.linear.columns].float(), c[:, : self.n_labels].float()
+            return self.linear.draw(unit, labels).reshape(
+                len(z), self.spec.channels, *self.spec.grid
+            )
 
     def _scorer(self, params: Params) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
         mine: Mapping[str, Tensor] = submodule(params, "critic")
@@ -372,7 +450,7 @@ class ConditionalGAN:
         n_weights = sum(p.numel() for p in self.generator.parameters())
         n_values = self.spec.channels * math.prod(self.spec.grid)
         said = of_losses(self.config, recent, n_weights, n_values)
-        if figures:
+        if "critic_gap" in figures:  # the round has ended
             return [*of_figures(figures), *said]
         if self.spec.given:  # no mask to draw samples for
             return said

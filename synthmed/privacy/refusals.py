@@ -8,7 +8,7 @@ from synthmed.errors import UsageError
 
 
 def refuse(config: Config, model: Generative) -> None:
-    """Raise where a model's training ends with a fit that reads patients.
+    """Raise where a model's training has a fit that reads patients.
 
     Raises:
         UsageError: names the backbone, and what to set instead.
@@ -16,7 +16,7 @@ def refuse(config: Config, model: Generative) -> None:
     for current in model.rounds():
         if current.finish is not None and current.finish_privacy != "none":
             raise UsageError(
-                f"backbone {config.backbone.name}: its training ends with a fit to the patients "
+                f"backbone {config.backbone.name}: its training has a fit to the patients "
                 "that no noise protects",
                 REMEDIES.get(config.backbone.name, "Use another backbone under privacy."),
             )
@@ -24,6 +24,7 @@ def refuse(config: Config, model: Generative) -> None:
 
 REMEDIES = {
     "cvae": "Set backbone.prior: standard.",
+    "cgan": "Set backbone.factors: 0.",
     "ddpm": "Set backbone.prediction: v, and a space that is not latent.",
     "autoencoder": "Use cvae with prior: standard: an autoencoder needs a density of its codes.",
 }

@@ -14,17 +14,19 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 from torch.func import grad, vmap
+from torch.nn import functional as F
 
 from synthmed.artifacts import ChannelInfo, Dataset
 from synthmed.backbones.cgan import CGAN, ConditionalGAN
 from synthmed.backbones.generative import Batch, Phase, Round, VolumeSpec, named_parameters
 from synthmed.backbones.nets import watch
-from synthmed.backbones.nets.adversarial import _SHIFT
+from synthmed.backbones.nets.adversarial import _DARKEST, _SHARPNESS, _SHIFT, before_output
 from synthmed.backbones.nets.altered import altered
 from synthmed.backbones.nets.diversity import apart
 from synthmed.conditions import Conditions
 from synthmed.config import Augment, Categorical, Config, Optimizer
-from synthmed.keys import Key
+from synthmed.errors import UsageError
+from synthmed.keys import Key, torch_generator
 from synthmed.loader import Loader
 from synthmed.stages.train import recent
 from synthmed.training import Training, named_state, one_step
@@ -379,12 +381,9 @@ def cohort() -> Loader:
     return Loader(dataset, Conditions(declared), 8, Augment())
 
 
-def fit(
-    steps: int, n: int | None = None, **settings: Any
-) -> tuple[ConditionalGAN, list[dict[str, float]], Mapping[str, float]]:
-    """A model trained by the loop's own `one_step`, its log and what its round found."""
-    loader = cohort()
-    config = Config.model_validate(
+def settings_of(steps: int) -> Config:
+    """Of a run of so many steps."""
+    return Config.model_validate(
         {
             "data": {"source": "x", "grid": GRID},
             "backbone": {"name": "cgan"},
@@ -392,6 +391,13 @@ def fit(
             "train": {"max_steps": steps},
         }
     )
+
+
+def fit(
+    steps: int, n: int | None = None, **settings: Any
+) -> tuple[ConditionalGAN, list[dict[str, float]], Mapping[str, float]]:
+    """A model trained by the loop's own `one_step`, its log and what its round found."""
+    loader, config = cohort(), settings_of(steps)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = CGAN(**SMALL | settings).build(loader.spec, Optimizer())
@@ -417,6 +423,86 @@ def class_means(model: ConditionalGAN) -> list[float]:
 # volumes of 512 voxels are less than 20 apart, where a penalty of weight 10 would keep a critic
 # that begins with the wrong sign from turning it
 FAST: dict[str, Any] = {"generator_rate": 2e-2, "critic_steps": 4, "penalty": 1.0, "ema": 0.9}
+
+
+# --- the Gaussian that samples begin as ---------------------------------------------------------
+
+
+def begun(**settings: Any) -> ConditionalGAN:
+    """A model before its first step, its Gaussian fitted to the cohort; the generator adds
+    nothing yet."""
+    loader = cohort()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = CGAN(**SMALL | {"factors": 6} | settings).build(loader.spec, Optimizer())
+    start, _ = model.rounds()
+    assert (start.phases, start.share, start.finish_privacy) == ([], 0, "refused")
+    assert start.finish is not None
+    figures = start.finish(loader.all_train("cpu"))
+    assert 0 < figures["linear_explained"] < 1
+    torch.nn.init.zeros_(model.generator.out.weight)
+    return model
+
+
+def test_before_the_output_is_the_inverse_of_the_output() -> None:
+    x = torch.tensor([0.006, 0.05, 0.2, 1, 4, 40], dtype=torch.float64)
+    torch.testing.assert_close(F.softplus(before_output(x), beta=_SHARPNESS), x)
+    dark = before_output(torch.tensor([-1.0, 0.0, _DARKEST]))
+    assert torch.isfinite(dark).all()
+    assert torch.equal(dark, dark[2].expand(3))
+    # without the inverse's floor, float32 would already be lost here
+    assert torch.isfinite(before_output(torch.tensor(100.0)))
+
+
+def test_samples_begin_as_draws_of_the_cohort_s_gaussian() -> None:
+    model = begun()
+    assert model.linear is not None
+    c = torch.eye(2).repeat(256, 1)
+    made = model.sample(c, torch.arange(512), torch.zeros(512, 0, *GRID))
+    z = torch.stack([model._draw_latent(torch_generator(k), 1)["z_SL"][0] for k in range(512)])
+    assert z.shape == (512, 6 + 2), "a column a factor, and one a number of the label"
+    drawn_alone = model.linear.draw(z, c).reshape(made.shape)
+    torch.testing.assert_close(made, F.softplus(drawn_alone, beta=_SHARPNESS))
+    # twelve scans of either class and five people's doubt: 0.3 from the middle becomes 0.21
+    dark, bright = made[::2].mean(), made[1::2].mean()
+    assert dark == pytest.approx(0.5 - 0.3 * 12 / 17, abs=0.02)
+    assert bright == pytest.approx(0.5 + 0.3 * 12 / 17, abs=0.02)
+
+
+def test_the_network_reads_the_latent_that_its_volume_began_with() -> None:
+    """The first L numbers, of which the Gaussian takes its own from the first as well."""
+    model = begun(latent=3)
+    torch.nn.init.normal_(model.generator.out.weight)
+    seen: list[Tensor] = []
+    model.generator.style[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model.sample(torch.eye(2), torch.arange(2), torch.zeros(2, 0, *GRID))
+    z = torch.stack([model._draw_latent(torch_generator(k), 1)["z_SL"][0] for k in range(2)])
+    assert torch.equal(seen[0], torch.cat([z[:, :3], torch.eye(2)], 1))
+
+
+def test_a_game_that_begins_there_keeps_what_the_gaussian_knew() -> None:
+    """After a few steps the classes are told apart at least as well, and no remark is made of the
+    round that has no steps."""
+    loader, model = cohort(), begun()
+    config = settings_of(40)
+    assert model.remarks([], {"linear_explained": 0.9}) == []
+    before = class_means(model)
+    state = Training(model, [0, 40])
+    state.end_round(loader.all_train("cpu"))
+    while state.step < 40:
+        one_step(state, loader, config, Key.root(0), "cpu", amp=False)
+        state.step += 1
+    state.end_round(loader.all_train("cpu"))
+    after = class_means(model)
+    assert after != before
+    assert after[1] - after[0] > 0.9 * (before[1] - before[0])
+    assert {"linear_explained", "critic_gap"} <= set(state.figures)
+
+
+def test_a_gaussian_cannot_be_told_a_mask() -> None:
+    with pytest.raises(UsageError, match="cannot be told a mask") as refused:
+        build(given=1, factors=2)
+    assert "backbone.factors: 0" in str(refused.value)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.func import grad, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from synthmed.backbones.nets.wiener import _FLOOR, _LEVELS, _PSEUDO, Filtered, Wiener
+from synthmed.backbones.nets.gaussian import _PSEUDO
+from synthmed.backbones.nets.wiener import _FLOOR, _LEVELS, Filtered, Wiener
 
 SIGMAS = [1e-3, 1e-2, 0.1, 0.5, 1.0, 7.0, 40.0, 160.0, 1e3]
 N, D = 50, 3

@@ -21,6 +21,7 @@ NOTHING = torch.zeros(4, 0, *GRID)
 
 MAP = {"widths": (4, 8), "code": {"kind": "map", "channels": 3}}
 VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "cgan": [{"factors": 6}, {"factors": 2, "variety": 0.5}],
     "ddpm": [
         {"space": {"kind": "voxel"}, "prediction": "v", "dropout": 0.2},
         {"space": {"kind": "voxel"}, "prediction": "residual", "unconditional": 0},

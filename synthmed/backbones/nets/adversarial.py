@@ -33,9 +33,13 @@ _SHIFT = 0.3
 _TEXTURE = 0.1
 # what differs between volumes begins at the size it has in scans, a tenth of their range
 _VARIATION = 0.1
+# and beside a volume that is begun already it is hardly seen at first; Adam's steps are as large
+_QUIET = 0.1
 # softplus of this sharpness is the identity above 0.2 and keeps the background of a volume at 0,
 # where a linear output would leave a haze that a critic learns to see
 _SHARPNESS = 20.0
+# where a linear model goes on from below it, softplus has no slope left: 0 would be minus infinity
+_DARKEST = 0.005
 # the critic's last layers follow a generator that moves; its convolutions need not be as fast
 _HEAD = 4.0
 
@@ -55,6 +59,13 @@ def level_sizes(grid: Size, levels: int) -> list[Size]:
 def _halved(size: Size, above: int) -> Size:
     x, y, z = (math.ceil(n / 2) if n > above else n for n in size)
     return x, y, z
+
+
+def before_output(x: Tensor) -> Tensor:
+    """What the generator's output activation makes of it is x, or `_DARKEST` where that is more."""
+    y = _SHARPNESS * x.clamp(min=_DARKEST)
+    # log(exp(y) - 1) without exp(y), which overflows in float32 where x is above 4
+    return (y + torch.log(-torch.expm1(-y))) / _SHARPNESS
 
 
 def even(x: Tensor) -> Tensor:
@@ -139,6 +150,8 @@ class Generator(nn.Module):
         widths: W from the finest level to the coarsest.
         condition_width: D.
         latent: L.
+        begun: whether volumes are begun by something else, to which the network at first adds
+            next to nothing.
     """
 
     CONDITIONING = ("style",)
@@ -152,6 +165,7 @@ class Generator(nn.Module):
         widths: Sequence[int],
         condition_width: int,
         latent: int,
+        begun: bool = False,
     ) -> None:
         super().__init__()
         self.grid = grid
@@ -177,11 +191,28 @@ class Generator(nn.Module):
         # al. 2017, arXiv:1707.02937); what tells them apart is learned
         cube = self.out.weight.data.view(channels, 8, *self.out.weight.shape[1:])
         cube.copy_(cube[:, :1].expand_as(cube).clone())
+        if begun:
+            cube.mul_(_QUIET)
         # what all volumes share and what each condition shifts needs no network
         self.template = nn.Parameter(torch.zeros(1 + condition_width, channels, *grid))
 
-    def forward(self, z: Tensor, c: Tensor, noises: Sequence[Tensor], given: Tensor) -> Tensor:
-        """(B, L), (B, D), a (B, *shape) for each of `noise_shapes`, (B, K, X, Y, Z): volumes."""
+    def forward(
+        self,
+        z: Tensor,
+        c: Tensor,
+        noises: Sequence[Tensor],
+        given: Tensor,
+        begun: Tensor | None = None,
+    ) -> Tensor:
+        """Volumes (B, C, X, Y, Z).
+
+        Args:
+            z: (B, L).
+            c: (B, D).
+            noises: a (B, *shape) for each of `noise_shapes`.
+            given: (B, K, X, Y, Z).
+            begun: (B, C, X, Y, Z) to go on from, before the output's activation.
+        """
         style = self.style(torch.cat([z, c.to(z.dtype)], 1))
         h = self.coarse(style).reshape(-1, *self.start)
         masks = self._masks(given)
@@ -192,7 +223,10 @@ class Generator(nn.Module):
         told = torch.cat([c.new_ones(len(c), 1), _SHIFT * c], 1).float()
         with torch.autocast(raw.device.type, enabled=False):
             shared = torch.einsum("bk,kcxyz->bcxyz", told, self.template)
-        volume: Tensor = F.softplus(_VARIATION * raw + _GAIN * shared, beta=_SHARPNESS)
+        total = _VARIATION * raw + _GAIN * shared
+        if begun is not None:
+            total = total + begun
+        volume: Tensor = F.softplus(total, beta=_SHARPNESS)
         return volume
 
     def _masks(self, given: Tensor) -> list[Tensor] | list[None]:

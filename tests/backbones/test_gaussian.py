@@ -1,0 +1,80 @@
+"""The cohort's Gaussian against the moments of the scans it was fitted to, in closed form.
+
+Its fit is that of the Wiener filter, and tested there with labels that are missing and people who
+count by weight (test_wiener.py).
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from synthmed.backbones.nets.gaussian import _PSEUDO, CohortGaussian
+
+N, M = 40, 12
+
+
+def scans() -> tuple[Tensor, Tensor]:
+    """(M, N) volumes and (M, 2) labels, half of either category."""
+    g = torch.Generator().manual_seed(0)
+    c = torch.eye(2).repeat(M // 2, 1)
+    return torch.randn(M, N, generator=g) + c @ torch.tensor([[-1.0], [2.0]]) + 3, c
+
+
+def columns(gaussian: CohortGaussian, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (N,) and A (N, k) of what is drawn for one label (2,), float64: a draw is linear in its
+    numbers, so that these are all of it."""
+    wide = label.expand(gaussian.columns, -1)
+    mean = gaussian.draw(torch.zeros(1, gaussian.columns), label[None])[0]
+    return mean.double(), (gaussian.draw(torch.eye(gaussian.columns), wide) - mean).T.double()
+
+
+def test_with_a_factor_a_person_it_has_the_whole_covariance() -> None:
+    y, c = scans()
+    gaussian = CohortGaussian(N, M, 2)
+    assert gaussian.fit(y.clone(), c) == pytest.approx(1, abs=1e-6)
+    rest = y.double() - torch.stack([columns(gaussian, k)[0] for k in c])
+    for label in torch.eye(2):
+        mean, a = columns(gaussian, label)
+        own = y[c @ label > 0].double().mean(0)
+        # shifted by the difference of the classes' means, shrunk by five people's doubt
+        middle = y.double().mean(0)
+        shrunk = (M / 2) / (M / 2 + _PSEUDO)
+        torch.testing.assert_close(mean, middle + shrunk * (own - middle), atol=1e-5, rtol=0)
+        torch.testing.assert_close(a @ a.T, rest.T @ rest / M, atol=1e-5, rtol=0)
+
+
+def test_fewer_factors_are_the_strongest_components_and_the_share_says_what_is_missing() -> None:
+    y, c = scans()
+    whole, part = CohortGaussian(N, M, 2), CohortGaussian(N, 3, 2)
+    whole.fit(y.clone(), c)
+    share = part.fit(y.clone(), c)
+    (_, every), (_, few) = columns(whole, c[0]), columns(part, c[0])
+    wanted = torch.linalg.eigvalsh(every.T @ every)[-3:]
+    torch.testing.assert_close(torch.linalg.eigvalsh(few.T @ few)[-3:], wanted)
+    missing = float((every.square().sum() - few.square().sum()) * M)
+    total = float((y - y.mean(0)).square().sum())
+    assert share == pytest.approx(1 - missing / total, abs=1e-5)
+
+
+def test_a_label_that_is_unknown_is_drawn_along() -> None:
+    y, c = scans()
+    gaussian = CohortGaussian(N, 4, 2)
+    gaussian.fit(y, c)
+    mean, a = columns(gaussian, torch.zeros(2))
+    known = [columns(gaussian, label) for label in torch.eye(2)]
+    apart = (known[0][0] - known[1][0]) / 2
+    torch.testing.assert_close(mean, (known[0][0] + known[1][0]) / 2, atol=1e-5, rtol=0)
+    for _, b in known:
+        torch.testing.assert_close(a @ a.T, b @ b.T + torch.outer(apart, apart), atol=1e-4, rtol=0)
+
+
+def test_people_that_a_factor_needs() -> None:
+    y, c = scans()
+    for needed in (1, 3, 5):
+        gaussian = CohortGaussian(N, 64, 2, per_factor=needed)
+        gaussian.fit(y.clone(), c)
+        # twelve people less their mean have a rank of eleven
+        rank = int(torch.linalg.matrix_rank(columns(gaussian, c[0])[1], atol=1e-3))
+        assert rank == min(M // needed, M - 1)
