@@ -159,6 +159,28 @@ def test_directions_hold_the_most_variance_there_is() -> None:
     assert float(s[:, 4].std()) < 0.1
 
 
+def test_with_few_people_the_whole_variance_is_drawn_and_shape_along_the_strongest_alone() -> None:
+    """Thirty people of two clusters along the first of twenty axes: ten directions may have a
+    shape, the other ten their variance."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((30, 20)) * np.linspace(1, 0.2, 20)
+    x[:, 0] = np.where(np.arange(30) < 15, 5, -5) + 0.1 * rng.standard_normal(30)
+    z = torch.tensor(x, dtype=torch.float32)
+    mixture = CodeMixture(20, 0, components=4, directions=20)
+    assert mixture.fit(z, torch.zeros(30, 0)) == {
+        "mixture_components": 2,
+        "mixture_explained": 1.0,
+    }
+    s = drawn(mixture, torch.zeros(40_000, 0)).double()
+    assert (s[:, 0].abs() > 3).all(), "two clusters and nothing between them"
+    # along the principal directions themselves, whose variances are the codes' own
+    u = torch.nn.functional.normalize(mixture.directions_QN.double(), dim=1)
+    found, wanted = (v.double() @ u.T for v in (s, z))
+    torch.testing.assert_close(found.var(0), wanted.var(0, correction=0), rtol=0.05, atol=1e-3)
+    weak = torch.corrcoef(found.T)[10:, :]
+    assert float((weak - torch.eye(20)[10:]).abs().max()) < 0.03
+
+
 def test_a_component_without_a_share_is_never_drawn() -> None:
     mixture = CodeMixture(1, 0, components=3, directions=1)
     mixture.share_M.copy_(torch.tensor([0.25, 0.75, 0.0]))

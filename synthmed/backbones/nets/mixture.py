@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 _PER_DIRECTION = 3
-"""People that a principal direction must rest on."""
+"""People that a principal direction must rest on before a mixture may have a shape along it."""
 
 _PER_COMPONENT = 10
 """People that a component must rest on: fewer would be a memory of single patients."""
@@ -41,11 +41,14 @@ class CodeMixture(nn.Module):
     """p(code | c): linear in the condition, and a Gaussian mixture of what that leaves.
 
     code = A c + b + U^T s, with s from a mixture of up to M Gaussians and U the q strongest
-    principal directions of the codes about A c + b (Ghosh et al. 2020, arXiv:1903.12436, section
-    4, fit their mixture to the codes as they are). The condition enters by regression and not as
-    a part of the mixture's vector, since one-hot conditions would give every category components
-    of its own: on small cohorts few patients each. The price is that all conditions share one
-    shape of the rest. Directions past the q-th are not sampled; `fit` tells the share kept.
+    principal directions of the codes about A c + b (Ghosh et al. 2020, arXiv:1903.12436, section 4,
+    fit their mixture to the codes as they are). Of the weakest, past a third of the number of
+    people, only the variance is known: along these s is normal and independent of all else, in
+    every component; without them samples would vary less than the codes do. The condition enters by
+    regression and not as a part of the mixture's vector, since one-hot conditions would give every
+    category components of its own: on small cohorts few patients each. The price is that all
+    conditions share one shape of the rest. Directions past the q-th are not sampled; `fit` tells
+    the share kept.
 
     Args:
         size: length of a code.
@@ -91,16 +94,16 @@ class CodeMixture(nn.Module):
         """
         weight, bias, rest = regress(codes, c)
         n = len(rest) if people is None else people
-        q = min(len(self.directions_QN), max(1, n // _PER_DIRECTION))
         _, spread, directions = np.linalg.svd(rest.numpy(), full_matrices=False)
-        q = min(q, len(spread))
+        q = min(len(self.directions_QN), len(spread))
+        shaped = min(q, max(1, n // _PER_DIRECTION))
         # the sign of a direction is free: fixed here, or two machines would differ
         largest = np.abs(directions[:q]).argmax(1)
         directions = directions[:q] * np.sign(directions[np.arange(q), largest])[:, None]
         scores = rest.numpy() @ directions.T
         # one unit for all scores, so that the smallest variance allowed is relative
-        unit = max(float(np.sqrt((scores**2).sum(1).mean() / q)), 1e-12)
-        shares, means, covariances = _least_bic(scores / unit, len(self.share_M), n)
+        unit = max(float(np.sqrt((scores[:, :shaped] ** 2).sum(1).mean() / shaped)), 1e-12)
+        shares, means, covariances = _least_bic(scores[:, :shaped] / unit, len(self.share_M), n)
         m = len(shares)
         for buffer in (self.share_M, self.mean_MQ, self.factor_MQQ, self.directions_QN):
             buffer.zero_()
@@ -108,8 +111,10 @@ class CodeMixture(nn.Module):
         self.bias_N.copy_(bias)
         self.directions_QN[:q] = torch.from_numpy(directions * unit)
         self.share_M[:m] = torch.from_numpy(shares)
-        self.mean_MQ[:m, :q] = torch.from_numpy(means)
-        self.factor_MQQ[:m, :q, :q] = torch.from_numpy(np.linalg.cholesky(covariances))
+        self.mean_MQ[:m, :shaped] = torch.from_numpy(means)
+        self.factor_MQQ[:m, :shaped, :shaped] = torch.from_numpy(np.linalg.cholesky(covariances))
+        weak = torch.from_numpy(spread[shaped:q] / math.sqrt(len(rest)) / unit)
+        self.factor_MQQ[:m, shaped:q, shaped:q] = weak.diag().float()
         total = float((spread**2).sum())
         explained = float((spread[:q] ** 2).sum()) / total if total else 1.0
         return {"mixture_components": m, "mixture_explained": round(explained, 4)}
