@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from synthmed.backbones.nets.adversarial import Critic, Generator, even, level_sizes
+from synthmed.backbones.nets.adversarial import Critic, Generator, even, level_sizes, unchecked
 from synthmed.backbones.nets.diversity import (
     compare,
     distances,
@@ -70,13 +71,59 @@ def test_odd_sides_are_made_even_by_their_last_plane() -> None:
     assert torch.equal(wide[:, :, 3, :, :5], x[:, :, 2])
 
 
-def test_first_volumes_are_no_checkerboards() -> None:
-    """Before training, the eight voxels of a cube are alike: no pattern for the critic to undo."""
+def alternating(grid: tuple[int, int, int]) -> list[Tensor]:
+    """The seven patterns of period two along one axis, two, or three: (1, 1, X, Y, Z) each."""
+    lines = [(-1.0) ** torch.arange(n) for n in grid]
+    along = [
+        torch.einsum("x,y,z->xyz", *(v if k else v.abs() for v, k in zip(lines, on, strict=True)))
+        for on in itertools.product((0, 1), repeat=3)
+    ]
+    return [x[None, None] for x in along[1:]]
+
+
+@pytest.mark.parametrize("grid", [(8, 8, 8), (9, 7, 6), (2, 5, 8)])
+def test_no_pattern_of_period_two_is_left_and_a_constant_is(grid: tuple[int, int, int]) -> None:
+    for pattern in alternating(grid):
+        assert unchecked(pattern).abs().max() < 1e-7
+    torch.testing.assert_close(
+        unchecked(torch.full((1, 1, *grid), 0.3)), torch.full(grid, 0.3)[None, None]
+    )
+
+
+def test_a_single_slice_is_filtered_within_its_plane() -> None:
+    x = randn(2, 1, 6, 7, 1)
+    torch.testing.assert_close(unchecked(x), unchecked(x.expand(2, 1, 6, 7, 4))[..., :1])
+
+
+def test_inside_it_is_the_binomial_filter() -> None:
+    x = randn(2, 3, 7, 8, 6)
+    line = torch.tensor([1.0, 2.0, 1.0]) / 4
+    kernel = torch.einsum("x,y,z->xyz", line, line, line).expand(3, 1, 3, 3, 3)
+    torch.testing.assert_close(
+        unchecked(x)[..., 1:-1, 1:-1, 1:-1], F.conv3d(x, kernel, groups=3), atol=1e-6, rtol=0
+    )
+
+
+def test_volumes_are_no_checkerboards_whatever_the_weights() -> None:
+    """The voxels of a cube may have channels as different as they like."""
+    grid = (8, 8, 8)
+    network, told = make(grid)
+    with torch.no_grad():
+        network.out.weight.zero_()
+        network.out.bias.copy_(torch.tensor([3.0, -3.0]).repeat(8))
+        network.template.fill_(2.0)  # where softplus is the identity
+        x = network(*told)
+        network.out.bias.zero_()
+        plain = network(*told)
+    torch.testing.assert_close(x, plain)
+
+
+def test_the_first_volumes_are_smooth() -> None:
+    """Before training the eight voxels of a cube are alike: no grain for the critic to undo."""
     network, told = make((8, 8, 8))
-    x = network(*told)
-    cubes = x.unfold(2, 2, 2).unfold(3, 2, 2).unfold(4, 2, 2).flatten(5)
-    assert cubes.std(-1).max() < 1e-6
-    assert x.std() > 1e-3  # or the above would say nothing
+    cubes = network.out(randn(1, network.out.in_channels, 4, 4, 4)).unflatten(1, (-1, 8))
+    assert cubes.std(2).max() < 1e-6
+    assert network(*told).std() > 1e-3  # or the above would say nothing
 
 
 @pytest.mark.parametrize("what", ["latent", "condition", "noise", "mask"])
