@@ -476,11 +476,23 @@ class ConditionalGAN:
     ) -> Mapping[str, Tensor]:
         """The critic's score under the scan's own condition and mask, nothing dropped.
 
-        The critic is kept beside the generator as it was last trained: it has no average.
+        The critic is kept beside the generator as it was last trained: it has no average. Where
+        samples begin as a Gaussian, also minus the log of a scan's distance from all of its draws.
 
         Source: Hayes et al. 2019 (arXiv:1705.07663), the white-box attack.
         """
-        return {"critic": self._scores(x, c, given).double()}
+        scores = {"critic": self._scores(x, c, given).double()}
+        if self.linear is not None:
+            scores["gaussian"] = -in_chunks(self._outside, x, c).clamp(min=1e-30).log()
+        return scores
+
+    def _outside(self, x: Tensor, c: Tensor) -> Tensor:
+        """How far scans (n, C, X, Y, Z) are from every draw of the Gaussian, (n,)."""
+        from synthmed.backbones.nets.adversarial import before_output
+
+        if self.linear is None:
+            raise TypeError("only a model with factors has a Gaussian")
+        return self.linear.distance(before_output(x).flatten(1), c[:, : self.n_labels])
 
     @torch.no_grad()
     def sample(self, conditions: Tensor, keys: Tensor, given: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ count by weight (test_wiener.py).
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -78,3 +79,20 @@ def test_people_that_a_factor_needs() -> None:
         # twelve people less their mean have a rank of eleven
         rank = int(torch.linalg.matrix_rank(columns(gaussian, c[0])[1], atol=1e-3))
         assert rank == min(M // needed, M - 1)
+
+
+def test_nobody_it_was_fitted_to_is_at_a_distance_and_others_are() -> None:
+    """The distance is that of a least squares fit of everything a draw is made of."""
+    y, c = scans()
+    gaussian = CohortGaussian(N, M, 2)
+    gaussian.fit(y.clone(), c)
+    assert gaussian.distance(y, c).max() < 1e-9
+    other = torch.randn(3, N, generator=torch.Generator().manual_seed(1))
+    for label in (torch.tensor([1.0, 0.0]), torch.zeros(2)):
+        mean, a = columns(gaussian, label)
+        wide = (other.double() - mean).T.numpy()
+        fit = np.linalg.lstsq(a.numpy(), wide, rcond=1e-4)[0]
+        wanted = ((wide - a.numpy() @ fit) ** 2).mean(0)
+        found = gaussian.distance(other, label.expand(3, -1))
+        np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-4)
+        assert (found > 0.1).all()

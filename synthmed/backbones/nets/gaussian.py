@@ -133,3 +133,17 @@ class CohortGaussian(nn.Module):
     def draw(self, unit: Tensor, c: Tensor) -> Tensor:
         """(B, n) volumes from standard normal numbers (B, k) and (B, D) conditions."""
         return self.centred(c) + (unit * self.drawn_along(c)) @ self.factor_nk.T
+
+    def distance(self, y: Tensor, c: Tensor) -> Tensor:
+        """Mean square a number of what volumes (B, n) have that no draw can have: (B,) float64.
+
+        With a factor for everybody that is nothing for those it was fitted to.
+        """
+        a = self.factor_nk.double()
+        r = (y - self.centred(c)).double()
+        out = []
+        for row, on in zip(r, self.drawn_along(c).bool(), strict=True):
+            mine = a[:, on]
+            onto = torch.linalg.pinv(mine.T @ mine, rtol=1e-9, hermitian=True) @ (mine.T @ row)
+            out.append((row - mine @ onto).square().mean())
+        return torch.stack(out)

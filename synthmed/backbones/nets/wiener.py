@@ -18,9 +18,8 @@ from synthmed.backbones.nets.gaussian import CohortGaussian
 
 _LEVELS = 64  # values that v is rounded to: sums over all n numbers become sums over 64
 _FLOOR = 1e-3  # smallest deviation, so that a number that never varies does not divide by 0
-_PER_FACTOR = (
-    3  # people: with fewer the denoiser has patients by heart, and leaves nothing to learn
-)
+# people: with fewer the denoiser has patients by heart, and leaves nothing to learn
+_PER_FACTOR = 3
 
 
 class Filtered(NamedTuple):
