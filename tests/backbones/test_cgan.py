@@ -635,9 +635,18 @@ def test_a_gap_that_runs_away_and_a_critic_that_always_wins_are_told() -> None:
     assert any("runs away" in x for x in said(CGAN(), runs))
     wins = [line(i, critic=0.001) for i in range(100, 300)]
     assert any("with certainty" in x for x in said(CGAN(loss="bce"), wins))
-    # chance is where a GAN ends when all is well
-    chance = [line(i, critic=2 * math.log(2)) for i in range(100, 300)]
-    assert said(CGAN(loss="bce"), chance) == []
+
+
+def test_a_critic_that_guesses_is_told_and_one_that_learns_is_not() -> None:
+    """Chance is where a GAN ends when all is well, and where one stays whose critic learns nothing:
+    the sentence says both. Losses are those of a run on phantoms, and of one on hearts."""
+    chance = [line(i, critic=1.386 + 0.002 * (i % 2)) for i in range(100, 300)]
+    (remark,) = said(CGAN(loss="bce"), chance)
+    assert "guesses. Unless samples look like scans" in remark
+    assert said(CGAN(loss="bce"), chance[1:]) == [], "too few steps to say so"
+    learns = [line(i, critic=1.369) for i in range(100, 300)]
+    assert said(CGAN(loss="bce"), learns) == []
+    assert said(CGAN(loss="wasserstein", lipschitz="clip"), chance) == []
 
 
 def test_a_penalised_loss_beyond_any_distance_of_volumes_is_told() -> None:
