@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import softplus
 
-from synthmed.backbones.examining import in_chunks, scans, shares
+from synthmed.backbones.examining import in_chunks, scans
 from synthmed.backbones.generative import (
     Batch,
     Draws,
@@ -185,6 +185,8 @@ class ConditionalGAN:
     def rounds(self) -> Sequence[Round]:
         """The Gaussian without a step, where there is one; then a round of two phases, whose end
         measures how varied the samples are."""
+        from synthmed.backbones.nets.adversarial import before_output
+
         projects: dict[str, Callable[[], None]] = {"clip": self._clip, "spectral": self._iterate}
         critic = Phase(
             name="critic",
@@ -208,31 +210,7 @@ class ConditionalGAN:
         adversarial = Round([critic, generator], finish=self._finish, finish_scans=_WATCHED)
         if self.linear is None:
             return [adversarial]
-        begins = Round(
-            [],
-            share=0.0,
-            finish=self._fit,
-            finish_privacy="refused",
-            finish_floats=2 * len(self.linear.mean_n),
-        )
-        return [begins, adversarial]
-
-    @torch.no_grad()
-    def _fit(self, batches: Sequence[Batch]) -> Mapping[str, float]:
-        from synthmed.backbones.nets.adversarial import before_output
-
-        if self.linear is None:
-            raise TypeError("only a model with factors has a Gaussian to fit")
-        volumes, conditions = [], []
-        for batch in batches:
-            x, c, _ = scans(batch)
-            volumes.append(before_output(x).flatten(1))
-            conditions.append(c[:, : self.n_labels])
-        y = torch.cat(volumes)
-        volumes.clear()
-        each = torch.cat([shares(batch) for batch in batches])
-        explained = self.linear.fit(y, torch.cat(conditions), each)
-        return {"linear_explained": round(explained, 4)}
+        return [self.linear.start(lambda x, c: before_output(x)), adversarial]
 
     @property
     def n_latent(self) -> int:

@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from synthmed.backbones.autoencoder import MapCode
 from synthmed.backbones.diffusion import Process, Schedule
-from synthmed.backbones.examining import in_chunks, scans, shares
+from synthmed.backbones.examining import in_chunks
 from synthmed.backbones.generative import (
     Batch,
     Draws,
@@ -147,35 +147,8 @@ class Diffusion:
             reads_patients=True,
             ema=self.config.ema,
         )
-        linear = (
-            []
-            if self.wiener is None
-            else [
-                Round(
-                    [],
-                    share=0.0,
-                    finish=self._fit,
-                    finish_privacy="refused",
-                    finish_floats=2 * numbers(self.space),
-                )
-            ]
-        )
+        linear = [] if self.wiener is None else [self.wiener.start(self.space.enter)]
         return [*before, *linear, Round([phase], share=1 - sum(r.share for r in before))]
-
-    @torch.no_grad()
-    def _fit(self, batches: Sequence[Batch]) -> Mapping[str, float]:
-        if self.wiener is None:
-            raise TypeError("only a model with a linear start has one to fit")
-        volumes, conditions = [], []
-        for batch in batches:
-            x, c, _ = scans(batch)
-            volumes.append(self.space.enter(x, c).flatten(1))
-            conditions.append(c)
-        y = torch.cat(volumes)
-        volumes.clear()
-        each = torch.cat([shares(batch) for batch in batches])
-        explained = self.wiener.fit(y, torch.cat(conditions)[:, : self.n_labels], each)
-        return {"linear_explained": round(explained, 4)}
 
     # --- training -----------------------------------------------------------------------------
 

@@ -311,7 +311,9 @@ def test_guidance_of_one_asks_once_a_step_and_of_zero_forgets_the_condition(
         settings = {"name": "dpm_solver", "steps": 5, **sampler}
         model = loud(build(prediction=prediction, guidance=w, sampler=settings))
         if model.wiener is not None:
-            model._fit([cohort()])
+            linear = model.rounds()[0].finish
+            assert linear is not None
+            linear([cohort()])
         calls = counted(model)
         return model.sample(c, keys, none), len(calls)
 

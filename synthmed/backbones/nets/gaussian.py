@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from synthmed.backbones.generative import known
+from synthmed.backbones.examining import scans, shares
+from synthmed.backbones.generative import Batch, Round, known
 
 _PSEUDO = 5.0  # patients' worth of doubt in what a condition shifts
 _COLUMNS = 2**16  # numbers of a volume that are held in float64 at once
@@ -50,6 +51,34 @@ class CohortGaussian(nn.Module):
         self.register_buffer("weight_Dn", torch.zeros(condition_width, n))
         self.register_buffer("centre_D", torch.zeros(condition_width))
         self.register_buffer("factor_nk", torch.zeros(n, self.columns))
+
+    def start(self, enter: Callable[[Tensor, Tensor], Tensor]) -> Round:
+        """A round without a step, whose end fits this to the training patients.
+
+        Args:
+            enter: scans (B, C, X, Y, Z) and their whole conditions, of which the first D numbers
+                are the labels, to volumes of n numbers each, in any shape.
+        """
+
+        @torch.no_grad()
+        def finish(batches: Sequence[Batch]) -> Mapping[str, float]:
+            volumes, conditions = [], []
+            for batch in batches:
+                x, c, _ = scans(batch)
+                volumes.append(enter(x, c).flatten(1))
+                conditions.append(c[:, : len(self.centre_D)])
+            y = torch.cat(volumes)
+            volumes.clear()
+            each = torch.cat([shares(batch) for batch in batches])
+            return {"linear_explained": round(self.fit(y, torch.cat(conditions), each), 4)}
+
+        return Round(
+            [],
+            share=0.0,
+            finish=finish,
+            finish_privacy="refused",
+            finish_floats=2 * len(self.mean_n),
+        )
 
     @torch.no_grad()
     def fit(self, y: Tensor, c: Tensor, weight: Tensor | None = None) -> float:
@@ -140,10 +169,10 @@ class CohortGaussian(nn.Module):
         With a factor for everybody that is nothing for those it was fitted to.
         """
         a = self.factor_nk.double()
+        gram = a.T @ a
         r = (y - self.centred(c)).double()
         out = []
         for row, on in zip(r, self.drawn_along(c).bool(), strict=True):
-            mine = a[:, on]
-            onto = torch.linalg.pinv(mine.T @ mine, rtol=1e-9, hermitian=True) @ (mine.T @ row)
-            out.append((row - mine @ onto).square().mean())
+            inverse = torch.linalg.pinv(gram[on][:, on], rtol=1e-9, hermitian=True)
+            out.append((row - a[:, on] @ (inverse @ (a.T @ row)[on])).square().mean())
         return torch.stack(out)
