@@ -484,15 +484,18 @@ def test_brightness_learnt_with_its_gain_is_asked_for_without() -> None:
         assert batch is not None
         told.append(batch.c[:, 0])
         seen.append(batch.x[:, 0, 0].mean((1, 2, 3)))
-    c, brightness = torch.cat(told), torch.cat(seen)
+    c, brightness = torch.cat(told).double(), torch.cat(seen).double()
     assert brightness.std() > 0.1, "gains differ"
-    line = torch.linalg.lstsq(torch.cat([c[:, 2:], torch.ones(len(c), 1)], 1), brightness[:, None])
+    design = torch.cat([c[:, 2:], c.new_ones(len(c), 1)], 1)
+    line = torch.linalg.lstsq(design, brightness[:, None])
     weights = line.solution[:, 0]
     # one to the power of anything is one: what is seen is 1 + 0.3 told
-    torch.testing.assert_close(weights, torch.tensor([0, 0.3, 0, 1]), rtol=0, atol=1e-4)
+    line_told = torch.tensor([0, 0.3, 0, 1], dtype=torch.float64)
+    torch.testing.assert_close(weights, line_told, rtol=0, atol=1e-4)
     asked = unaugmented(np.array([[1, 0]], np.float32), None, source.augment)
     assert asked.tolist() == [[1, 0, 0, 0, 0]]
-    assert float(torch.from_numpy(asked[:, 2:]) @ weights[:3] + weights[3]) == pytest.approx(1)
+    answer = float(torch.from_numpy(asked[:, 2:]).double() @ weights[:3] + weights[3])
+    assert answer == pytest.approx(1, abs=1e-4), "no further from one than the line itself may be"
     for b in source.all_train("cpu"):
         assert not b.c[:, :, 2:].any()
         assert float(scans(b)[0][:, 0].min()) == 1, "unchanged"
