@@ -59,7 +59,8 @@ class CGAN(BaseModel):
         critic_steps: steps of the critic for one of the generator.
         generator_rate: learning rate of the generator's Adam; weights begin as unit normal
             numbers, so that 0.01 moves each by about a hundredth of its size a step.
-        critic_rate: learning rate of the critic's Adam.
+        critic_rate: learning rate of the critic's Adam; with twice the default, and a generator as
+            fast as that, the critic's loss ran away within a thousand steps.
         betas: of both; no momentum, since the other side moves.
         latent: L, dimensions of the latent vector.
         widths: channels from the finest level (half the grid) to the coarsest, of both networks.
@@ -88,8 +89,8 @@ class CGAN(BaseModel):
     penalty: Annotated[float, Field(gt=0, le=1000)] = 10.0
     clip: Annotated[float, Field(gt=0, le=10)] = 0.5
     critic_steps: Annotated[int, Field(ge=1, le=100)] = 5
-    generator_rate: Rate = 5e-3
-    critic_rate: Rate = 2e-2
+    generator_rate: Rate = 2e-3
+    critic_rate: Rate = 1e-2
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
         0.0,
         0.9,
@@ -185,8 +186,6 @@ class ConditionalGAN:
     def rounds(self) -> Sequence[Round]:
         """The Gaussian without a step, where there is one; then a round of two phases, whose end
         measures how varied the samples are."""
-        from synthmed.backbones.nets.adversarial import before_output
-
         projects: dict[str, Callable[[], None]] = {"clip": self._clip, "spectral": self._iterate}
         critic = Phase(
             name="critic",
@@ -210,7 +209,7 @@ class ConditionalGAN:
         adversarial = Round([critic, generator], finish=self._finish, finish_scans=_WATCHED)
         if self.linear is None:
             return [adversarial]
-        return [self.linear.start(lambda x, c: before_output(x)), adversarial]
+        return [self.linear.start(lambda x, c: x), adversarial]
 
     @property
     def n_latent(self) -> int:
@@ -292,13 +291,14 @@ class ConditionalGAN:
 
     def _begun(self, z: Tensor, c: Tensor) -> Tensor | None:
         """The volumes of the Gaussian, (n, C, X, Y, Z), before the output's activation."""
+        from synthmed.backbones.nets.adversarial import before_output
+
         if self.linear is None:
             return None
         with torch.autocast(z.device.type, enabled=False):
             unit, labels = z[:, : self.linear.columns].float(), c[:, : self.n_labels].float()
-            return self.linear.draw(unit, labels).reshape(
-                len(z), self.spec.channels, *self.spec.grid
-            )
+            drawn = self.linear.draw(unit, labels)
+            return before_output(drawn).reshape(len(z), self.spec.channels, *self.spec.grid)
 
     def _scorer(self, params: Params) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
         mine: Mapping[str, Tensor] = submodule(params, "critic")
@@ -466,11 +466,9 @@ class ConditionalGAN:
 
     def _outside(self, x: Tensor, c: Tensor) -> Tensor:
         """How far scans (n, C, X, Y, Z) are from every draw of the Gaussian, (n,)."""
-        from synthmed.backbones.nets.adversarial import before_output
-
         if self.linear is None:
             raise TypeError("only a model with factors has a Gaussian")
-        return self.linear.distance(before_output(x).flatten(1), c[:, : self.n_labels])
+        return self.linear.distance(x.flatten(1), c[:, : self.n_labels])
 
     @torch.no_grad()
     def sample(self, conditions: Tensor, keys: Tensor, given: Tensor) -> Tensor:
@@ -478,7 +476,8 @@ class ConditionalGAN:
         each = [self._draw_latent(torch_generator(int(k)), 1) for k in keys]
         draws = {k: torch.stack([d[k] for d in each]).to(conditions.device) for k in each[0]}
         params = {f"generator.{k}": p for k, p in self.generator.named_parameters()}
-        return self._made(params, draws, conditions, given)
+        # a critic sees the little below black that the output has; a scan has none
+        return self._made(params, draws, conditions, given).clamp(min=0)
 
 
 def _mean_scan(loss: Tensor, mask: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from synthmed.backbones.cgan import CGAN, ConditionalGAN
 from synthmed.backbones.examining import scans
 from synthmed.backbones.generative import Batch, Phase, Round, VolumeSpec, named_parameters
 from synthmed.backbones.nets import watch
-from synthmed.backbones.nets.adversarial import _DARKEST, _SHARPNESS, _SHIFT, before_output
+from synthmed.backbones.nets.adversarial import _LIFT, _SHARPNESS, _SHIFT, before_output, output
 from synthmed.backbones.nets.altered import altered
 from synthmed.backbones.nets.diversity import apart
 from synthmed.conditions import Conditions
@@ -446,13 +446,23 @@ def begun(**settings: Any) -> ConditionalGAN:
 
 
 def test_before_the_output_is_the_inverse_of_the_output() -> None:
-    x = torch.tensor([0.006, 0.05, 0.2, 1, 4, 40], dtype=torch.float64)
-    torch.testing.assert_close(F.softplus(before_output(x), beta=_SHARPNESS), x)
-    dark = before_output(torch.tensor([-1.0, 0.0, _DARKEST]))
-    assert torch.isfinite(dark).all()
-    assert torch.equal(dark, dark[2].expand(3))
-    # without the inverse's floor, float32 would already be lost here
+    x = torch.tensor([0, 0.001, 0.05, 0.2, 1, 4, 40], dtype=torch.float64)
+    torch.testing.assert_close(output(before_output(x)), x)
+    dark = before_output(torch.tensor([-1.0, 0.0]))
+    assert torch.isfinite(dark).all() and dark[0] == dark[1]
+    # without the lift, float32 would already be lost here
     assert torch.isfinite(before_output(torch.tensor(100.0)))
+
+
+def test_the_output_bends_near_black_alone() -> None:
+    """Softplus less its lift: the identity from 0.2 on, and black at a number with a slope left."""
+    x = torch.tensor([-5, -0.3, 0.2, 1.0], dtype=torch.float64)
+    closed = (1 + (_SHARPNESS * x).exp()).log() / _SHARPNESS - _LIFT
+    torch.testing.assert_close(output(x), closed)
+    assert (output(x)[2:] - x[2:]).abs().max() <= _LIFT
+    black = before_output(torch.zeros((), dtype=torch.float64)).requires_grad_()
+    (slope,) = torch.autograd.grad(output(black), black)
+    assert float(slope) == pytest.approx(1 - math.exp(-_SHARPNESS * _LIFT))
 
 
 def test_samples_begin_as_draws_of_the_cohort_s_gaussian() -> None:
@@ -463,7 +473,7 @@ def test_samples_begin_as_draws_of_the_cohort_s_gaussian() -> None:
     z = torch.stack([model._draw_latent(torch_generator(k), 1)["z_SL"][0] for k in range(512)])
     assert z.shape == (512, 6 + 2), "a column a factor, and one a number of the label"
     drawn_alone = model.linear.draw(z, c).reshape(made.shape)
-    torch.testing.assert_close(made, F.softplus(drawn_alone, beta=_SHARPNESS))
+    torch.testing.assert_close(made, drawn_alone.clamp(min=0))
     # twelve scans of either class and five people's doubt: 0.3 from the middle becomes 0.21
     dark, bright = made[::2].mean(), made[1::2].mean()
     assert dark == pytest.approx(0.5 - 0.3 * 12 / 17, abs=0.02)

@@ -51,6 +51,10 @@ OWN = (
     ("auc_tstr_minus_trtr [95 %]", "auc_tstr_minus_trtr"),
     ("auc_augmented_minus_trtr [95 %]", "auc_augmented_minus_trtr"),
     ("auc_augmented_minus_classical [95 %]", "auc_augmented_minus_classical"),
+    ("segmentability", "segmentability"),
+    ("dice_tstr [95 %]", "dice_tstr"),
+    ("dice_augmented_minus_trtr [95 %]", "dice_augmented_minus_trtr"),
+    ("dice_augmented_minus_classical [95 %]", "dice_augmented_minus_classical"),
 )
 """Rows whose controls are a part's own: readers and classifiers taught anew, by what each version
 of them learned; both ends over the parts are shown."""
@@ -66,7 +70,8 @@ FIGURES = (
     ("membership_auc [95 %]", "membership_auc"),
     *OWN,
 )
-"""A row and its estimate; a name that ends in [95 %] shows the interval."""
+"""A row and its estimate; a name that ends in [95 %] shows the interval. Rows that no model of a
+cohort has are left out."""
 
 PICKS = 0.005
 """What a control may move by with other picks of one scan a patient."""
@@ -184,6 +189,8 @@ def table(parts: Sequence[Mapping[str, Any]]) -> str:
     lines.append("|---|" + "---|" * (len(parts) + 2))
     for row, name in FIGURES:
         estimates = [estimate(p, name) for p in parts]
+        if all(e is None or e["value"] is None for e in estimates):
+            continue
         limit = math.inf if (row, name) in OWN else PICKS
         controls = [shared(row, estimates, side, limit) for side in ("floor", "ceiling")]
         cells = [value(e, interval=row.endswith("[95 %]")) for e in estimates]

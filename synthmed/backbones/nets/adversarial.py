@@ -38,8 +38,8 @@ _QUIET = 0.1
 # softplus of this sharpness is the identity above 0.2 and keeps the background of a volume at 0,
 # where a linear output would leave a haze that a critic learns to see
 _SHARPNESS = 20.0
-# where a linear model goes on from below it, softplus has no slope left: 0 would be minus infinity
-_DARKEST = 0.005
+# what is taken off it again: without, no voxel would be 0 but at minus infinity, with no slope left
+_LIFT = 0.005
 # the critic's last layers follow a generator that moves; its convolutions need not be as fast
 _HEAD = 4.0
 
@@ -61,9 +61,15 @@ def _halved(size: Size, above: int) -> Size:
     return x, y, z
 
 
+def output(x: Tensor) -> Tensor:
+    """Any number to an intensity from -0.005 up; what is below 0 is black."""
+    lifted: Tensor = F.softplus(x, beta=_SHARPNESS)
+    return lifted - _LIFT
+
+
 def before_output(x: Tensor) -> Tensor:
-    """What the generator's output activation makes of it is x, or `_DARKEST` where that is more."""
-    y = _SHARPNESS * x.clamp(min=_DARKEST)
+    """What `output` makes of it is x, or 0 where that is more."""
+    y = _SHARPNESS * (x.clamp(min=0) + _LIFT)
     # log(exp(y) - 1) without exp(y), which overflows in float32 where x is above 4
     return (y + torch.log(-torch.expm1(-y))) / _SHARPNESS
 
@@ -222,7 +228,7 @@ class Generator(nn.Module):
         given: Tensor,
         begun: Tensor | None = None,
     ) -> Tensor:
-        """Volumes (B, C, X, Y, Z).
+        """Volumes (B, C, X, Y, Z), from -0.005 up.
 
         Args:
             z: (B, L).
@@ -244,8 +250,7 @@ class Generator(nn.Module):
         total = _VARIATION * raw + _GAIN * shared
         if begun is not None:
             total = total + begun
-        volume: Tensor = F.softplus(total, beta=_SHARPNESS)
-        return volume
+        return output(total)
 
     def _masks(self, given: Tensor) -> list[Tensor] | list[None]:
         """The given masks at each level, whole at the finest (folded), averaged below."""
