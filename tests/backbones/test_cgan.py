@@ -14,7 +14,6 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 from torch.func import grad, vmap
-from torch.nn import functional as F
 
 from synthmed.artifacts import ChannelInfo, Dataset
 from synthmed.backbones.cgan import CGAN, ConditionalGAN

@@ -45,16 +45,20 @@ PHANTOMS = ("quickstart",)
 DONOR = "hippocampus"
 """Whose configs name the backbones, for a cohort that has none of its own."""
 
+PAIRS = (
+    ("segmentability", "segmentability"),
+    ("dice_tstr [95 %]", "dice_tstr"),
+    ("dice_augmented_minus_trtr [95 %]", "dice_augmented_minus_trtr"),
+    ("dice_augmented_minus_classical [95 %]", "dice_augmented_minus_classical"),
+)
+"""Rows of cohorts with masks alone."""
 OWN = (
     ("discriminator_auc", "discriminator_auc"),
     ("region_volume_smd [95 %]", "region_volume_smd"),
     ("auc_tstr_minus_trtr [95 %]", "auc_tstr_minus_trtr"),
     ("auc_augmented_minus_trtr [95 %]", "auc_augmented_minus_trtr"),
     ("auc_augmented_minus_classical [95 %]", "auc_augmented_minus_classical"),
-    ("segmentability", "segmentability"),
-    ("dice_tstr [95 %]", "dice_tstr"),
-    ("dice_augmented_minus_trtr [95 %]", "dice_augmented_minus_trtr"),
-    ("dice_augmented_minus_classical [95 %]", "dice_augmented_minus_classical"),
+    *PAIRS,
 )
 """Rows whose controls are a part's own: readers and classifiers taught anew, by what each version
 of them learned; both ends over the parts are shown."""
@@ -70,8 +74,7 @@ FIGURES = (
     ("membership_auc [95 %]", "membership_auc"),
     *OWN,
 )
-"""A row and its estimate; a name that ends in [95 %] shows the interval. Rows that no model of a
-cohort has are left out."""
+"""A row and its estimate; a name that ends in [95 %] shows the interval."""
 
 PICKS = 0.005
 """What a control may move by with other picks of one scan a patient."""
@@ -189,7 +192,7 @@ def table(parts: Sequence[Mapping[str, Any]]) -> str:
     lines.append("|---|" + "---|" * (len(parts) + 2))
     for row, name in FIGURES:
         estimates = [estimate(p, name) for p in parts]
-        if all(e is None or e["value"] is None for e in estimates):
+        if (row, name) in PAIRS and all(e is None for e in estimates):
             continue
         limit = math.inf if (row, name) in OWN else PICKS
         controls = [shared(row, estimates, side, limit) for side in ("floor", "ceiling")]
