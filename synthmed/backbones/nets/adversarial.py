@@ -40,6 +40,9 @@ _QUIET = 0.1
 _SHARPNESS = 20.0
 # what is taken off it again: without, no voxel would be 0 but at minus infinity, with no slope left
 _LIFT = 0.005
+# and where what samples begin as is black, they begin so far below it that what the network adds at
+# first lights nothing: a haze that no scan has is lost on a critic of bounded slope
+_DEPTH = 0.2
 # the critic's last layers follow a generator that moves; its convolutions need not be as fast
 _HEAD = 4.0
 
@@ -68,10 +71,11 @@ def output(x: Tensor) -> Tensor:
 
 
 def before_output(x: Tensor) -> Tensor:
-    """What `output` makes of it is x, or 0 where that is more."""
+    """What `output` makes of it is x, or black where x is 0 or less."""
     y = _SHARPNESS * (x.clamp(min=0) + _LIFT)
     # log(exp(y) - 1) without exp(y), which overflows in float32 where x is above 4
-    return (y + torch.log(-torch.expm1(-y))) / _SHARPNESS
+    before = (y + torch.log(-torch.expm1(-y))) / _SHARPNESS
+    return torch.where(x > 0, before, before - _DEPTH)
 
 
 def unchecked(x: Tensor) -> Tensor:
