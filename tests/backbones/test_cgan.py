@@ -465,7 +465,7 @@ def test_the_output_bends_near_black_alone() -> None:
 
 
 def test_what_begins_black_stays_black_under_small_changes() -> None:
-    """As large as the network's first ones, ten times over; what is lit already changes with them."""
+    """Ten times as large as the network's first ones. What is lit already changes with them."""
     x = before_output(torch.tensor([-1, 0, 0.001, 0.5], dtype=torch.float64))
     brighter = output(x + 0.1).clamp(min=0)
     assert (brighter[:2] == 0).all()
