@@ -422,7 +422,13 @@ def class_means(model: ConditionalGAN) -> list[float]:
 
 # volumes of 512 voxels are less than 20 apart, where a penalty of weight 10 would keep a critic
 # that begins with the wrong sign from turning it
-FAST: dict[str, Any] = {"generator_rate": 2e-2, "critic_steps": 4, "penalty": 1.0, "ema": 0.9}
+FAST: dict[str, Any] = {
+    "generator_rate": 2e-2,
+    "critic_rate": 2e-2,
+    "critic_steps": 4,
+    "penalty": 1.0,
+    "ema": 0.9,
+}
 
 
 # --- the Gaussian that samples begin as ---------------------------------------------------------
