@@ -88,7 +88,8 @@ def configured(
     """The config of a model on a cohort.
 
     That is COHORT-MODEL.yaml; else the cohort's own (COHORT.yaml, or COHORT-cvae.yaml), with the
-    backbone and the training of hippocampus-MODEL.yaml unless it has that backbone already.
+    backbone and the training of hippocampus-MODEL.yaml unless it has that backbone already. For a
+    model from outside the minutes that are set take the place of a backbone's own limit of steps.
 
     Args:
         cohort: its name.
@@ -103,6 +104,8 @@ def configured(
     if model in HOUSE and config.backbone.name != model:
         donor = configfile.load(configs / f"{DONOR}-{model}.yaml").model_dump(mode="json")
         borrowed = {k: donor[k] for k in ("backbone", "train")}
+    elif model in OUTSIDE and "train.max_minutes" in values:
+        borrowed = {"train.max_steps": None}
     return configfile.load(file, values=borrowed | dict(values))
 
 

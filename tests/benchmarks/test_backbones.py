@@ -257,6 +257,13 @@ def test_a_backbone_is_lent_with_its_training(configs: Path) -> None:
     assert configured("tiny", "cvae", configs).train.batch_patients == 4
 
 
+def test_a_model_from_outside_is_limited_by_the_time_alone() -> None:
+    minutes = {"train.max_minutes": 7.0}
+    assert configured("acdc", "cvae", values=minutes).train.max_steps == 600
+    assert configured("acdc", "monai", values=minutes).train.max_steps is None
+    assert configured("acdc", "monai", values=minutes | {"train.max_steps": 9}).train.max_steps == 9
+
+
 # --- the table ------------------------------------------------------------------------------------
 
 
