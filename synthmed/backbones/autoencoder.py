@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -111,6 +111,9 @@ class Autoencoder(_Part):
             noise with the residual's learned texture, independent noise, or nothing.
         components: most components of the mixture fitted to the codes.
         directions: most principal directions of the codes that are sampled.
+        factors: most factors of the cohort's Gaussian (mean, labels' shifts, principal components)
+            that a vector and its volume begin as, so that it has at least as many numbers; what
+            the networks add starts near nothing. 0 begins at nothing.
         ema: decay of the moving average of the weights that is kept.
     """
 
@@ -129,7 +132,16 @@ class Autoencoder(_Part):
     residual: Literal["spectral", "white", "none"] = "spectral"
     components: Annotated[int, Field(ge=1, le=64)] = 8
     directions: Annotated[int, Field(ge=1, le=256)] = 64
+    factors: Annotated[int, Field(ge=0, le=256)] = 0
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.995
+
+    @model_validator(mode="after")
+    def _linear(self) -> Autoencoder:
+        if self.factors and isinstance(self.code, MapCode):
+            raise ValueError("factors: a map cannot begin as a Gaussian; set code.kind: vector")
+        if self.factors and isinstance(self.penalty, ActivationPenalty):
+            raise ValueError("factors: a sparse code has no sign; use another penalty, or none")
+        return self
 
     def build(self, spec: VolumeSpec, optimizer: Optimizer) -> GenerativeAutoencoder:
         """The model for volumes of this kind; weights from torch's global generator.
@@ -156,16 +168,25 @@ class Compressor:
             CodeEncoder,
             CodeScale,
         )
+        from synthmed.backbones.nets.gaussian import LinearCode
         from synthmed.backbones.nets.noise import SpectralNoise
 
         self.config, self.spec = config, spec
+        self.linear = LinearCode.of(spec, config.factors)
         code, penalty = config.code, config.penalty
         vector = isinstance(code, VectorCode)
         numbers = code.length if isinstance(code, VectorCode) else code.channels
+        if self.linear is not None:
+            numbers = max(numbers, self.linear.columns)
         self.rectified = isinstance(penalty, ActivationPenalty)
         self.encoder = CodeEncoder(spec, config.widths, numbers, vector=vector)
         self.decoder = CodeDecoder(
-            spec, config.widths, numbers, vector=vector, rectified=self.rectified
+            spec,
+            config.widths,
+            numbers,
+            vector=vector,
+            rectified=self.rectified,
+            linear=self.linear,
         )
         self.noise = SpectralNoise(
             spec.channels, spec.grid, spectral=config.residual == "spectral", masks=spec.masks
@@ -195,18 +216,24 @@ class Compressor:
             x: images about 0 to 1.
             c: (B, D) encoded conditions.
         """
-        return self.scale.normalise(self.encoder(x, c))
+        return self.scale.normalise(self._raw(x, c))
 
-    def decode(self, code: Tensor, c: Tensor) -> Tensor:
-        """Mean volumes (B, C, X, Y, Z) of codes as `encode` gives them."""
-        volume: Tensor = self.decoder(self.scale.restore(code), c)
+    def _raw(self, x: Tensor, c: Tensor) -> Tensor:
+        code: Tensor = self.encoder(x, c, self._begun(x, c))
+        return code
+
+    def _begun(self, x: Tensor, c: Tensor) -> Tensor | None:
+        return None if self.linear is None else self.linear.code(x.flatten(1), c)
+
+    def decode(self, code: Tensor, c: Tensor, white: Tensor | None = None) -> Tensor:
+        """Volumes (B, C, X, Y, Z) of codes as `encode` gives them: the decoder's mean, or with
+        white noise (B, C, X, Y, Z) a sample, which has texture that the mean leaves out."""
+        if white is None or self.config.residual == "none":
+            texture = None
+        else:
+            texture = self.noise.sample(white)
+        volume: Tensor = self.decoder(self.scale.restore(code), c, texture)
         return volume
-
-    def texture(self, white: Tensor) -> Tensor:
-        """What a sample has on top of `decode`, from standard normal numbers (B, C, X, Y, Z)."""
-        return (
-            torch.zeros_like(white) if self.config.residual == "none" else self.noise.sample(white)
-        )
 
     def membership_scores(self, x: Tensor, c: Tensor) -> Mapping[str, Tensor]:
         """Minus the log of a scan's reconstruction error (n,), nothing of it spoilt.
@@ -239,7 +266,8 @@ class Compressor:
         b, s = batch.mask.shape
         x, c = batch.x.flatten(0, 1), batch.c.flatten(0, 1)
         seen = self.config.corruption.apply(x, draws)
-        code = functional_call(self.encoder, submodule(params, "encoder"), (seen, c))
+        begun = self._begun(seen, c)
+        code = functional_call(self.encoder, submodule(params, "encoder"), (seen, c, begun))
         decoded = functional_call(self.decoder, submodule(params, "decoder"), (code, c))
         nll, fit = functional_call(self.noise, submodule(params, "noise"), (x - decoded,))
         norm = (code**2).flatten(1).sum(1)
@@ -250,7 +278,7 @@ class Compressor:
         return (loss * batch.mask).sum(1) / batch.mask.sum(1)
 
     def measure(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor, dict[str, float]]:
-        """Set the scale, and the residual's deviations where training saw spoilt scans.
+        """Set the scale, and the residual's deviations.
 
         Args:
             batches: over all training patients; read twice, one at a time.
@@ -261,19 +289,19 @@ class Compressor:
         codes, conditions = [], []
         for batch in batches:
             x, known, _ = scans(batch)
-            codes.append(in_chunks(self.encoder, x, known))
+            codes.append(in_chunks(self._raw, x, known))
             conditions.append(known)
         raw, c = torch.cat(codes), torch.cat(conditions)
         self.scale.fit(raw[evenly(batches)])
-        if self.config.corruption.kind != "none":
-            # its deviations were learned on what could not be restored; samples are restored
-            total, people = torch.zeros_like(self.noise.log_scale), 0
-            for batch, part in zip(batches, codes, strict=True):
-                x, known, _ = scans(batch)
-                square = (x - in_chunks(self.decoder, part, known)).square()
-                total += torch.einsum("n,ncxyz->cxyz", shares(batch), square)
-                people += len(batch.mask)
-            self.noise.set_scale((total / people).sqrt())
+        # steps have learned them on what could not be restored of spoilt scans, and few steps only
+        # a part of the way; samples are of whole ones
+        total, people = torch.zeros_like(self.noise.log_scale), 0
+        for batch, part in zip(batches, codes, strict=True):
+            x, known, _ = scans(batch)
+            square = (x - in_chunks(self.decoder, part, known)).square()
+            total += torch.einsum("n,ncxyz->cxyz", shares(batch), square)
+            people += len(batch.mask)
+        self.noise.set_scale((total / people).sqrt())
         code = self.scale.normalise(raw)
         active = self.active(code.flatten(1))
         figures = {
@@ -321,8 +349,11 @@ class GenerativeAutoencoder:
         return {**self.compressor.modules, "mixture": self.mixture}
 
     def rounds(self) -> Sequence[Round]:
-        """One round of one phase; its end measures the codes and fits the mixture."""
-        return [Round([self.compressor.phase()], finish=self._finish, finish_privacy="refused")]
+        """The Gaussian without a step, where there is one; then a round of one phase, whose end
+        measures the codes and fits the mixture."""
+        learned = Round([self.compressor.phase()], finish=self._finish, finish_privacy="refused")
+        linear = self.compressor.linear
+        return [learned] if linear is None else [linear.start(lambda x, c: x), learned]
 
     @torch.no_grad()
     def _finish(self, batches: Sequence[Batch]) -> Mapping[str, float]:
@@ -422,4 +453,5 @@ class GenerativeAutoencoder:
         white = torch.stack([torch.randn(shape, generator=g) for g in generators])
         code = self.mixture(uniform, unit.to(device), conditions)
         code = code.reshape(-1, *self.compressor.code_shape)
-        return self.compressor.decode(code, conditions) + self.compressor.texture(white.to(device))
+        made = self.compressor.decode(code, conditions, white.to(device))
+        return made if self.compressor.linear is None else made.clamp(min=0)

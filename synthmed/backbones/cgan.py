@@ -291,14 +291,10 @@ class ConditionalGAN:
 
     def _begun(self, z: Tensor, c: Tensor) -> Tensor | None:
         """The volumes of the Gaussian, (n, C, X, Y, Z), before the output's activation."""
-        from synthmed.backbones.nets.adversarial import before_output
-
         if self.linear is None:
             return None
-        with torch.autocast(z.device.type, enabled=False):
-            unit, labels = z[:, : self.linear.columns].float(), c[:, : self.n_labels].float()
-            drawn = self.linear.draw(unit, labels)
-            return before_output(drawn).reshape(len(z), self.spec.channels, *self.spec.grid)
+        begun = self.linear.begin(z, c)
+        return begun.reshape(len(z), self.spec.channels, *self.spec.grid)
 
     def _scorer(self, params: Params) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
         mine: Mapping[str, Tensor] = submodule(params, "critic")

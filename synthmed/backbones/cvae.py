@@ -23,6 +23,7 @@ from synthmed.backbones.examining import (
     evenly,
     in_chunks,
     scans,
+    shares,
     traversal,
     units,
 )
@@ -69,6 +70,9 @@ class CVAE(BaseModel):
         prior: where z is drawn from. `fitted` is a Gaussian, linear in the condition, matched to
             the training patients' posteriors at the end, since on small cohorts these are far
             from N(0, I); it reads patients. `standard` is N(0, I).
+        factors: most factors of the cohort's Gaussian (mean, labels' shifts, principal components)
+            that latents and volumes begin as, so that there are at least as many latents; what the
+            networks add starts near nothing. Fitting it reads patients; 0 begins at nothing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -87,6 +91,7 @@ class CVAE(BaseModel):
     noise: Literal["spectral", "white"] = "spectral"
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.995
     prior: Literal["fitted", "standard"] = "fitted"
+    factors: Annotated[int, Field(ge=0, le=256)] = 0
 
     def build(self, spec: VolumeSpec, optimizer: Optimizer) -> ConditionalVAE:
         """The model for volumes of this kind; weights from torch's global generator.
@@ -103,20 +108,23 @@ class ConditionalVAE:
 
     def __init__(self, config: CVAE, spec: VolumeSpec, optimizer: Optimizer) -> None:
         from synthmed.backbones.nets.convolutional import Decoder, Encoder  # imports MONAI: seconds
+        from synthmed.backbones.nets.gaussian import LinearCode
         from synthmed.backbones.nets.noise import SpectralNoise
 
         self.config = config
         self.number_names = spec.number_names
         self.shape = (spec.channels, *spec.grid)
         self.optimizer = optimizer
-        sizes = (spec.channels, spec.grid, config.widths, spec.condition_width, config.latent)
+        self.linear = LinearCode.of(spec, config.factors)
+        self.n_latent = max(config.latent, 0 if self.linear is None else self.linear.columns)
+        sizes = (spec.channels, spec.grid, config.widths, spec.condition_width, self.n_latent)
         self.encoder = Encoder(*sizes)
-        self.decoder = Decoder(*sizes)
+        self.decoder = Decoder(*sizes, linear=self.linear)
         self.noise = SpectralNoise(
             spec.channels, spec.grid, spectral=config.noise == "spectral", masks=spec.masks
         )
-        self.prior = LatentPrior(spec.condition_width, config.latent)
-        self.aggregate = AggregatePosterior(spec.condition_width, config.latent)
+        self.prior = LatentPrior(spec.condition_width, self.n_latent)
+        self.aggregate = AggregatePosterior(spec.condition_width, self.n_latent)
 
     @property
     def modules(self) -> Mapping[str, nn.Module]:
@@ -133,7 +141,8 @@ class ConditionalVAE:
         return modules | ({"aggregate": self.aggregate} if self.config.total_correlation else {})
 
     def rounds(self) -> Sequence[Round]:
-        """One round of one phase; its end fits the prior and reports collapse."""
+        """The Gaussian without a step, where there is one; then a round of one phase, whose end
+        fits the prior and reports collapse."""
         phase = Phase(
             name="vae",
             trainable=lambda name: True,
@@ -145,10 +154,14 @@ class ConditionalVAE:
         )
         # N(0, I) leaves `finish` with figures for the private log alone
         cost: Literal["refused", "none"] = "refused" if self.config.prior == "fitted" else "none"
-        return [Round([phase], finish=self._finish, finish_privacy=cost)]
+        learned = Round([phase], finish=self._finish, finish_privacy=cost)
+        return [learned] if self.linear is None else [self.linear.start(lambda x, c: x), learned]
 
     def _draw(self, generator: Generator, n_scans: int) -> Draws:
-        return {"eps_SL": torch.randn(n_scans, self.config.latent, generator=generator)}
+        return {"eps_SL": torch.randn(n_scans, self.n_latent, generator=generator)}
+
+    def _begun(self, x: Tensor, c: Tensor) -> Tensor | None:
+        return None if self.linear is None else self.linear.code(x.flatten(1), c)
 
     def _loss(self, params: Params, batch: Batch | None, draws: Draws, progress: float) -> Tensor:
         """What is minimised, in nats a voxel, mean over the patient's scans.
@@ -161,7 +174,8 @@ class ConditionalVAE:
             raise TypeError("the phase vae reads patients: batch must not be None")
         b, s = batch.mask.shape
         x, c = batch.x.flatten(0, 1), batch.c.flatten(0, 1)
-        mean, log_var = functional_call(self.encoder, submodule(params, "encoder"), (x, c))
+        seen = (x, c, self._begun(x, c))
+        mean, log_var = functional_call(self.encoder, submodule(params, "encoder"), seen)
         z = mean + (0.5 * log_var).exp() * draws["eps_SL"].flatten(0, 1)
         decoded = functional_call(self.decoder, submodule(params, "decoder"), (z, c))
         nll, fit = functional_call(self.noise, submodule(params, "noise"), (x - decoded,))
@@ -182,22 +196,28 @@ class ConditionalVAE:
     def _finish(self, batches: Sequence[Batch]) -> Mapping[str, float]:
         """Fit the prior, and tell how much of the latent is used (Burda et al. 2016)."""
         posteriors, conditions = [], []
+        square, people = torch.zeros_like(self.noise.log_scale), 0
         for batch in batches:
             x, known, _ = scans(batch)
             posteriors.append(self._posterior(x, known))
             conditions.append(known)
+            rest = x - in_chunks(self.decoder, posteriors[-1].chunk(2, 1)[0], known)
+            square += torch.einsum("n,ncxyz->cxyz", shares(batch), rest.square())
+            people += len(batch.mask)
         rows = evenly(batches)
         mean, log_var = torch.cat(posteriors)[rows].chunk(2, 1)
         c = torch.cat(conditions)[rows]
         if self.config.prior == "fitted":
             self.prior.fit(mean, log_var.exp(), c)
+            # few steps have learned the residual's deviations a part of the way only
+            self.noise.set_scale((square / people).sqrt())
         kl = 0.5 * (mean**2 + log_var.exp() - 1 - log_var)
         *_, rest = regress(mean, c)
         covariance = rest.T @ rest / len(rest) + log_var.exp().mean(0).double().cpu().diag()
         active = int((mean.var(0) > 0.01).sum())
         return {
             "latent_active": active,
-            "latent": self.config.latent,
+            "latent": self.n_latent,
             "kl_nats": float(kl.sum(1).mean()),
             "total_correlation": gaussian_total_correlation(covariance),
             "noise_sd": float(self.noise.scale().median()),
@@ -241,7 +261,7 @@ class ConditionalVAE:
 
     def _posterior(self, x: Tensor, c: Tensor) -> Tensor:
         """Mean and log variance of q(z | x, c) beside each other, (n, 2 L)."""
-        return in_chunks(lambda a, k: torch.cat(self.encoder(a, k), 1), x, c)
+        return in_chunks(lambda a, k: torch.cat(self.encoder(a, k, self._begun(a, k)), 1), x, c)
 
     @torch.no_grad()
     def membership_scores(
@@ -254,10 +274,10 @@ class ConditionalVAE:
 
         Source: Hilprecht et al. 2019 (arXiv:1906.03006), the reconstruction attack.
         """
-        mean, log_var = self.encoder(x, c)
+        mean, log_var = self._posterior(x, c).chunk(2, 1)
         bound = -self.prior.divergence(mean, log_var, c)
         for k in range(N_DRAWS):
-            eps = torch.randn(self.config.latent, generator=key.fold("posterior", k).torch())
+            eps = torch.randn(self.n_latent, generator=key.fold("posterior", k).torch())
             z = mean + (0.5 * log_var).exp() * eps.to(mean.device)
             bound -= self.noise.full(x - self.decoder(z, c)).double() / N_DRAWS
         rebuilt = self.decoder(mean, c)
@@ -271,10 +291,11 @@ class ConditionalVAE:
         """Draw from p(x | z, c) with z from the prior: (B, C, X, Y, Z)."""
         device = conditions.device
         generators = [torch_generator(int(k)) for k in keys]
-        unit = torch.stack([torch.randn(self.config.latent, generator=g) for g in generators])
+        unit = torch.stack([torch.randn(self.n_latent, generator=g) for g in generators])
         white = torch.stack([torch.randn(self.shape, generator=g) for g in generators])
-        mean: Tensor = self.decoder(self.prior(unit.to(device), conditions), conditions)
-        return mean + self.noise.sample(white.to(device))
+        z = self.prior(unit.to(device), conditions)
+        made: Tensor = self.decoder(z, conditions, self.noise.sample(white.to(device)))
+        return made if self.linear is None else made.clamp(min=0)
 
 
 class LatentPrior(nn.Module):

@@ -187,7 +187,7 @@ class Codes:
 
     def leave(self, y: Tensor, c: Tensor, white: Tensor) -> Tensor:
         """The decoded volume, with the texture that the decoder leaves out."""
-        return self.compressor.decode(y, c) + self.compressor.texture(white)
+        return self.compressor.decode(y, c, white)
 
     @torch.no_grad()
     def membership_scores(self, x: Tensor, c: Tensor) -> Mapping[str, Tensor]:

@@ -23,7 +23,7 @@ def refuse(config: Config, model: Generative) -> None:
 
 
 REMEDIES = {
-    "cvae": "Set backbone.prior: standard.",
+    "cvae": "Set backbone.prior: standard and backbone.factors: 0.",
     "cgan": "Set backbone.factors: 0.",
     "ddpm": "Set backbone.prediction: v, and a space that is not latent.",
     "autoencoder": "Use cvae with prior: standard: an autoencoder needs a density of its codes.",

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from torch.func import grad, vmap
 
@@ -32,6 +33,7 @@ VARIANTS: Mapping[str, dict[str, Any]] = {
     "noise": {**VECTOR, "corruption": {"kind": "noise", "sd": 0.2}},
     "erase": {**MAP, "corruption": {"kind": "erase"}},
     "no residual": {**VECTOR, "residual": "none"},
+    "begun": {**VECTOR, "factors": 3},
 }
 
 
@@ -60,7 +62,7 @@ def batch(patients: int = 3, seed: int = 0) -> Batch:
 
 
 def draws(model: GenerativeAutoencoder) -> dict[str, Tensor]:
-    phase = model.rounds()[0].phases[0]
+    phase = model.rounds()[-1].phases[0]
     each = [phase.draw(torch.Generator().manual_seed(i), 2) for i in range(3)]
     return {k: torch.stack([d[k] for d in each]) for k in each[0]}
 
@@ -69,7 +71,7 @@ def draws(model: GenerativeAutoencoder) -> dict[str, Tensor]:
 
 
 def test_one_patient_s_loss_is_its_own(model: GenerativeAutoencoder) -> None:
-    loss = model.rounds()[0].phases[0].loss
+    loss = model.rounds()[-1].phases[0].loss
     params = named_parameters(model)
     first, other = batch(), batch(seed=1)
     mixed = first._replace(x=first.x.clone(), c=first.c.clone())
@@ -81,7 +83,7 @@ def test_one_patient_s_loss_is_its_own(model: GenerativeAutoencoder) -> None:
 
 
 def test_gradients_by_patient_equal_a_loop(model: GenerativeAutoencoder) -> None:
-    loss = model.rounds()[0].phases[0].loss
+    loss = model.rounds()[-1].phases[0].loss
     every = named_parameters(model)
     params = {k: p.detach() for k, p in every.items() if p.requires_grad}
     frozen = {k: p for k, p in every.items() if not p.requires_grad}
@@ -197,7 +199,7 @@ def scans(n: int = 32) -> Batch:
 def trained(steps: int = 120, **settings: Any) -> tuple[GenerativeAutoencoder, dict[str, float]]:
     data = scans()
     model = build(VolumeSpec(1, (8, 8, 8), 0), **settings)
-    phase = model.rounds()[0].phases[0]
+    phase = model.rounds()[-1].phases[0]
     params = named_parameters(model)
     optimizer = torch.optim.AdamW([p for p in params.values() if p.requires_grad], lr=5e-3)
     for step in range(steps):
@@ -317,3 +319,51 @@ def test_a_compressor_trains_only_what_is_its_own() -> None:
     assert phase.trainable("encoder.blocks.0.weight")
     assert not phase.trainable("denoiser.weight")
     assert not phase.trainable("encoder_of_masks.weight")
+
+
+# --- the Gaussian that codes and volumes begin as -------------------------------------------------
+
+
+def begun(**settings: Any) -> tuple[GenerativeAutoencoder, Batch]:
+    """A model before its first step, its Gaussian fitted and its networks adding nothing, and the
+    cohort of 24 with a scan each, the first planes black."""
+    cohort = batch(24)
+    cohort.mask[:, 1] = 0
+    cohort.x.mul_(0.2).add_(0.4)  # so far from black that no draw reaches it
+    cohort.x[:, :, :, :4] = 0
+    made = build(**settings)
+    start, learned = made.rounds()
+    assert (start.phases, start.share, start.finish_privacy) == ([], 0, "refused")
+    assert (len(learned.phases), learned.share) == (1, 1)
+    assert start.finish is not None
+    assert 0 < start.finish([cohort])["linear_explained"] <= 1
+    compressor = made.compressor
+    for silent in (compressor.decoder.out, compressor.encoder.head[-1]):
+        torch.nn.init.zeros_(silent.weight)
+        torch.nn.init.zeros_(silent.bias)
+    return made, cohort
+
+
+def test_before_the_first_step_scans_are_given_back_and_samples_are_the_gaussian_s() -> None:
+    model, cohort = begun(**VECTOR, factors=24)
+    x, c = cohort.x[:, 0], cohort.c[:, 0]
+    assert model.compressor.code_shape == (24 + D, 1, 1, 1), "more than length: 4 asks for"
+    model._finish([cohort])
+    both = model.compressor
+    with torch.no_grad():
+        torch.testing.assert_close(both.decode(both.encode(x, c), c), x, atol=0.01, rtol=0)
+    n = 40  # of each condition
+    made = model.sample(c.repeat(n, 1), torch.arange(24 * n), torch.zeros(24 * n, 0, *GRID))
+    assert not made[:, :, :4].any(), "where everybody is black, nobody is lit"
+    lit, own = (v[:, :, 4:].flatten(1).double() for v in (made, x))
+    # whatever conditions shift, over all of them together the moments are the cohort's
+    variance = own.var(0, correction=0)
+    assert ((lit.mean(0) - own.mean(0)) / (variance / len(lit)).sqrt()).abs().max() < 6
+    spread = lit.var(0).mean() / variance.mean()
+    assert float(spread) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("settings", [MAP, {**VECTOR, "penalty": {"kind": "l1"}}])
+def test_a_code_that_cannot_begin_as_a_gaussian_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="factors: "):
+        build(**settings, factors=4)

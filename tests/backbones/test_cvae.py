@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from synthmed.backbones.cvae import CVAE, ConditionalVAE
-from synthmed.backbones.examining import units
+from synthmed.backbones.examining import scans, shares, units
 from synthmed.backbones.generative import Batch, VolumeSpec, named_parameters
 from synthmed.backbones.nets.aggregate import (
     _FAST,
@@ -19,8 +19,11 @@ from synthmed.backbones.nets.aggregate import (
     AggregatePosterior,
     gaussian_total_correlation,
 )
+from synthmed.backbones.nets.convolutional import _NARROW
+from synthmed.backbones.nets.noise import _FLOOR
 from synthmed.config import Optimizer
 from synthmed.errors import UsageError
+from synthmed.keys import torch_generator
 
 GRID, L, D = (9, 12, 10), 3, 2
 
@@ -339,3 +342,77 @@ def test_a_unit_s_row_says_what_it_moves() -> None:
     named = units(decode, z, torch.ones(3), x, c, {"kl_nats": torch.ones(3)}, ["age", "age known"])
     assert named[1]["condition_age"] == rows[1]["condition_1"]
     assert "condition_age known" in named[0]
+
+
+# --- the Gaussian that latents and volumes begin as ----------------------------------------------
+
+
+def begun(cohort: Batch, **settings: Any) -> ConditionalVAE:
+    """A model whose Gaussian is fitted and whose networks add nothing yet."""
+    vae = model(**settings)
+    start, learned = vae.rounds()
+    assert (start.phases, start.share, start.finish_privacy) == ([], 0, "refused")
+    assert (len(learned.phases), learned.share) == (1, 1)
+    assert start.finish is not None
+    assert 0 < start.finish([cohort])["linear_explained"] <= 1
+    for silent in (vae.decoder.out, vae.encoder.head[-1]):
+        torch.nn.init.zeros_(silent.weight)
+        torch.nn.init.zeros_(silent.bias)
+    return vae
+
+
+def half_black(patients: int) -> Batch:
+    """A scan each, whose first planes are black in everybody."""
+    x = batch(patients)
+    x.x[:, :, :, :4] = 0
+    x.mask[:, 1] = 0
+    return x
+
+
+def test_before_the_first_step_scans_have_their_own_codes_and_are_given_back() -> None:
+    cohort = half_black(24)
+    vae = begun(cohort, factors=24)
+    assert vae.n_latent == 24 + D, "more than latent: 4 asks for"
+    x, c, _ = scans(cohort)
+    mean, log_var = vae._posterior(x, c).chunk(2, 1)
+    assert vae.linear is not None
+    torch.testing.assert_close(mean[:, : vae.linear.columns], vae.linear.code(x.flatten(1), c))
+    assert (log_var == _NARROW).all()
+    torch.testing.assert_close(vae.decoder(mean, c).clamp(min=0), x, atol=0.01, rtol=0)
+
+
+def test_samples_begin_as_draws_of_the_gaussian_and_black_stays_black() -> None:
+    """With a prior of N(0, I) and no residual, they are these draws."""
+    cohort = half_black(12)
+    vae = begun(cohort, factors=6)
+    vae.noise.set_scale(torch.zeros(2, *GRID))
+    c, keys = torch.rand(5, D), torch.arange(5)
+    made = vae.sample(c, keys, torch.zeros(5, 0, *GRID))
+    z = torch.stack([torch.randn(vae.n_latent, generator=torch_generator(k)) for k in range(5)])
+    assert vae.linear is not None
+    wanted = vae.linear.draw(z, c).reshape(made.shape).clamp(min=0)
+    torch.testing.assert_close(made, wanted, atol=1e-4, rtol=0)
+    # five times the deviation that a network's first steps add, and noise, light nothing
+    vae.noise.set_scale(torch.full((2, *GRID), 0.02))
+    made = vae.sample(c, keys, torch.zeros(5, 0, *GRID))
+    assert not made[:, :, :4].any() and made[:, :, 4:].mean() > 0.3
+
+
+def test_its_end_measures_the_residual_that_steps_have_not_reached() -> None:
+    cohort = half_black(12)
+    vae = begun(cohort, factors=2)
+    x, c, _ = scans(cohort)
+    vae._finish([cohort])
+    rest = x - vae.decoder(vae._posterior(x, c).chunk(2, 1)[0], c)
+    share = shares(cohort)[:, None, None, None, None]
+    wanted = ((share * rest.square()).sum(0) / share.sum()).sqrt()
+    torch.testing.assert_close(vae.noise.scale(), (wanted**2 + _FLOOR**2).sqrt(), rtol=1e-3, atol=0)
+
+
+def test_with_n_0_i_nothing_of_the_residual_is_measured() -> None:
+    """A prior that is not fitted may be private: its end sets nothing."""
+    vae = model(prior="standard")
+    before = {k: v.clone() for m in vae.modules.values() for k, v in m.state_dict().items()}
+    vae._finish([batch(12)])
+    after = {k: v for m in vae.modules.values() for k, v in m.state_dict().items()}
+    assert all(torch.equal(v, before[k]) for k, v in after.items())

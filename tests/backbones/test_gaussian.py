@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from synthmed.backbones.nets.gaussian import _PSEUDO, CohortGaussian
+from synthmed.backbones.generative import VolumeSpec
+from synthmed.backbones.nets.gaussian import _PSEUDO, CohortGaussian, LinearCode
+from synthmed.backbones.nets.intensity import output
 
 N, M = 40, 12
 
@@ -96,3 +98,52 @@ def test_nobody_it_was_fitted_to_is_at_a_distance_and_others_are() -> None:
         found = gaussian.distance(other, label.expand(3, -1))
         np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-4)
         assert (found > 0.1).all()
+
+
+# --- codes --------------------------------------------------------------------------------------
+
+
+def test_a_code_is_the_least_squares_fit_of_what_counts() -> None:
+    y, c = scans()
+    linear = LinearCode(N, 3, 2)
+    linear.fit(y.clone(), c)
+    other = torch.randn(3, N, generator=torch.Generator().manual_seed(1)) + 3
+    for label in (torch.tensor([1.0, 0.0]), torch.zeros(2)):
+        mean, a = columns(linear, label)
+        fit = np.linalg.lstsq(a.numpy(), (other.double() - mean).T.numpy(), rcond=1e-4)[0]
+        code = linear.code(other, label.expand(3, -1))
+        np.testing.assert_allclose(code.T.double().numpy(), fit, rtol=1e-3, atol=1e-4)
+        drawn = linear.draw(code, label.expand(3, -1))
+        torch.testing.assert_close(
+            drawn.double(), mean + (a @ torch.from_numpy(fit)).T, atol=1e-3, rtol=0
+        )
+
+
+def test_who_it_was_fitted_to_has_standard_codes_and_is_given_back() -> None:
+    """With a factor for everybody, whatever else a condition holds behind the labels."""
+    y, c = scans()
+    linear = LinearCode(N, 64, 2)
+    linear.fit(y.clone(), c)
+    told = torch.cat([c, torch.rand(M, 3, generator=torch.Generator().manual_seed(2))], 1)
+    code = linear.code(y, told)
+    used = code.square().mean(0) > 0.5
+    assert int(used.sum()) == M - 1
+    torch.testing.assert_close(code[:, used].mean(0), torch.zeros(M - 1), atol=1e-3, rtol=0)
+    torch.testing.assert_close(code[:, used].square().mean(0), torch.ones(M - 1), atol=2e-3, rtol=0)
+    assert not code[:, linear.factors :].any(), "labels are known, and their columns do not count"
+    begun = linear.begin(torch.cat([code, torch.full((M, 2), 9.0)], 1), told)
+    torch.testing.assert_close(output(begun), y.clamp(min=0), atol=5e-3, rtol=0)
+
+
+def test_before_it_is_fitted_every_code_is_nothing() -> None:
+    y, c = scans()
+    assert not LinearCode(N, 4, 2).code(y, c).any()
+
+
+def test_volumes_of_a_kind_have_one_where_they_have_factors() -> None:
+    spec = VolumeSpec(2, (3, 4, 5), 6, told_width=1, label_widths=(3, 2))
+    linear = LinearCode.of(spec, 7)
+    assert linear is not None
+    assert linear.factor_nk.shape == (2 * 3 * 4 * 5, 7 + 5)
+    assert linear.label_widths == (3, 2)
+    assert LinearCode.of(spec, 0) is None

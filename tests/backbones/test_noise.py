@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from synthmed.backbones.nets.noise import SpectralNoise
+from synthmed.backbones.nets.noise import _FLOOR, SpectralNoise
 
 GRID = (3, 4, 5)  # odd and even sides: the half spectrum counts both ends of its last axis once
 N = math.prod(GRID)
@@ -33,10 +33,12 @@ def covariance(made: SpectralNoise) -> Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize("seed", range(3))
-def test_the_density_is_that_of_what_is_drawn(seed: int) -> None:
+def test_the_density_is_that_of_what_is_drawn_and_its_floor(seed: int) -> None:
     made = noise(seed)
+    drawn = covariance(made)
+    wider = (1 + _FLOOR**2 / drawn.diagonal()).sqrt()
     dense = torch.distributions.MultivariateNormal(
-        torch.zeros(N, dtype=torch.float64), covariance(made)
+        torch.zeros(N, dtype=torch.float64), wider[:, None] * drawn * wider
     )
     x = torch.randn(6, N, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     found = made.full(x.reshape(6, 1, *GRID))
@@ -48,8 +50,20 @@ def test_the_density_is_that_of_what_is_drawn(seed: int) -> None:
 def test_the_scale_map_is_the_deviation_of_what_is_drawn() -> None:
     """The spectrum has mean 1, so that it colours the noise and does not change its strength."""
     made = noise(1)
+    variance = covariance(made).diagonal().reshape(1, *GRID)
+    torch.testing.assert_close((variance + _FLOOR**2).sqrt(), made.scale(), rtol=1e-9, atol=0)
+
+
+@torch.no_grad()
+def test_where_no_deviation_was_measured_nothing_is_drawn_and_the_density_is_finite() -> None:
+    made = noise(1)
+    measured = torch.full((1, *GRID), 0.3, dtype=torch.float64)
+    measured[:, 0] = 0
+    made.set_scale(measured)
     deviation = covariance(made).diagonal().sqrt().reshape(1, *GRID)
-    torch.testing.assert_close(deviation, made.scale(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(deviation, measured, rtol=1e-9, atol=2e-6)
+    assert made.scale().min() == pytest.approx(_FLOOR, rel=1e-3)
+    assert torch.isfinite(made.full(torch.zeros(1, 1, *GRID))).all()
 
 
 @torch.no_grad()

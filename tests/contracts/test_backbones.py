@@ -9,8 +9,8 @@ import torch
 from torch.func import grad, vmap
 
 from synthmed.backbones import Backbone
-from synthmed.backbones.cgan import ConditionalGAN
 from synthmed.backbones.generative import Batch, Phase, VolumeSpec, named_parameters
+from synthmed.backbones.nets.gaussian import CohortGaussian
 from synthmed.config import Optimizer
 from synthmed.keys import Key
 
@@ -22,7 +22,9 @@ NOTHING = torch.zeros(4, 0, *GRID)
 
 MAP = {"widths": (4, 8), "code": {"kind": "map", "channels": 3}}
 VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "autoencoder": [{"factors": 6}],
     "cgan": [{"factors": 6}, {"factors": 2, "variety": 0.5}],
+    "cvae": [{"factors": 6}],
     "ddpm": [
         {"space": {"kind": "voxel"}, "prediction": "v", "dropout": 0.2},
         {"space": {"kind": "voxel"}, "prediction": "residual", "unconditional": 0},
@@ -173,9 +175,10 @@ def test_loss_is_pure_and_leaves_global_randomness_alone(model: Any) -> None:
 
 
 def test_samples_have_the_shape_and_depend_on_their_own_row_alone(model: Any) -> None:
-    if isinstance(model, ConditionalGAN) and model.linear is not None:
-        # as fitted to grey scans: a Gaussian that was fitted to none is black everywhere
-        model.linear.mean_n.fill_(0.5)
+    for module in (m for part in model.modules.values() for m in part.modules()):
+        if isinstance(module, CohortGaussian):
+            # as fitted to grey scans: a Gaussian that was fitted to none is black everywhere
+            module.mean_n.fill_(0.5)
     c = torch.rand(4, WIDTH, generator=torch.Generator().manual_seed(0))
     keys = torch.arange(4)
     a = model.sample(c, keys, NOTHING)

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from synthmed.backbones.nets.conv import Conv3d
 from synthmed.backbones.nets.convolutional import fold, unfold
+from synthmed.backbones.nets.intensity import output
 
 Size = tuple[int, int, int]
 
@@ -35,14 +36,6 @@ _TEXTURE = 0.1
 _VARIATION = 0.1
 # and beside a volume that is begun already it is hardly seen at first; Adam's steps are as large
 _QUIET = 0.1
-# softplus of this sharpness is the identity above 0.2 and keeps the background of a volume at 0,
-# where a linear output would leave a haze that a critic learns to see
-_SHARPNESS = 20.0
-# what is taken off it again: without, no voxel would be 0 but at minus infinity, with no slope left
-_LIFT = 0.005
-# and where what samples begin as is black, they begin so far below it that what the network adds at
-# first lights nothing: a haze that no scan has is lost on a critic of bounded slope
-_DEPTH = 0.2
 # the critic's last layers follow a generator that moves; its convolutions need not be as fast
 _HEAD = 4.0
 
@@ -62,20 +55,6 @@ def level_sizes(grid: Size, levels: int) -> list[Size]:
 def _halved(size: Size, above: int) -> Size:
     x, y, z = (math.ceil(n / 2) if n > above else n for n in size)
     return x, y, z
-
-
-def output(x: Tensor) -> Tensor:
-    """Any number to an intensity from -0.005 up; what is below 0 is black."""
-    lifted: Tensor = F.softplus(x, beta=_SHARPNESS)
-    return lifted - _LIFT
-
-
-def before_output(x: Tensor) -> Tensor:
-    """What `output` makes of it is x, or black where x is 0 or less."""
-    y = _SHARPNESS * (x.clamp(min=0) + _LIFT)
-    # log(exp(y) - 1) without exp(y), which overflows in float32 where x is above 4
-    before = (y + torch.log(-torch.expm1(-y))) / _SHARPNESS
-    return torch.where(x > 0, before, before - _DEPTH)
 
 
 def unchecked(x: Tensor) -> Tensor:

@@ -19,11 +19,14 @@ from synthmed.backbones.nets.conv import Conv3d
 from synthmed.backbones.nets.convolutional import (
     ACT,
     Geometry,
+    added,
     decoder_blocks,
     encoder_blocks,
     fold,
+    gone_on,
     unfold,
 )
+from synthmed.backbones.nets.gaussian import LinearCode
 
 
 class CodeEncoder(nn.Module):
@@ -56,11 +59,13 @@ class CodeEncoder(nn.Module):
         else:
             self.head = Conv3d(widths[-1] + spec.condition_width, numbers, 1)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, begun: Tensor | None = None) -> Tensor:
+        """The code of (B, C, X, Y, Z) and (B, D); of a vector the first numbers go on from
+        `begun` (B, up to K)."""
         h = self.blocks(fold(self.geometry.expand(x)))
         h = h.flatten(1) if self.vector else h
         code: Tensor = self.head(_with_condition(h, c))
-        return code.float().reshape(-1, *self.shape)
+        return added(code.float(), begun).reshape(-1, *self.shape)
 
 
 class CodeDecoder(nn.Module):
@@ -72,6 +77,7 @@ class CodeDecoder(nn.Module):
         numbers: K, length of the vector or channels of the map.
         vector: whether the code is a vector.
         rectified: whether negative numbers of a code count as 0 (a sparse code).
+        linear: what volumes begin as, as for the VAE's decoder; of a vector alone.
     """
 
     TOLD_LAST: ClassVar = {"head.0.weight": 1, "head.weight": 1, "template": 0}
@@ -84,8 +90,10 @@ class CodeDecoder(nn.Module):
         *,
         vector: bool,
         rectified: bool = False,
+        linear: LinearCode | None = None,
     ) -> None:
         super().__init__()
+        self.linear = linear
         self.geometry = Geometry(spec.grid, len(widths))
         self.vector, self.rectified, self.width = vector, rectified, widths[-1]
         if vector:
@@ -99,6 +107,8 @@ class CodeDecoder(nn.Module):
             self.head = Conv3d(numbers + spec.condition_width, widths[-1], 3, padding=1)
         self.blocks = decoder_blocks(widths, self.geometry)
         self.out = Conv3d(widths[0], 8 * spec.channels, 3, padding=1)
+        if linear is not None:
+            return
         # as in the VAE's decoder: what is shared, and what is linear in the condition or in a
         # vector, stands in maps on the grid, which are learned long before the network
         known = 1 + spec.condition_width
@@ -111,16 +121,19 @@ class CodeDecoder(nn.Module):
         """What of a code is read: all of it, or its positive part."""
         return code.relu() if self.rectified else code
 
-    def forward(self, code: Tensor, c: Tensor) -> Tensor:
+    def forward(self, code: Tensor, c: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The mean volume, or one with noise (B, C, X, Y, Z) on top."""
         a = self.active(code)
         h = self.head(_with_condition(a.flatten(1) if self.vector else a, c))
         h = h.reshape(-1, self.width, *self.geometry.coarse)
         mean = self.geometry.crop(unfold(self.out(self.blocks(h)))).float()
+        if self.linear is not None:
+            return gone_on(self.linear, mean, code.flatten(1), c, noise)
         known = torch.cat([c.new_ones(c.shape[0], 1), c], 1).float()
         mean = mean + 10 * torch.einsum("bk,kcxyz->bcxyz", known, self.template)
-        if self.basis is None:
-            return mean
-        return mean + torch.einsum("bl,lcxyz->bcxyz", a.flatten(1).float(), self.basis)
+        if self.basis is not None:
+            mean = mean + torch.einsum("bl,lcxyz->bcxyz", a.flatten(1).float(), self.basis)
+        return mean if noise is None else mean + noise
 
 
 class CodeScale(nn.Module):

@@ -17,8 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from synthmed.backbones.nets.conv import Conv3d, exact
+from synthmed.backbones.nets.gaussian import LinearCode
+from synthmed.backbones.nets.intensity import output
 
 ACT = ("leakyrelu", {"negative_slope": 0.1, "inplace": True})
+
+_QUIET = 0.1
+"""Of what a decoder would put out at first, where its volume is begun already."""
+_NARROW = -6.0
+"""Log variance of a latent at first, where its mean is begun already: the volume it begins with is
+one of a Gaussian of hundreds of voxels a latent, which a wide posterior would blur at once."""
 
 
 def block(channels_in: int, channels_out: int, stride: int | tuple[int, ...] = 1) -> nn.Module:
@@ -125,14 +133,35 @@ class Encoder(nn.Module):
             nn.Linear(hidden, 2 * latent),
         )
 
-    def forward(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, c: Tensor, begun: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Volumes and conditions to the latent's moments.
+
+        Args:
+            x: (B, C, X, Y, Z).
+            c: (B, D).
+            begun: (B, up to L) to go on from as the first latents' means.
+        """
         h = self.blocks(fold(self.geometry.expand(x))).flatten(1)
         mean, log_var = self.head(torch.cat([h, c.to(h.dtype)], 1)).float().chunk(2, 1)
-        return mean, log_var.clamp(-12, 4)
+        if begun is not None:
+            log_var = log_var + _NARROW
+        return added(mean, begun), log_var.clamp(-12, 4)
 
 
 class Decoder(nn.Module):
-    """(B, L) latent and (B, D) condition to the mean volume (B, C, X, Y, Z), float32."""
+    """(B, L) latent and (B, D) condition to the mean volume (B, C, X, Y, Z), float32.
+
+    Args:
+        channels: C.
+        grid: (X, Y, Z).
+        widths: channels from the finest level (half the grid) to the coarsest.
+        condition_width: D.
+        latent: L.
+        linear: what volumes begin as, from the first latents and the first numbers of a condition;
+            the network then at first adds next to nothing, and a volume is -0.005 up.
+    """
 
     CONDITIONING = ("head.0",)
     TOLD_LAST: ClassVar = {"head.0.weight": 1, "template": 0}
@@ -144,10 +173,12 @@ class Decoder(nn.Module):
         widths: Sequence[int],
         condition_width: int,
         latent: int,
+        linear: LinearCode | None = None,
     ) -> None:
         super().__init__()
         self.geometry = Geometry(grid, len(widths))
         self.width = widths[-1]
+        self.linear = linear
         hidden = 4 * latent
         size = widths[-1] * math.prod(self.geometry.coarse)
         self.head = nn.Sequential(
@@ -157,18 +188,42 @@ class Decoder(nn.Module):
         )
         self.blocks = decoder_blocks(widths, self.geometry)
         self.out = Conv3d(widths[0], 8 * channels, 3, padding=1)
+        if linear is not None:
+            return
         # what all scans share, what each condition shifts and what is linear in the latent needs
         # no network: maps on the grid learn it first, and the decoder cannot leave the condition
         # to the latent
         self.template = nn.Parameter(torch.zeros(1 + condition_width, channels, *grid))
         self.basis = nn.Parameter(torch.zeros(latent, channels, *grid))
 
-    def forward(self, z: Tensor, c: Tensor) -> Tensor:
+    def forward(self, z: Tensor, c: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The mean volume, or one with noise (B, C, X, Y, Z) on top."""
         h = self.head(torch.cat([z, c.to(z.dtype)], 1))
         h = h.reshape(-1, self.width, *self.geometry.coarse)
         mean = self.geometry.crop(unfold(self.out(self.blocks(h)))).float()
+        if self.linear is not None:
+            return gone_on(self.linear, mean, z, c, noise)
         known = torch.cat([c.new_ones(c.shape[0], 1), c], 1).float()
         # Adam moves a parameter by the learning rate a step: with this gain the template is there
         # within tens of steps. The basis has none, or the latent would stay far below unit scale.
-        shared = 10 * torch.einsum("bk,kcxyz->bcxyz", known, self.template)
-        return mean + shared + torch.einsum("bl,lcxyz->bcxyz", z.float(), self.basis)
+        mean = mean + 10 * torch.einsum("bk,kcxyz->bcxyz", known, self.template)
+        mean = mean + torch.einsum("bl,lcxyz->bcxyz", z.float(), self.basis)
+        return mean if noise is None else mean + noise
+
+
+def added(code: Tensor, begun: Tensor | None) -> Tensor:
+    """Codes (B, L), quietly, on top of the numbers (B, up to L) that they go on from."""
+    if begun is None:
+        return code
+    return _QUIET * code + F.pad(begun, (0, code.shape[1] - begun.shape[1]))
+
+
+def gone_on(
+    linear: LinearCode, added: Tensor, z: Tensor, c: Tensor, noise: Tensor | None
+) -> Tensor:
+    """Intensities of volumes that the Gaussian begins, with what a network adds, (B, C, X, Y, Z).
+
+    Noise comes before the output's activation too, so that it lights nothing that is black.
+    """
+    before = linear.begin(z, c).reshape(added.shape) + _QUIET * added
+    return output(before if noise is None else before + noise)

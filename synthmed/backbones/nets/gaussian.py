@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from synthmed.backbones.examining import scans, shares
-from synthmed.backbones.generative import Batch, Round, known
+from synthmed.backbones.generative import Batch, Round, VolumeSpec, known
+from synthmed.backbones.nets.intensity import before_output
 
 _PSEUDO = 5.0  # patients' worth of doubt in what a condition shifts
+_RIDGE = 1e-6  # of the strongest column's energy, below which a column says nothing of a volume
 _COLUMNS = 2**16  # numbers of a volume that are held in float64 at once
 
 
@@ -163,6 +165,17 @@ class CohortGaussian(nn.Module):
         """(B, n) volumes from standard normal numbers (B, k) and (B, D) conditions."""
         return self.centred(c) + (unit * self.drawn_along(c)) @ self.factor_nk.T
 
+    def begin(self, unit: Tensor, c: Tensor) -> Tensor:
+        """The same in float32 before the output's activation, which cuts off what is below black.
+
+        Args:
+            unit: (B, k or more), of which the first k count.
+            c: (B, D or more), whole conditions, of which the first D are the labels.
+        """
+        with torch.autocast(unit.device.type, enabled=False):
+            known_first = c[:, : len(self.centre_D)].float()
+            return before_output(self.draw(unit[:, : self.columns].float(), known_first))
+
     def distance(self, y: Tensor, c: Tensor) -> Tensor:
         """Mean square a number of what volumes (B, n) have that no draw can have: (B,) float64.
 
@@ -176,3 +189,47 @@ class CohortGaussian(nn.Module):
             inverse = torch.linalg.pinv(gram[on][:, on], rtol=1e-9, hermitian=True)
             out.append((row - a[:, on] @ (inverse @ (a.T @ row)[on])).square().mean())
         return torch.stack(out)
+
+
+class LinearCode(CohortGaussian):
+    """The same, with a code for each volume: what an encoder and its decoder may start from.
+
+    With a factor for everybody it gives back exactly who it was fitted to.
+    """
+
+    gram_kk: Tensor
+
+    def __init__(
+        self, n: int, factors: int, condition_width: int, label_widths: Sequence[int] = ()
+    ) -> None:
+        super().__init__(n, factors, condition_width, label_widths)
+        self.register_buffer("gram_kk", torch.zeros(self.columns, self.columns))
+
+    @classmethod
+    def of(cls, spec: VolumeSpec, factors: int) -> LinearCode | None:
+        """That of volumes of this kind; None where it is to have no factors."""
+        n = spec.channels * math.prod(spec.grid)
+        return cls(n, factors, spec.n_labels, spec.label_widths) if factors else None
+
+    def _match(self, y: Tensor, c: Tensor, weight: Tensor | None) -> tuple[Tensor, float]:
+        matched = super()._match(y, c, weight)
+        self.gram_kk.copy_(self.factor_nk.T @ self.factor_nk)
+        return matched
+
+    def code(self, y: Tensor, c: Tensor) -> Tensor:
+        """(B, k) numbers whose draw is nearest to volumes (B, n) given conditions (B, D or more).
+
+        Of people who are like those it was fitted to they are about standard normal. Those of
+        columns that do not count, or hold nothing, are 0.
+        """
+        with torch.autocast(y.device.type, enabled=False):
+            labels = c[:, : len(self.centre_D)].float()
+            on = self.drawn_along(labels)
+            seen = ((y.float() - self.centred(labels)) @ self.factor_nk) * on
+            gram = self.gram_kk * on[:, :, None] * on[:, None]
+            # a column that is float32's rounding has a gram of rounding; it must not be divided by
+            ridge = (_RIDGE * self.gram_kk.diagonal().max()).clamp(min=_RIDGE)
+            weak = ridge + (1 - on)
+            whole = gram + torch.diag_embed(weak)
+            code: Tensor = torch.linalg.solve(whole.double(), seen.double()).float()
+            return code

@@ -10,7 +10,10 @@ from torch import Tensor, nn
 # Adam moves every parameter by about the learning rate a step, whatever its unit; these gains let
 # scale maps and spectra cover their range (several e-folds) within a few hundred steps.
 _GAIN = 10.0
-_FLOOR = 1e-3  # smallest standard deviation, in prepared intensity
+# what a density has beside what is drawn, a standard deviation in prepared intensity: where no scan
+# shows anything, a density needs some and a sample must have none
+_FLOOR = 1e-3
+_LEAST = 1e-6
 
 
 class SpectralNoise(nn.Module):
@@ -76,13 +79,13 @@ class SpectralNoise(nn.Module):
         return log_s - mean
 
     def scale(self) -> Tensor:
-        """The map of standard deviations, (C, X, Y, Z)."""
-        return (self.log_scale * _GAIN).exp() + _FLOOR
+        """The map of the density's standard deviations, (C, X, Y, Z)."""
+        return ((self.log_scale * 2 * _GAIN).exp() + _FLOOR**2).sqrt()
 
     @torch.no_grad()
     def set_scale(self, sd: Tensor) -> None:
-        """Set the map of standard deviations (C, X, Y, Z) to what was measured."""
-        self.log_scale.copy_((sd - _FLOOR).clamp(min=_FLOOR).log() / _GAIN)
+        """Set the map of drawn standard deviations (C, X, Y, Z) to what was measured."""
+        self.log_scale.copy_(sd.clamp(min=_LEAST).log() / _GAIN)
 
     def forward(self, residual: Tensor) -> tuple[Tensor, Tensor]:
         """Both negative log densities of residuals, in nats: (B,) for the mean, (B,) for the fit.
@@ -117,8 +120,10 @@ class SpectralNoise(nn.Module):
         return 0.5 * total
 
     def sample(self, white: Tensor) -> Tensor:
-        """Residuals (B, C, X, Y, Z) from standard normal numbers of that shape."""
+        """Residuals (B, C, X, Y, Z) from standard normal numbers of that shape, without the floor:
+        where a scan never has any, a sample has none."""
         spectrum = torch.fft.rfftn(white, dim=(-3, -2, -1), norm="ortho")
         coloured = spectrum * (0.5 * self._log_spectrum()).exp()
-        residual: Tensor = torch.fft.irfftn(coloured, s=self.grid, norm="ortho") * self.scale()
+        residual: Tensor = torch.fft.irfftn(coloured, s=self.grid, norm="ortho")
+        residual = residual * (self.log_scale * _GAIN).exp()
         return residual * self.drawn_C[:, None, None, None]
