@@ -31,6 +31,7 @@ from synthmed.backbones.generative import (
 )
 from synthmed.conditions import Conditions
 from synthmed.config import Augment, Config, Optimizer
+from synthmed.deid.pseudonyms import KEY_BYTES, KEY_FILE
 from synthmed.errors import BudgetExhausted, InputError, Interrupted, UsageError
 from synthmed.keys import Key
 from synthmed.loader import Loader
@@ -64,10 +65,15 @@ BACKBONES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path) -> Iterator[Path]:
-    """A SYNTHMED_HOME of the test's own."""
+    """A SYNTHMED_HOME of the test's own, with a known key: who a step draws depends on it, and so
+    how many steps are charged before the batch at which some tests stop."""
+    folder = tmp_path / "home"
+    folder.mkdir(mode=0o700)
+    (folder / KEY_FILE).write_bytes(bytes(KEY_BYTES))
+    (folder / KEY_FILE).chmod(0o600)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SYNTHMED_HOME", str(tmp_path / "home"))
-        yield tmp_path / "home"
+        patch.setenv("SYNTHMED_HOME", str(folder))
+        yield folder
 
 
 def dataset(n: int = 14, seed: int = 0) -> Dataset:
