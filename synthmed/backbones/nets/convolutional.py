@@ -133,9 +133,7 @@ class Encoder(nn.Module):
             nn.Linear(hidden, 2 * latent),
         )
 
-    def forward(
-        self, x: Tensor, c: Tensor, begun: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, c: Tensor, begun: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Volumes and conditions to the latent's moments.
 
         Args:
