@@ -82,10 +82,18 @@ class Origin:
                 the other run's patients and nothing would fit them anew.
 
         Raises:
-            UsageError: no tensor fits.
+            UsageError: no tensor fits, or one of the two models goes on from the cohort's Gaussian
+                and the other does not: what a network adds is then in another unit.
         """
         there = load_file(self.path / WEIGHTS)
         mine = named_state(model)
+        begun = [any(k.endswith("linear.mean_n") for k in state) for state in (there, mine)]
+        if begun[0] != begun[1]:
+            raise UsageError(
+                "train.init: one of the two models begins as the cohort's Gaussian "
+                f"({'that one' if begun[0] else 'this one'}), the other does not",
+                "Set backbone.factors to the same number in both configs, or leave train.init out.",
+            )
         if not buffers:
             there = {k: v for k, v in there.items() if k in named_parameters(model)}
         taken = {

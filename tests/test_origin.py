@@ -119,6 +119,15 @@ def test_what_cannot_be_started_from_says_so(finished: Finished, tmp_path: Path)
         origin.Origin(tmp_path / "model", "", {}, 0).start(model, 0)
 
 
+def test_a_model_that_begins_as_the_gaussian_and_one_that_does_not_are_kept_apart(
+    finished: Finished,
+) -> None:
+    """What the networks add is in another unit there, and would be ten times too large or small."""
+    with pytest.raises(UsageError, match="begins as the cohort's Gaussian .this one.") as error:
+        started(changed(finished, backbone__factors=4))
+    assert "backbone.factors" in str(error.value)
+
+
 def test_it_is_known_whether_the_weights_knew_who_is_held_out(
     finished: Finished, tmp_path: Path
 ) -> None:

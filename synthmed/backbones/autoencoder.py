@@ -110,7 +110,7 @@ class Autoencoder(_Part):
         residual: what a sample has on top of the decoder's mean, which is smoother than any scan:
             noise with the residual's learned texture, independent noise, or nothing.
         components: most components of the mixture fitted to the codes.
-        directions: most principal directions of the codes that are sampled.
+        directions: most principal directions of the codes that are sampled; with factors all.
         factors: most factors of the cohort's Gaussian (mean, labels' shifts, principal components)
             that a vector and its volume begin as, so that it has at least as many numbers; what
             the networks add starts near nothing. 0 begins at nothing.
@@ -236,11 +236,13 @@ class Compressor:
         return volume
 
     def membership_scores(self, x: Tensor, c: Tensor) -> Mapping[str, Tensor]:
-        """Minus the log of a scan's reconstruction error (n,), nothing of it spoilt.
+        """Minus the log of a scan's reconstruction error (n,), nothing of it spoilt; with factors
+        also minus the log of its distance from all draws of the Gaussian.
 
         Source: Hilprecht et al. 2019 (arXiv:1906.03006), the reconstruction attack.
         """
-        return {"reconstruction": closeness(x, self.decode(self.encode(x, c), c))}
+        scores = {"reconstruction": closeness(x, self.decode(self.encode(x, c), c))}
+        return scores if self.linear is None else scores | {"gaussian": self.linear.closeness(x, c)}
 
     def phase(self) -> Phase:
         """The phase that trains encoder, decoder and residual together."""
@@ -293,15 +295,9 @@ class Compressor:
             conditions.append(known)
         raw, c = torch.cat(codes), torch.cat(conditions)
         self.scale.fit(raw[evenly(batches)])
-        # steps have learned them on what could not be restored of spoilt scans, and few steps only
-        # a part of the way; samples are of whole ones
-        total, people = torch.zeros_like(self.noise.log_scale), 0
-        for batch, part in zip(batches, codes, strict=True):
-            x, known, _ = scans(batch)
-            square = (x - in_chunks(self.decoder, part, known)).square()
-            total += torch.einsum("n,ncxyz->cxyz", shares(batch), square)
-            people += len(batch.mask)
-        self.noise.set_scale((total / people).sqrt())
+        if self.config.residual != "none":
+            # of scans as they are: steps saw what could not be restored of spoilt ones
+            self.noise.measure(lambda: map(self._residual, batches, codes))
         code = self.scale.normalise(raw)
         active = self.active(code.flatten(1))
         figures = {
@@ -311,6 +307,11 @@ class Compressor:
             "noise_sd": float(self.noise.scale().median()),
         }
         return code, c, figures
+
+    def _residual(self, batch: Batch, code: Tensor) -> tuple[Tensor, Tensor]:
+        """How much each scan of a batch counts (n,), and what the decoder's mean lacks of it."""
+        x, c, _ = scans(batch)
+        return shares(batch), x - in_chunks(self.decoder, code, c)
 
     def active(self, code: Tensor) -> Tensor:
         """Which numbers of codes (n, N) in units of the scale are at work, (n, N).
@@ -341,7 +342,10 @@ class GenerativeAutoencoder:
         self.config, self.spec = config, spec
         self.compressor = Compressor(config, spec, optimizer)
         size = math.prod(self.compressor.code_shape)
-        self.mixture = CodeMixture(size, spec.condition_width, config.components, config.directions)
+        linear = self.compressor.linear
+        # those of a Gaussian's code vary alike: none of them may be left out
+        directions = max(config.directions, 0 if linear is None else linear.columns)
+        self.mixture = CodeMixture(size, spec.condition_width, config.components, directions)
 
     @property
     def modules(self) -> Mapping[str, nn.Module]:
@@ -453,5 +457,4 @@ class GenerativeAutoencoder:
         white = torch.stack([torch.randn(shape, generator=g) for g in generators])
         code = self.mixture(uniform, unit.to(device), conditions)
         code = code.reshape(-1, *self.compressor.code_shape)
-        made = self.compressor.decode(code, conditions, white.to(device))
-        return made if self.compressor.linear is None else made.clamp(min=0)
+        return self.compressor.decode(code, conditions, white.to(device))

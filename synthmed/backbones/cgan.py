@@ -457,14 +457,8 @@ class ConditionalGAN:
         """
         scores = {"critic": self._scores(x, c, given).double()}
         if self.linear is not None:
-            scores["gaussian"] = -in_chunks(self._outside, x, c).clamp(min=1e-30).log()
+            scores["gaussian"] = self.linear.closeness(x, c)
         return scores
-
-    def _outside(self, x: Tensor, c: Tensor) -> Tensor:
-        """How far scans (n, C, X, Y, Z) are from every draw of the Gaussian, (n,)."""
-        if self.linear is None:
-            raise TypeError("only a model with factors has a Gaussian")
-        return self.linear.distance(x.flatten(1), c[:, : self.n_labels])
 
     @torch.no_grad()
     def sample(self, conditions: Tensor, keys: Tensor, given: Tensor) -> Tensor:

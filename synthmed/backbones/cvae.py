@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
@@ -69,10 +69,12 @@ class CVAE(BaseModel):
         ema: decay of the moving average of the weights that is kept.
         prior: where z is drawn from. `fitted` is a Gaussian, linear in the condition, matched to
             the training patients' posteriors at the end, since on small cohorts these are far
-            from N(0, I); it reads patients. `standard` is N(0, I).
+            from N(0, I); the residual is measured on them then as well. It reads patients.
+            `standard` is N(0, I).
         factors: most factors of the cohort's Gaussian (mean, labels' shifts, principal components)
             that latents and volumes begin as, so that there are at least as many latents; what the
-            networks add starts near nothing. Fitting it reads patients; 0 begins at nothing.
+            networks add starts near nothing. Fitting it reads patients, as the prior does that goes
+            with it; 0 begins at nothing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -92,6 +94,14 @@ class CVAE(BaseModel):
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.995
     prior: Literal["fitted", "standard"] = "fitted"
     factors: Annotated[int, Field(ge=0, le=256)] = 0
+
+    @model_validator(mode="after")
+    def _fitted(self) -> CVAE:
+        if self.factors and self.prior == "standard":
+            raise ValueError(
+                "factors: they are fitted to patients; set prior: fitted, or factors: 0"
+            )
+        return self
 
     def build(self, spec: VolumeSpec, optimizer: Optimizer) -> ConditionalVAE:
         """The model for volumes of this kind; weights from torch's global generator.
@@ -196,21 +206,16 @@ class ConditionalVAE:
     def _finish(self, batches: Sequence[Batch]) -> Mapping[str, float]:
         """Fit the prior, and tell how much of the latent is used (Burda et al. 2016)."""
         posteriors, conditions = [], []
-        square, people = torch.zeros_like(self.noise.log_scale), 0
         for batch in batches:
             x, known, _ = scans(batch)
             posteriors.append(self._posterior(x, known))
             conditions.append(known)
-            rest = x - in_chunks(self.decoder, posteriors[-1].chunk(2, 1)[0], known)
-            square += torch.einsum("n,ncxyz->cxyz", shares(batch), rest.square())
-            people += len(batch.mask)
         rows = evenly(batches)
         mean, log_var = torch.cat(posteriors)[rows].chunk(2, 1)
         c = torch.cat(conditions)[rows]
         if self.config.prior == "fitted":
             self.prior.fit(mean, log_var.exp(), c)
-            # few steps have learned the residual's deviations a part of the way only
-            self.noise.set_scale((square / people).sqrt())
+            self.noise.measure(lambda: map(self._residual, batches, posteriors))
         kl = 0.5 * (mean**2 + log_var.exp() - 1 - log_var)
         *_, rest = regress(mean, c)
         covariance = rest.T @ rest / len(rest) + log_var.exp().mean(0).double().cpu().diag()
@@ -259,6 +264,11 @@ class ConditionalVAE:
         )
         return Examination(figures=figures, tables={"latents": table}, pictures=pictures)
 
+    def _residual(self, batch: Batch, posterior: Tensor) -> tuple[Tensor, Tensor]:
+        """How much each scan of a batch counts (n,), and what the decoder's mean lacks of it."""
+        x, c, _ = scans(batch)
+        return shares(batch), x - in_chunks(self.decoder, posterior.chunk(2, 1)[0], c)
+
     def _posterior(self, x: Tensor, c: Tensor) -> Tensor:
         """Mean and log variance of q(z | x, c) beside each other, (n, 2 L)."""
         return in_chunks(lambda a, k: torch.cat(self.encoder(a, k, self._begun(a, k)), 1), x, c)
@@ -270,7 +280,9 @@ class ConditionalVAE:
         """The evidence lower bound in nats a voxel, and the reconstruction at the posterior mean.
 
         The bound is that of the model that is sampled: E_q log p(x | z, c) under the learned
-        covariance, less KL(q(z | x, c) || p(z | c)) from the prior as it was fitted.
+        covariance, less KL(q(z | x, c) || p(z | c)) from the prior as it was fitted. With factors
+        also minus the log of a scan's distance from all draws of the Gaussian; the bound then takes
+        noise near black for larger than it is drawn, which is before the output's activation.
 
         Source: Hilprecht et al. 2019 (arXiv:1906.03006), the reconstruction attack.
         """
@@ -281,10 +293,11 @@ class ConditionalVAE:
             z = mean + (0.5 * log_var).exp() * eps.to(mean.device)
             bound -= self.noise.full(x - self.decoder(z, c)).double() / N_DRAWS
         rebuilt = self.decoder(mean, c)
-        return {
+        scores = {
             "evidence lower bound": bound / x[0].numel(),
             "reconstruction": closeness(x, rebuilt),
         }
+        return scores if self.linear is None else scores | {"gaussian": self.linear.closeness(x, c)}
 
     @torch.no_grad()
     def sample(self, conditions: Tensor, keys: Tensor, given: Tensor) -> Tensor:
@@ -295,7 +308,7 @@ class ConditionalVAE:
         white = torch.stack([torch.randn(self.shape, generator=g) for g in generators])
         z = self.prior(unit.to(device), conditions)
         made: Tensor = self.decoder(z, conditions, self.noise.sample(white.to(device)))
-        return made if self.linear is None else made.clamp(min=0)
+        return made
 
 
 class LatentPrior(nn.Module):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from torch.func import grad, vmap
 
@@ -23,7 +24,7 @@ from synthmed.backbones.nets.convolutional import _NARROW
 from synthmed.backbones.nets.noise import _FLOOR
 from synthmed.config import Optimizer
 from synthmed.errors import UsageError
-from synthmed.keys import torch_generator
+from synthmed.keys import Key, torch_generator
 
 GRID, L, D = (9, 12, 10), 3, 2
 
@@ -378,7 +379,29 @@ def test_before_the_first_step_scans_have_their_own_codes_and_are_given_back() -
     assert vae.linear is not None
     torch.testing.assert_close(mean[:, : vae.linear.columns], vae.linear.code(x.flatten(1), c))
     assert (log_var == _NARROW).all()
-    torch.testing.assert_close(vae.decoder(mean, c).clamp(min=0), x, atol=0.01, rtol=0)
+    torch.testing.assert_close(vae.decoder(mean, c), x, atol=0.01, rtol=0)
+    nothing = torch.zeros(len(x), 0, *GRID)
+    mine, theirs = (
+        vae.membership_scores(v, c, nothing, Key.root(0))["gaussian"] for v in (x, x.roll(1, 4))
+    )
+    assert mine.min() > theirs.max(), "weights with a factor for everybody tell who they are of"
+
+
+def test_black_is_nothing_and_can_still_be_learned() -> None:
+    cohort = half_black(12)
+    vae = begun(cohort, factors=6)
+    x, c, _ = scans(cohort)
+    with torch.no_grad():
+        made = vae.decoder(torch.randn(len(x), vae.n_latent), c)
+    assert not made[:, :, :4].any() and (made >= 0).all()
+    made = vae.decoder(torch.randn(len(x), vae.n_latent), c)
+    (slope,) = torch.autograd.grad(made[:, :, :4].sum(), vae.decoder.out.bias)
+    assert (slope > 0).all()
+
+
+def test_factors_go_with_a_prior_that_is_fitted() -> None:
+    with pytest.raises(ValidationError, match="factors: "):
+        model(factors=4, prior="standard")
 
 
 def test_samples_begin_as_draws_of_the_gaussian_and_black_stays_black() -> None:
@@ -407,6 +430,7 @@ def test_its_end_measures_the_residual_that_steps_have_not_reached() -> None:
     share = shares(cohort)[:, None, None, None, None]
     wanted = ((share * rest.square()).sum(0) / share.sum()).sqrt()
     torch.testing.assert_close(vae.noise.scale(), (wanted**2 + _FLOOR**2).sqrt(), rtol=1e-3, atol=0)
+    assert not vae.noise.log_spectrum.eq(0).all(), "and its spectrum with it"
 
 
 def test_with_n_0_i_nothing_of_the_residual_is_measured() -> None:

@@ -158,7 +158,7 @@ class Decoder(nn.Module):
         condition_width: D.
         latent: L.
         linear: what volumes begin as, from the first latents and the first numbers of a condition;
-            the network then at first adds next to nothing, and a volume is -0.005 up.
+            the network then at first adds next to nothing, and no voxel is below 0.
     """
 
     CONDITIONING = ("head.0",)
@@ -216,12 +216,12 @@ def added(code: Tensor, begun: Tensor | None) -> Tensor:
     return _QUIET * code + F.pad(begun, (0, code.shape[1] - begun.shape[1]))
 
 
-def gone_on(
-    linear: LinearCode, added: Tensor, z: Tensor, c: Tensor, noise: Tensor | None
-) -> Tensor:
+def gone_on(linear: LinearCode, more: Tensor, z: Tensor, c: Tensor, noise: Tensor | None) -> Tensor:
     """Intensities of volumes that the Gaussian begins, with what a network adds, (B, C, X, Y, Z).
 
-    Noise comes before the output's activation too, so that it lights nothing that is black.
+    Noise comes before the output's activation too, so that it lights nothing that is black. Black
+    is 0, not the little below it where the activation ends, and has the activation's slope still.
     """
-    before = linear.begin(z, c).reshape(added.shape) + _QUIET * added
-    return output(before if noise is None else before + noise)
+    before = linear.begin(z, c).reshape(more.shape) + _QUIET * more
+    made = output(before if noise is None else before + noise)
+    return made + (made.clamp(min=0) - made).detach()

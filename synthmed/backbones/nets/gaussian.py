@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from synthmed.backbones.examining import scans, shares
+from synthmed.backbones.examining import in_chunks, scans, shares
 from synthmed.backbones.generative import Batch, Round, VolumeSpec, known
 from synthmed.backbones.nets.intensity import before_output
 
@@ -173,8 +173,8 @@ class CohortGaussian(nn.Module):
             c: (B, D or more), whole conditions, of which the first D are the labels.
         """
         with torch.autocast(unit.device.type, enabled=False):
-            known_first = c[:, : len(self.centre_D)].float()
-            return before_output(self.draw(unit[:, : self.columns].float(), known_first))
+            labels = c[:, : len(self.centre_D)].float()
+            return before_output(self.draw(unit[:, : self.columns].float(), labels))
 
     def distance(self, y: Tensor, c: Tensor) -> Tensor:
         """Mean square a number of what volumes (B, n) have that no draw can have: (B,) float64.
@@ -189,6 +189,17 @@ class CohortGaussian(nn.Module):
             inverse = torch.linalg.pinv(gram[on][:, on], rtol=1e-9, hermitian=True)
             out.append((row - a[:, on] @ (inverse @ (a.T @ row)[on])).square().mean())
         return torch.stack(out)
+
+    def closeness(self, x: Tensor, c: Tensor) -> Tensor:
+        """Minus the log of scans' `distance`, for a membership attack: (n,) float64.
+
+        Args:
+            x: (n, C, X, Y, Z).
+            c: (n, D or more), whole conditions.
+        """
+        labels = c[:, : len(self.centre_D)]
+        apart = in_chunks(lambda v, k: self.distance(v.flatten(1), k), x, labels)
+        return -apart.clamp(min=1e-30).log()
 
 
 class LinearCode(CohortGaussian):

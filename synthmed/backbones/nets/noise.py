@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ _GAIN = 10.0
 # shows anything, a density needs some and a sample must have none
 _FLOOR = 1e-3
 _LEAST = 1e-6
+_FAINTEST = 1e-6  # of a spectrum's mean, so that its logarithm is finite
 
 
 class SpectralNoise(nn.Module):
@@ -24,7 +26,8 @@ class SpectralNoise(nn.Module):
     S = 1 is the independent noise of an ordinary VAE; a learned S gives the residual the texture
     it has in the data, so that a sample is as sharp as a scan instead of a smooth mean plus grain.
 
-    The density is exact: log det = sum log s + 1/2 sum log S, by one FFT a volume.
+    The density is exact: log det = sum log s + 1/2 sum log S, by one FFT a volume. Its s has
+    a floor of 0.001 beside what is drawn, as independent variance has.
 
     Args:
         channels: C.
@@ -49,6 +52,7 @@ class SpectralNoise(nn.Module):
     ) -> None:
         super().__init__()
         self.grid = grid
+        self.spectral = spectral
         self.log_scale = nn.Parameter(torch.full((channels, *grid), math.log(0.2) / _GAIN))
         self.log_sigma = nn.Parameter(torch.full((channels,), math.log(0.2) / _GAIN))
         self.log_spectrum = nn.Parameter(torch.zeros(channels, n_knots), requires_grad=spectral)
@@ -81,6 +85,38 @@ class SpectralNoise(nn.Module):
     def scale(self) -> Tensor:
         """The map of the density's standard deviations, (C, X, Y, Z)."""
         return ((self.log_scale * 2 * _GAIN).exp() + _FLOOR**2).sqrt()
+
+    @torch.no_grad()
+    def measure(self, residuals: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> None:
+        """Set deviations and spectrum to those of the residuals that training has left.
+
+        Steps learn them together, and one makes up for what the other has not reached yet; where
+        the deviation is too large the spectrum becomes uneven to lower its determinant.
+
+        Args:
+            residuals: at each of two calls all of them, in parts: weights (n,) that count people,
+                and (n, C, X, Y, Z).
+        """
+        square, people = torch.zeros_like(self.log_scale), 0.0
+        for weight, residual in residuals():
+            square += torch.einsum("n,ncxyz->cxyz", weight, residual.square())
+            people += float(weight.sum())
+        sd = (square / people).sqrt()
+        self.set_scale(sd)
+        if not self.spectral:
+            return
+        # where next to nothing is drawn, a residual in units of it is rounding
+        unit = torch.where(sd > _FLOOR, 1 / sd.clamp(min=_FLOOR), torch.zeros_like(sd))
+        power = torch.zeros_like(self.basis_KXYR[0])[None].repeat(len(sd), 1, 1, 1)
+        for weight, residual in residuals():
+            spectrum = torch.fft.rfftn(residual * unit, dim=(-3, -2, -1), norm="ortho")
+            squared = spectrum.real**2 + spectrum.imag**2
+            power += torch.einsum("n,ncxyr->cxyr", weight, squared)
+        hats = self.basis_KXYR * self.weight_R
+        seen = torch.einsum("cxyr,kxyr->ck", power, hats) / hats.sum((1, 2, 3)).clamp(min=1e-12)
+        mean = seen.mean(1, keepdim=True)
+        relative = torch.where(mean > 0, seen / mean.clamp(min=1e-30), torch.ones_like(seen))
+        self.log_spectrum.copy_(relative.clamp(min=_FAINTEST).log() / _GAIN)
 
     @torch.no_grad()
     def set_scale(self, sd: Tensor) -> None:
