@@ -109,11 +109,12 @@ class CohortGaussian(nn.Module):
         root = each.sqrt()
         x = (root * torch.where(told, c - centre, 0)).double()
         rest = y.sub_(mean).mul_(root)
-        total = float(rest.square().sum())
+        norm = torch.linalg.vector_norm  # without the squares of all volumes at once
+        total = float(norm(rest)) ** 2
         ridge = _PSEUDO * torch.eye(x.shape[1], dtype=torch.float64, device=x.device)
         shown = torch.cat([x.T @ part.double() for part in torch.split(rest, _COLUMNS, 1)], 1)
         shift = torch.linalg.solve(x.T @ x + ridge, shown).float()
-        rest -= x.float() @ shift
+        rest.addmm_(x.float(), shift, alpha=-1)
         # of somebody without a label its shift is still there: they would count it as texture
         whole = told.all(1)
         n = float(each[whole].sum())
@@ -125,7 +126,7 @@ class CohortGaussian(nn.Module):
         factor = (
             rest.T @ vectors[:, -k:].float() / math.sqrt(m) if k else rest.new_zeros(len(mean), 0)
         )
-        left = (rest.square().sum(0) / m - factor.square().sum(1)).clamp(min=0)
+        left = (norm(rest, dim=0) ** 2 / m - norm(factor, dim=1) ** 2).clamp(min=0)
         self.mean_n.copy_(mean)
         self.weight_Dn.copy_(shift)
         self.centre_D.copy_(centre)
