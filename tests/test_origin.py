@@ -123,7 +123,7 @@ def test_a_model_that_begins_as_the_gaussian_and_one_that_does_not_are_kept_apar
     finished: Finished,
 ) -> None:
     """What the networks add is in another unit there, and would be ten times too large or small."""
-    with pytest.raises(UsageError, match="begins as the cohort's Gaussian .this one.") as error:
+    with pytest.raises(UsageError, match=r"cohort's Gaussian \(this one\)") as error:
         started(changed(finished, backbone__factors=4))
     assert "backbone.factors" in str(error.value)
 
