@@ -12,7 +12,6 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from synthmed.backbones.nets.adversarial import (
-    _LIFT,
     Critic,
     Generator,
     even,
@@ -25,6 +24,7 @@ from synthmed.backbones.nets.diversity import (
     effective_number,
     mean_distance,
 )
+from synthmed.backbones.nets.intensity import _LIFT
 from synthmed.backbones.nets.lipschitz import Spectral, clip_weights, gradient_penalty
 
 
