@@ -157,7 +157,7 @@ def test_any_output_is_split_without_remainder(
     x_t, output = torch.randn(2, 1, 50, generator=generator)
     x0, eps = process.estimates(prediction, output, x_t, torch.tensor(t))
     assert x0.dtype == eps.dtype == torch.float32
-    # the coefficients as float32 has them: where alpha is 0.01, rounding its time moves it by 1e-5 of itself
+    # the coefficients as float32 has them: where alpha is 0.01, rounding t moves it by 1e-5 of it
     alpha, sigma = (k.float().double() for k in process.alpha_sigma(torch.tensor(t)))
     # both terms are sums of two products of numbers below 6
     again = alpha * x0.double() + sigma * eps.double()
