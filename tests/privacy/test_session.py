@@ -368,7 +368,10 @@ def test_a_lost_ledger_means_a_refusal_not_a_fresh_budget(
         ({"backbone": {"name": "cvae", "latent": 2, "widths": [4, 4]}}, "prior: standard"),
         ({"backbone": {"name": "ddpm", "widths": [4, 8]}}, "prediction: v"),
         ({"backbone": {**BACKBONES["cgan"], "factors": 4}}, "factors: 0"),
-        ({"backbone": {**BACKBONES["cvae"], "factors": 4}}, "factors: 0"),
+        (
+            {"backbone": {**BACKBONES["cvae"], "factors": 4, "prior": "fitted"}},
+            "prior: standard and backbone.factors: 0",
+        ),
         ({"backbone": {"name": "autoencoder", "widths": [4, 4]}}, "Use cvae"),
     ],
 )
